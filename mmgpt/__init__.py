@@ -1,0 +1,1 @@
+"""mmgpt: train, evaluate and prompt GPT-4-style models from parts you choose."""
