@@ -1,0 +1,1 @@
+"""Recipes, data and tasks as YAML files; a package so that they are installed with the code."""
