@@ -1,0 +1,51 @@
+"""Worlds: seeded generators of samples. Index and seed give the same sample on every machine, without a file.
+
+Training never shows the `UNSEEN` pairs of colour and shape, in pictures or in words; every scene of the test split
+holds one, and what is asked of a single shape is asked of it.
+"""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from mmgpt.config import UserError, did_you_mean
+from mmgpt.datasets.sample import Sample
+from mmgpt.datasets.source import Source, SourceConfig
+from mmgpt.datasets.worlds.scenes import scene_captions, scene_questions, scenes
+from mmgpt.datasets.worlds.stories import stories
+
+WORLDS: dict[str, Callable[[random.Random, str], Sample]] = {
+    "stories": stories,
+    "scenes": scenes,
+    "scene_questions": scene_questions,
+    "scene_captions": scene_captions,
+}
+
+
+class WorldConfig(SourceConfig):
+    """A generated source: which world, how many samples, from which seed."""
+
+    reader: Literal["world"]
+    name: str
+    size: PositiveInt = 100_000
+    seed: int = 0
+
+
+class WorldSource(Source):
+    """Samples of a world."""
+
+    def __init__(self, config: WorldConfig, data_root: Path) -> None:
+        if config.name not in WORLDS:
+            raise UserError(f"world {config.name!r} does not exist; {did_you_mean(config.name, WORLDS)}")
+        if config.split not in ("train", "test"):
+            raise UserError(f"split {config.split!r} of world {config.name} does not exist; worlds have train and test")
+        self.config, self.name = config, config.label or config.name
+        super().__init__(config, config.size, config.name)
+
+    def __getitem__(self, index: int) -> Sample:
+        origin = f"{self.config.seed}/{self.config.split}/{index}"
+        made = WORLDS[self.config.name](random.Random(origin), self.config.split)
+        return Sample(made.messages, self.name, f"{self.name}/{origin}", made.branches)
