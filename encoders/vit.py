@@ -1,0 +1,99 @@
+"""Image encoder: a timm VisionTransformer of any size, one feature per patch.
+
+Shape letters: M images, C channels, H W pixels, N patches, D width.
+Source: Dosovitskiy et al. 2021, arXiv:2010.11929; the convolutional stem: Xiao et al. 2021, arXiv:2106.14881.
+"""
+
+import itertools
+import math
+from typing import Any, Literal, Self
+
+import numpy as np
+import PIL.Image
+import torch
+from pydantic import PositiveFloat, PositiveInt, model_validator
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mmgpt.config import Config
+
+
+class ViTConfig(Config):
+    """Size and preprocessing of a ViT."""
+
+    kind: Literal["vit"] = "vit"
+    image_size: PositiveInt = 224  # pixels, square; every picture is resized to it
+    patch_size: PositiveInt = 16  # pixels
+    width: PositiveInt = 768
+    depth: PositiveInt = 12
+    heads: PositiveInt = 12
+    mlp_ratio: PositiveFloat = 4.0
+    stem: Literal["patch", "conv"] = "patch"  # conv: 3x3 convolutions of stride 2 down to the patch grid
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size={self.patch_size} does not divide image_size={self.image_size}")
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        if self.stem == "conv" and (self.patch_size & (self.patch_size - 1) or self.patch_size < 2):
+            raise ValueError(f"stem=conv halves the picture step by step: patch_size={self.patch_size} must be 2, 4, 8, 16 ...")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return (self.image_size // self.patch_size,) * 2
+
+    def num_tokens(self, size: int | tuple[int, ...]) -> int:
+        """Features of a picture whose tensor has the shape `size` (C, H, W)."""
+        return math.prod(self.grid)
+
+    def prepare(self, picture: PIL.Image.Image) -> Tensor:
+        """Resize an RGB picture (bicubic, aspect ratio not kept) and normalise: float32 (3, image_size, image_size)."""
+        if picture.size != (self.image_size,) * 2:
+            picture = picture.resize((self.image_size,) * 2, PIL.Image.Resampling.BICUBIC)
+        pixels_HWC = np.asarray(picture, dtype=np.float32) / np.float32(255)
+        normal_HWC = (pixels_HWC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(normal_HWC.transpose(2, 0, 1).copy())
+
+
+class ConvStem(PatchEmbed):
+    """Patch embedding by 3x3 convolutions of stride 2, doubling channels up to the width."""
+
+    def __init__(self, *, embed_dim: int, patch_size: int, in_chans: int = 3, **options: Any) -> None:
+        super().__init__(embed_dim=embed_dim, patch_size=patch_size, in_chans=in_chans, **options)
+        halvings = int(math.log2(patch_size))
+        channels = [in_chans, *(max(16, embed_dim >> (halvings - i)) for i in range(1, halvings + 1))]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+        self.proj: nn.Module = nn.Sequential(*layers, nn.Conv2d(channels[-1], embed_dim, 1))
+
+
+class ViTEncoder(nn.Module):
+    """Pixels to patch features; the token count is `config.num_tokens`."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vit = VisionTransformer(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            mlp_ratio=config.mlp_ratio,
+            num_classes=0,
+            global_pool="",
+            class_token=False,
+            embed_layer=ConvStem if config.stem == "conv" else PatchEmbed,
+        )
+
+    def forward(self, pixels_MCHW: Tensor) -> Tensor:
+        """Encode normalised pictures (M, 3, H, W) to features (M, N, D), patches in row-major order."""
+        features_MND: Tensor = self.vit.forward_features(pixels_MCHW)
+        return features_MND
