@@ -1,0 +1,1 @@
+"""From messages to one batch: token ids, labels, pixels and mels."""

@@ -1,0 +1,133 @@
+"""Batch: rendered samples as padded tensors, with the media they hold and what each token may see.
+
+Shape letters: B rows, T tokens, M media of one modality.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmgpt.inputs.chat import IGNORED, Objective, Rendered
+
+PADDING = -1  # the document number of padding
+
+
+@dataclass(frozen=True)
+class MediaBatch:
+    """The media of one modality in reading order.
+
+    Attributes:
+        values: (M, ...), padded with zeros at the end of the last axis.
+        lengths: (M,) valid entries of the last axis.
+        num_tokens: the placeholders that rendering wrote for each medium.
+        names: sample and medium, for errors.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    num_tokens: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens. Documents and branches say who sees whom; see `visible`.
+
+    Attributes:
+        ids, labels, positions: (B, T); labels are the tokens themselves where they are targets, else -100.
+        documents: (B, T) number of the sample in its row, -1 where padded.
+        branches: (B, T) 0 in the context, then the branch's number.
+        sources: (B, T) index into `source_names`, for the loss of each source.
+        is_causal: False for the masked objective, where every token sees its whole document.
+        is_plain: one unbranched sample a row, so that plain causal attention does.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    documents: Tensor
+    branches: Tensor
+    sources: Tensor
+    source_names: tuple[str, ...]
+    media: dict[str, MediaBatch]
+    num_targets: int
+    is_causal: bool = True
+    is_plain: bool = True
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on another device."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        moved["media"] = {
+            kind: replace(media, values=media.values.to(device), lengths=media.lengths.to(device))
+            for kind, media in self.media.items()
+        }
+        return replace(self, **moved)
+
+    def visible(self) -> Tensor | None:
+        """Bool (B, 1, T, T), True where a query (third axis) may attend to a key; None for plain causal attention.
+
+        A token sees the tokens of its own document that are in the context or its own branch, up to itself.
+        """
+        if self.is_causal and self.is_plain:
+            return None
+        same_document = self.documents[:, :, None] == self.documents[:, None, :]
+        if not self.is_causal:
+            return same_document[:, None]
+        in_reach = (self.branches[:, None, :] == 0) | (self.branches[:, :, None] == self.branches[:, None, :])
+        length = self.ids.shape[1]
+        past = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
+        return (same_document & in_reach & past)[:, None]
+
+
+def collate(samples: Sequence[Rendered], objective: Objective = "respond") -> Batch:
+    """Pad samples at their ends to one batch."""
+    names = tuple(dict.fromkeys(sample.source for sample in samples))
+    labels = _pad([sample.labels for sample in samples], IGNORED)
+    return Batch(
+        ids=_pad([sample.ids for sample in samples], 0),
+        labels=labels,
+        positions=_pad([sample.positions for sample in samples], 0),
+        documents=_pad([[0] * len(sample.ids) for sample in samples], PADDING),
+        branches=_pad([sample.branches for sample in samples], 0),
+        sources=torch.tensor([names.index(sample.source) for sample in samples])[:, None].expand_as(labels),
+        source_names=names,
+        media=_collate_media(samples),
+        num_targets=int((labels != IGNORED).sum()),
+        is_causal=objective != "masked",
+        is_plain=not any(sample.branches[-1] for sample in samples if sample.branches),
+    )
+
+
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+
+def _collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
+    found = [(medium, f"{sample.key}: {medium.name}") for sample in samples for medium in sample.media]
+    batches = {}
+    for modality in sorted({medium.modality for medium, _ in found}):
+        media = [(medium, name) for medium, name in found if medium.modality == modality]
+        values = [medium.values for medium, _ in media]
+        lengths = torch.tensor([value.shape[-1] for value in values])
+        longest = int(lengths.max())
+        padded = [torch.nn.functional.pad(value, (0, longest - value.shape[-1])) for value in values]
+        num_tokens = tuple(medium.num_tokens for medium, _ in media)
+        batches[modality] = MediaBatch(torch.stack(padded), lengths, num_tokens, tuple(name for _, name in media))
+    return batches
+
+
+def split_by_tokens(samples: Sequence[Rendered], budget: int) -> list[list[Rendered]]:
+    """Sort by length and cut into groups whose padded rows hold at most `budget` tokens; one sample always fits."""
+    groups: list[list[Rendered]] = []
+    for sample in sorted(samples, key=lambda sample: len(sample.ids)):
+        if groups and (len(groups[-1]) + 1) * len(sample.ids) <= budget:
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return groups

@@ -1,0 +1,291 @@
+"""Chat templates, and the one way from a Sample to token ids, labels and media.
+
+A conversation is a list of pieces, each supervised or not by construction; nothing is tokenised twice and compared.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import Tensor
+
+from mmgpt.config import UserError
+from mmgpt.datasets.sample import Media, Message, Part, Sample, Text
+from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer
+
+IGNORED = -100  # the label of a position that is not a target, as in torch's cross-entropy
+Objective = Literal["respond", "causal", "masked"]
+TemplateName = Literal["plain", "chatml", "llama3"]
+
+
+class TooLong(UserError):
+    """A sample or prompt that does not fit the context, even after whole turns were left out."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The markup around turns. `end` closes a turn, is learned after a reply, and stops generation."""
+
+    begin: str
+    turn: str
+    end: str
+    after: str
+
+
+TEMPLATES: dict[str, Template] = {
+    "plain": Template("", "", END, ""),
+    "chatml": Template("", "<|im_start|>{role}\n", "<|im_end|>", "\n"),
+    "llama3": Template("<|begin_of_text|>", "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", ""),
+}
+
+
+@dataclass(frozen=True)
+class MediaSpec:
+    """How one modality enters: `prepare` decodes a part to a tensor, `num_tokens` counts what its shape will take."""
+
+    prepare: Callable[[Media], Tensor]
+    num_tokens: Callable[[tuple[int, ...]], int]
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A decoded medium of a rendered sample."""
+
+    modality: str
+    values: Tensor
+    num_tokens: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A sample as the model reads it; the lists have one entry a token.
+
+    Attributes:
+        labels: the token itself where it is a target, else -100; the first token of a document or branch never is.
+        branches: 0 for the context, 1, 2, ... for the branches, which see the context and themselves.
+        positions: a branch goes on from the context's end.
+        media: in reading order.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    branches: list[int]
+    positions: list[int]
+    media: list[Medium]
+    key: str
+    source: str
+    is_trimmed: bool = False
+
+
+@dataclass
+class _Pieces:
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    media: list[Medium] = field(default_factory=list)
+
+    def add(self, ids: tuple[int, ...], is_target: bool) -> None:
+        self.ids += ids
+        self.labels += ids if is_target else [IGNORED] * len(ids)
+
+    def add_medium(self, medium: Medium, slot: int) -> None:
+        self.add((slot,) * medium.num_tokens, False)
+        self.media.append(medium)
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Turns samples into token ids and media, for training and for prompts alike.
+
+    Attributes:
+        specs: what each modality of the model needs; a part of any other modality is refused.
+        context: the most tokens a row may take.
+    """
+
+    tokenizer: Tokenizer
+    template: Template
+    specs: Mapping[str, MediaSpec]
+    context: int
+
+    def render(self, sample: Sample, objective: Objective = "respond", draw: int = 0) -> Rendered:
+        """Render a sample to learn from; `draw` varies what `masked` hides from one showing to the next.
+
+        One assistant message alone is a document: its text and an end token, without a template. A sample over
+        the context loses whole branches from its end, or whole exchanges from its start; a document is cut.
+
+        Raises:
+            UserError: if no token is a target, or a medium cannot be used; the message names the sample.
+            TooLong: if not even one exchange fits.
+        """
+        if objective != "respond" and sample.branches:
+            raise UserError(f"{sample.key}: branches are for the objective respond; use Sample.unbranched() first")
+        if not sample.messages:
+            raise UserError(f"{sample.key}: holds no messages; give it at least a user and an assistant turn")
+        try:
+            rendered = self._fit(sample, objective)
+        except UserError as error:
+            raise type(error)(f"{sample.key}: {error}") from None
+        if objective == "masked":
+            rendered = self._mask(rendered, draw)
+        if all(label == IGNORED for label in rendered.labels):
+            raise UserError(f"{sample.key}: no token is a target; give it an assistant turn with text to learn")
+        return rendered
+
+    def prompt(self, messages: tuple[Message, ...], key: str = "prompt") -> Rendered:
+        """Render a conversation up to where the assistant's reply begins.
+
+        Raises:
+            UserError: if it is empty or ends with an assistant turn; TooLong: if it does not fit the context.
+        """
+        pieces = self._prompt_pieces(messages)
+        if len(pieces.ids) >= self.context:
+            media = ", ".join(f"{m.name} {m.num_tokens}" for m in sorted(pieces.media, key=lambda m: -m.num_tokens)[:3])
+            raise TooLong(
+                f"{key}: {len(pieces.ids)} tokens, {len(pieces.ids) + 1 - self.context} too many for the context of "
+                f"{self.context}" + (f" (heaviest media: {media})" if media else "") + "; shorten it or drop turns"
+            )
+        return _rendered(pieces, [], Sample(messages, key=key))
+
+    def choices(self, messages: tuple[Message, ...], choices: list[str], key: str = "prompt") -> Rendered:
+        """Render a prompt with every choice as a branch, so that one pass scores them all.
+
+        The choices and their end tokens are the labels. The last prompt token opens every branch.
+        """
+        context = self._prompt_pieces(messages)
+        opening = context.ids.pop()
+        context.labels.pop()
+        branches = []
+        for choice in choices:
+            branch = _Pieces([opening], [IGNORED])
+            branch.add(self.tokenizer.encode(choice), True)
+            branch.add(self.tokenizer.encode_markup(self.template.end), True)
+            branches.append(branch)
+        longest = len(context.ids) + max(len(branch.ids) for branch in branches)
+        if longest > self.context:
+            raise TooLong(f"{key}: prompt and longest choice take {longest} tokens, over the context of {self.context}")
+        return _rendered(context, branches, Sample(messages, key=key))
+
+    def _prompt_pieces(self, messages: tuple[Message, ...]) -> _Pieces:
+        if not messages:
+            raise UserError("the prompt is empty; give at least one user message")
+        if messages[-1].role == "assistant":
+            raise UserError("the conversation ends with an assistant turn; end it with what is to be answered")
+        pieces = _Pieces()
+        pieces.add(self.tokenizer.encode_markup(self.template.begin), False)
+        self._add_turns(pieces, messages, "respond")
+        pieces.add(self.tokenizer.encode_markup(self.template.turn.format(role="assistant")), False)
+        return pieces
+
+    def _fit(self, sample: Sample, objective: Objective) -> Rendered:
+        if is_document(sample):
+            pieces = _Pieces()
+            self._add_parts(pieces, sample.messages[0].parts, True)
+            pieces.add((self.tokenizer.special(END),), True)
+            pieces.labels[0] = IGNORED
+            is_trimmed = len(pieces.ids) > self.context
+            if is_trimmed and pieces.media:
+                raise TooLong(f"{len(pieces.ids)} tokens, over the context of {self.context}, and it holds media")
+            del pieces.ids[self.context :], pieces.labels[self.context :]
+            return replace(_rendered(pieces, [], sample), is_trimmed=is_trimmed)
+        for number, shorter in enumerate(_ever_shorter(sample)):
+            context, branches = self._conversation(shorter, objective)
+            if len(context.ids) + sum(len(branch.ids) for branch in branches) <= self.context:
+                return replace(_rendered(context, branches, sample), is_trimmed=number > 0)
+        raise TooLong(f"{len(context.ids)} tokens in its last exchange alone, over the context of {self.context}; raise it")
+
+    def _conversation(self, sample: Sample, objective: Objective) -> tuple[_Pieces, list[_Pieces]]:
+        context = _Pieces()
+        context.add(self.tokenizer.encode_markup(self.template.begin), objective != "respond")
+        if not sample.branches:
+            self._add_turns(context, sample.messages, objective)
+            context.labels[0] = IGNORED
+            return context, []
+        self._add_turns(context, sample.messages, objective, close=False)
+        context.labels = [IGNORED] * len(context.labels)
+        role = sample.messages[-1].role
+        branches = []
+        for turns in sample.branches:
+            branch = _Pieces()
+            if turns[0].role == role:
+                self._add_turns(branch, turns, objective, reopen=False)
+            else:
+                self._close(branch, role, objective)
+                self._add_turns(branch, turns, objective)
+            branch.labels[0] = IGNORED
+            branches.append(branch)
+        return context, branches
+
+    def _add_turns(
+        self, out: _Pieces, messages: tuple[Message, ...], objective: Objective, *, reopen: bool = True, close: bool = True
+    ) -> None:
+        """Add turns; the first may go on with a turn already open, the last may be left open."""
+        everything = objective != "respond"
+        for number, message in enumerate(messages):
+            if number or reopen:
+                out.add(self.tokenizer.encode_markup(self.template.turn.format(role=message.role)), everything)
+            self._add_parts(out, message.parts, everything or message.role == "assistant")
+            if close or number + 1 < len(messages):
+                self._close(out, message.role, objective)
+
+    def _close(self, out: _Pieces, role: str, objective: Objective) -> None:
+        out.add(self.tokenizer.encode_markup(self.template.end), objective != "respond" or role == "assistant")
+        out.add(self.tokenizer.encode_markup(self.template.after), objective != "respond")
+
+    def _add_parts(self, out: _Pieces, parts: tuple[Part, ...], is_target: bool) -> None:
+        for part in parts:
+            if isinstance(part, Text):
+                out.add(self.tokenizer.encode(part.text), is_target)
+                continue
+            if part.modality not in self.specs:
+                known = ", ".join(["text", *self.specs])
+                raise UserError(f"{part.name()}: this model has no {part.modality} encoder; it takes {known}")
+            spec = self.specs[part.modality]
+            values = spec.prepare(part)
+            medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())
+            out.add_medium(medium, self.tokenizer.special(SLOTS[part.modality]))
+
+    def _mask(self, rendered: Rendered, draw: int) -> Rendered:
+        """Hide 15 % of the text tokens: 80 % as the mask token, 10 % as another, 10 % unchanged (arXiv:1810.04805)."""
+        rng = random.Random(f"{rendered.key}/{draw}")
+        texts = [at for at, label in enumerate(rendered.labels) if label != IGNORED]
+        hidden = sorted(rng.sample(texts, max(1, round(0.15 * len(texts)))))
+        ids, labels = list(rendered.ids), [IGNORED] * len(rendered.ids)
+        for at in hidden:
+            labels[at] = ids[at]
+            fate = rng.random()
+            if fate < 0.8:
+                ids[at] = self.tokenizer.special(MASK)
+            elif fate < 0.9:
+                ids[at] = ids[rng.choice(texts)]
+        return replace(rendered, ids=ids, labels=labels)
+
+
+def is_document(sample: Sample) -> bool:
+    """True for one assistant message alone: text for language-model pretraining."""
+    return not sample.branches and len(sample.messages) == 1 and sample.messages[0].role == "assistant"
+
+
+def _ever_shorter(sample: Sample) -> Iterator[Sample]:
+    """The sample, then without its last branch, the one before ...; or without its first exchange, the next ..."""
+    yield sample
+    if sample.branches:
+        for count in range(len(sample.branches) - 1, 0, -1):
+            yield replace(sample, branches=sample.branches[:count])
+        return
+    system = tuple(message for message in sample.messages[:1] if message.role == "system")
+    starts = [at for at, message in enumerate(sample.messages) if message.role == "user"]
+    for at in starts[1:]:
+        yield replace(sample, messages=system + sample.messages[at:])
+
+
+def _rendered(context: _Pieces, branches: list[_Pieces], sample: Sample) -> Rendered:
+    ids, labels, media = list(context.ids), list(context.labels), list(context.media)
+    numbers, positions = [0] * len(ids), list(range(len(ids)))
+    for number, branch in enumerate(branches, start=1):
+        ids += branch.ids
+        labels += branch.labels
+        media += branch.media
+        numbers += [number] * len(branch.ids)
+        positions += range(len(context.ids), len(context.ids) + len(branch.ids))
+    return Rendered(ids, labels, numbers, positions, media, sample.key, sample.source)

@@ -1,0 +1,93 @@
+"""The stream of training steps: samples drawn in order, rendered, and cut into micro-batches.
+
+Step k holds draws k * batch_size to (k + 1) * batch_size, whatever the number of workers, so the position of a
+training in its data is one integer.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.sample import MediaError
+from mmgpt.datasets.source import Source
+from mmgpt.inputs.batch import Batch, collate, split_by_tokens
+from mmgpt.inputs.chat import Objective, Renderer, TooLong
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one optimizer step learns from.
+
+    Attributes:
+        batches: micro-batches of similar lengths.
+        counts: samples drawn, skipped and trimmed, by source: `{"easy_vqa": {"samples": 64, "skipped": 1}}`.
+        epochs: how often each source has been gone through.
+        faults: reasons of what was skipped.
+    """
+
+    batches: list[Batch]
+    counts: dict[str, Counter[str]]
+    epochs: dict[str, float]
+    faults: list[str] = field(default_factory=list)
+
+
+class StepStream(IterableDataset[StepData]):
+    """StepData from step `start` on, endlessly."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        renderer: Renderer,
+        *,
+        objective: Objective,
+        batch_size: int,
+        micro_batch_tokens: int,
+        seed: int,
+        start: int = 0,
+    ) -> None:
+        self.sources, self.renderer, self.objective = list(sources), renderer, objective
+        self.order = Order([len(source) for source in sources], weights, seed)
+        self.batch_size, self.micro_batch_tokens, self.start = batch_size, micro_batch_tokens, start
+
+    def __iter__(self) -> Iterator[StepData]:
+        worker = get_worker_info()
+        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        draws = self.order.draw(self.start * self.batch_size)
+        for step in range(self.start, 1 << 62):
+            drawn = list(islice(draws, self.batch_size))
+            if (step - self.start) % workers == mine:
+                yield self._step(drawn, step)
+
+    def _step(self, drawn: list[tuple[int, int]], step: int) -> StepData:
+        rendered, faults = [], []
+        counts = {source.name: Counter[str]() for source in self.sources}
+        for number, (which, index) in enumerate(drawn, start=step * self.batch_size):
+            source = self.sources[which]
+            counts[source.name]["samples"] += 1
+            try:
+                sample = source[index]
+                for part in [sample] if self.objective == "respond" else sample.unbranched():
+                    rendered.append(self.renderer.render(part, self.objective, draw=number))
+                    counts[source.name]["trimmed"] += rendered[-1].is_trimmed
+            except (MediaError, TooLong) as error:
+                counts[source.name]["skipped"] += 1
+                faults.append(str(error))
+        groups = split_by_tokens(rendered, self.micro_batch_tokens)
+        batches = [collate(group, self.objective) for group in groups]
+        return StepData(batches, counts, self._epochs(step + 1), faults)
+
+    def _epochs(self, steps: int) -> dict[str, float]:
+        samples = steps * self.batch_size
+        shares = zip(self.sources, self.order.shares, strict=True)
+        return {source.name: samples * share / len(source) for source, share in shares}
+
+
+def load_steps(stream: StepStream, workers: int) -> Iterator[StepData]:
+    """Iterate over a stream in `workers` processes (0: in this one), in the same order for any number of them."""
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+    return iter(loader)

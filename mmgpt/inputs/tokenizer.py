@@ -1,0 +1,118 @@
+"""Tokenizer: byte-level BPE from the `tokenizers` library, with special tokens that user text can never spell.
+
+Source of the algorithm: Sennrich et al. 2016, arXiv:1508.07909; on bytes: Radford et al. 2019 (GPT-2).
+"""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import tokenizers
+from pydantic import PositiveInt
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from mmgpt.config import Config, UserError
+
+PAD, END, MASK = "<|pad|>", "<|end|>", "<|mask|>"
+SLOTS = {"image": "<|image|>", "audio": "<|audio|>"}  # one placeholder token for each feature of a medium
+CHAT = ("<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+SPECIALS = (PAD, END, MASK, *SLOTS.values(), *CHAT)
+
+
+class TokenizerConfig(Config):
+    """Train a tokenizer on the recipe's own texts, or load `path` (a Hugging Face tokenizer.json)."""
+
+    vocab_size: PositiveInt = 4096
+    path: str | None = None
+    num_samples: PositiveInt = 4000  # samples a source to learn the merges from
+
+
+class Tokenizer:
+    """Text to ids and back."""
+
+    def __init__(self, core: tokenizers.Tokenizer) -> None:
+        core.encode_special_tokens = True  # text that spells a special token is encoded as the characters it is
+        self.core = core
+        self.special_ids = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
+        self._split = re.compile("(" + "|".join(map(re.escape, self.special_ids)) + ")") if self.special_ids else None
+        self.encode = lru_cache(maxsize=65_536)(self._encode)  # prompts and short answers recur
+
+    def __len__(self) -> int:
+        return self.core.get_vocab_size(with_added_tokens=True)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Tokenizer.from_string, (self.core.to_str(),)
+
+    @classmethod
+    def from_string(cls, text: str) -> "Tokenizer":
+        """From the content of a tokenizer.json."""
+        return cls(tokenizers.Tokenizer.from_str(text))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """From a tokenizer.json, or a folder that holds one.
+
+        Raises:
+            UserError: if there is none or it cannot be read.
+        """
+        file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; give a tokenizer.json or the folder that holds one")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(file)))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{file}: not a tokenizer.json ({error})") from None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Learn merges from `texts`; digits stand alone, spaces belong to the word that follows.
+
+        Raises:
+            UserError: if `vocab_size` has no room for the 256 bytes and the special tokens.
+        """
+        least = 256 + len(SPECIALS)
+        if vocab_size < least:
+            raise UserError(f"vocab_size={vocab_size} is too small; the bytes and special tokens alone take {least}")
+        core = tokenizers.Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        core.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            special_tokens=list(SPECIALS),
+            show_progress=False,
+        )
+        core.train_from_iterator(texts, trainer)
+        return cls(core)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json into a folder."""
+        self.core.save(str(Path(folder) / "tokenizer.json"))
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.core.encode(text, add_special_tokens=False).ids)
+
+    def encode_markup(self, markup: str) -> tuple[int, ...]:
+        """Encode a template's own text, in which special tokens are meant as such. Never give it user text."""
+        ids: list[int] = []
+        for piece in self._split.split(markup) if self._split else [markup]:
+            ids += [self.special_ids[piece]] if piece in self.special_ids else self.encode(piece)
+        return tuple(ids)
+
+    def special(self, token: str) -> int:
+        """The id of a special token.
+
+        Raises:
+            UserError: if this tokenizer has none of that name.
+        """
+        if token not in self.special_ids:
+            raise UserError(f"the tokenizer has no special token {token}; it has {', '.join(self.special_ids) or 'none'}")
+        return self.special_ids[token]
+
+    def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:
+        """Ids to text; special tokens are left out unless asked for."""
+        text: str = self.core.decode(list(ids), skip_special_tokens=not keep_special)
+        return text
