@@ -1,0 +1,1 @@
+"""The model: decoder, adapters, the multimodal whole, loss, weights in and out."""

@@ -1,0 +1,103 @@
+"""Decoder language model: token embeddings in, hidden states and logits out, with or without a cache.
+
+Shape letters: B rows, T tokens, S cached tokens, D width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mmgpt.model.layers import Attention, DecoderConfig, FeedForward, KVCache, make_norm, rope_tables
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to what came in."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config, config.width)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = make_norm(config, config.width)
+        self.mlp = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, visible: Tensor | None, cache: KVCache | None, slots_BT: Tensor
+    ) -> Tensor:
+        """One layer."""
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rope, visible, cache, slots_BT))
+        out_BTD: Tensor = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+        return out_BTD
+
+
+class Decoder(nn.Module):
+    """The language model; `embed`, `forward` and `logits` are apart, so that media can enter between them."""
+
+    def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocab_size, config.width)
+        self.positions = nn.Embedding(config.context, config.width) if config.position == "learned" else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.norm = make_norm(config, config.width)
+        self.head = nn.Linear(config.width, vocab_size, bias=False)
+        self._initialise()
+        if config.tied:
+            self.head.weight = self.embedding.weight
+
+    def _initialise(self) -> None:
+        std = self.config.width**-0.5
+        nn.init.normal_(self.embedding.weight, std=std)
+        nn.init.normal_(self.head.weight, std=std if self.config.tied else 0.1 * std)
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=0.1 * std)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for layer in (m for m in block.modules() if isinstance(m, nn.Linear)):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+            if self.config.zero_init:
+                nn.init.zeros_(block.attention.out.weight)
+                nn.init.zeros_(block.mlp.down.weight)
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Token embeddings (B, T, D), positions not yet added."""
+        x_BTD: Tensor = self.embedding(ids_BT)
+        return x_BTD
+
+    def forward(
+        self, x_BTD: Tensor, positions_BT: Tensor, visible: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """Hidden states (B, T, D) after the last norm.
+
+        Args:
+            x_BTD: embeddings.
+            positions_BT: place of each token in its text.
+            visible: bool (B, 1, T, S), True where a query may see a key; None is causal attention within x_BTD.
+            cache: keys and values so far; the new ones go to the slots `positions_BT`.
+        """
+        rope = None
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(positions_BT)
+        else:
+            rope = rope_tables(positions_BT, self.config.num_per_head, self.config.rope_theta)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rope, visible, cache, positions_BT)
+        out_BTD: Tensor = self.norm(x_BTD)
+        return out_BTD
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits over the vocabulary in float32: bf16 keeps 8 bits, too few for a softmax over it."""
+        logits_BTV: Tensor = self.head(hidden_BTD)
+        return logits_BTV.float()
+
+    def new_cache(self, rows: int, size: int) -> KVCache:
+        """An empty cache for `rows` texts of up to `size` tokens."""
+        weight = self.embedding.weight
+        return KVCache(self.config, rows, size, weight.device, weight.dtype)
+
+
+def cached_visible(positions_BT: Tensor, size: int) -> Tensor:
+    """Bool (B, 1, T, S): each new token sees the slots up to its own position."""
+    slots_S = torch.arange(size, device=positions_BT.device)
+    return (slots_S <= positions_BT[:, :, None])[:, None]

@@ -1,0 +1,160 @@
+"""The multimodal model: encoders and adapters feed the decoder's token space.
+
+Shape letters: B rows, T tokens, M media, K tokens of a medium, N target positions, D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from mmgpt.config import Config
+from mmgpt.encoders import ENCODERS, EncoderConfig
+from mmgpt.inputs.batch import Batch, MediaBatch
+from mmgpt.inputs.chat import IGNORED, MediaSpec
+from mmgpt.model.adapters import ADAPTERS, AdapterConfig
+from mmgpt.model.decoder import Decoder
+from mmgpt.model.layers import DecoderConfig
+from mmgpt.model.loss import Loss, cross_entropy_sum
+
+
+class ModelConfig(Config):
+    """A decoder, and for each modality an encoder with its adapter."""
+
+    decoder: DecoderConfig
+    encoders: dict[str, EncoderConfig] = {}
+    adapters: dict[str, AdapterConfig] = {}
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.encoders.keys() != self.adapters.keys():
+            raise ValueError(f"encoders {sorted(self.encoders)} and adapters {sorted(self.adapters)} must be the same modalities")
+        for modality, encoder in self.encoders.items():
+            if modality != ENCODERS[encoder.kind].modality:
+                raise ValueError(f"encoder {encoder.kind} reads {ENCODERS[encoder.kind].modality}, it cannot be encoders.{modality}")
+            self.adapters[modality].num_tokens(encoder.grid)
+        return self
+
+    def media_specs(self) -> dict[str, MediaSpec]:
+        """How each modality is prepared and counted; picklable, so that data workers need no model."""
+        return {
+            modality: MediaSpec(_Prepare(encoder), _TokenCount(encoder, self.adapters[modality]))
+            for modality, encoder in self.encoders.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    """Decodes a part and makes the encoder's tensor of it."""
+
+    encoder: EncoderConfig
+
+    def __call__(self, part: Any) -> Tensor:
+        return self.encoder.prepare(part.load())
+
+
+@dataclass(frozen=True)
+class _TokenCount:
+    """Tokens of a medium from the shape of its tensor."""
+
+    encoder: EncoderConfig
+    adapter: AdapterConfig
+
+    def __call__(self, shape: tuple[int, ...]) -> int:
+        return self.adapter.num_tokens(self.encoder.grid)
+
+
+class MultimodalModel(nn.Module):
+    """Encoders, adapters and a decoder LM."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, slots: dict[str, int]) -> None:
+        """Build with random weights.
+
+        Args:
+            config: the parts.
+            vocab_size: rows of the embedding.
+            slots: placeholder token id of each modality.
+        """
+        super().__init__()
+        self.config, self.vocab_size, self.slots = config, vocab_size, dict(slots)
+        self.encoders = nn.ModuleDict({m: ENCODERS[c.kind].module(c) for m, c in config.encoders.items()})
+        self.adapters = nn.ModuleDict(
+            {
+                modality: ADAPTERS[adapter.kind](
+                    adapter,
+                    width=config.encoders[modality].width,
+                    out_width=config.decoder.width,
+                    grid=config.encoders[modality].grid,
+                )
+                for modality, adapter in config.adapters.items()
+            }
+        )
+        self.decoder = Decoder(config.decoder, vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.embedding.weight.device
+
+    def media_tokens(self, modality: str, media: MediaBatch) -> Tensor:
+        """Tokens (all media's in a row, D) of one modality.
+
+        Raises:
+            ValueError: if a medium's tokens differ in number from its placeholders; names sample and medium.
+        """
+        tokens_MKD = self.adapters[modality](self.encoders[modality](media.values))
+        for name, expected in zip(media.names, media.num_tokens, strict=True):
+            if expected != tokens_MKD.shape[1]:
+                raise ValueError(
+                    f"{name}: the prompt holds {expected} {modality} tokens, encoder and adapter gave "
+                    f"{tokens_MKD.shape[1]}; render the batch with this model's own config.media_specs()"
+                )
+        flat: Tensor = tokens_MKD.flatten(0, 1)
+        return flat
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Embeddings (B, T, D) of a batch, with the media written over their placeholders in reading order."""
+        x_BTD = self.decoder.embed(batch.ids)
+        for modality, media in batch.media.items():
+            x_BTD = splice(x_BTD, batch.ids == self.slots[modality], self.media_tokens(modality, media), modality)
+        return x_BTD
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states (B, T, D) of a batch."""
+        out: Tensor = self.decoder(self.embed(batch), batch.positions, batch.visible())
+        return out
+
+    def forward(self, batch: Batch) -> Loss:
+        """Summed cross-entropy of a batch over its targets.
+
+        A causal position predicts the next token of its row; a masked one predicts itself.
+        """
+        hidden_BTD = self.hidden(batch)
+        ahead = 1 if batch.is_causal else 0
+        labels_BT = batch.labels[:, ahead:]
+        is_target_BT = labels_BT != IGNORED
+        hidden_ND = hidden_BTD[:, : labels_BT.shape[1]][is_target_BT]
+        total, nll_N = cross_entropy_sum(hidden_ND, self.decoder.head.weight, labels_BT[is_target_BT])
+        return Loss(total, nll_N, batch.sources[:, ahead:][is_target_BT])
+
+
+def splice(x_BTD: Tensor, is_slot_BT: Tensor, tokens_ND: Tensor, modality: str) -> Tensor:
+    """Write media tokens over the placeholders of the text, in reading order.
+
+    Args:
+        x_BTD: embedded text, placeholders included.
+        is_slot_BT: bool, True where a placeholder stands.
+        tokens_ND: tokens of all media of the batch, in reading order.
+        modality: for the message.
+    Raises:
+        ValueError: if placeholders and tokens differ in number.
+    """
+    num_slots = int(is_slot_BT.sum())  # a device sync, worth it: a shifted picture trains silently wrong
+    if num_slots != len(tokens_ND):
+        raise ValueError(
+            f"the rows hold {num_slots} {modality} placeholders but the encoder gave {len(tokens_ND)} tokens; "
+            "build the batch with inputs.collate and the model's own config"
+        )
+    return x_BTD.masked_scatter(is_slot_BT[..., None], tokens_ND.to(x_BTD.dtype))
