@@ -1,0 +1,1 @@
+"""Evaluation: tasks, few-shot exemplars, metrics, the runner and the reports."""

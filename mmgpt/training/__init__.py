@@ -1,0 +1,1 @@
+"""Training: stages, objectives, the optimizer step, checkpoints and the loop."""

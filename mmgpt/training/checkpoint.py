@@ -1,0 +1,103 @@
+"""Checkpoints: a loadable model folder with, beside it, all that going on exactly takes.
+
+`<run>/<stage>/checkpoint-<step>/` is written under another name and moved into place, so a killed writer leaves the
+previous one. Randomness is seeded by (seed, stage, step) and data are drawn by step, so step and optimizers are all.
+"""
+
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim import Optimizer
+
+from mmgpt.config import UserError
+from mmgpt.model.weights import Bundle, load_weights, read_json, save_bundle, set_weights, write_folder
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: `step` updates of stage number `stage` are done."""
+
+    stage: int
+    step: int
+    folder: Path
+
+
+def save_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Path, *, stage: str, step: int) -> None:
+    """Write one checkpoint folder, whole or not at all."""
+
+    def fill(draft: Path) -> None:
+        save_bundle(bundle, draft, with_golden=False)
+        state = get_optimizer_state_dict(bundle.model, list(optimizers))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*single process")  # it is one, on purpose
+            dcp.save({"optimizers": state}, checkpoint_id=draft / "state", no_dist=True)
+        (draft / "trainer_state.json").write_text(json.dumps({"stage": stage, "global_step": step}))
+
+    write_folder(folder, fill)
+
+
+def load_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Path) -> None:
+    """Read weights and optimizer state back, bit for bit."""
+    load_model(bundle, folder)
+    state: dict[str, Any] = {"optimizers": get_optimizer_state_dict(bundle.model, list(optimizers))}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*single process")
+        dcp.load(state, checkpoint_id=folder / "state", no_dist=True)
+    set_optimizer_state_dict(bundle.model, list(optimizers), state["optimizers"])
+
+
+def load_model(bundle: Bundle, folder: Path) -> None:
+    """Read the weights alone, in place."""
+    weights = load_weights(folder, bundle.model.device)
+    for name, parameter in bundle.model.named_parameters():
+        if name in weights:
+            weights[name].requires_grad_(parameter.requires_grad)
+    set_weights(bundle.model, weights, str(folder))
+
+
+def newest(run: Path, stages: Sequence[str]) -> Position | None:
+    """The last checkpoint of the last stage that has one."""
+    for number in reversed(range(len(stages))):
+        steps = checkpoint_steps(run / stages[number])
+        if steps:
+            return Position(number, steps[-1], run / stages[number] / f"checkpoint-{steps[-1]}")
+    return None
+
+
+def checkpoint_steps(stage: Path) -> list[int]:
+    """Steps of a stage's checkpoints, in order."""
+    found = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in stage.glob("checkpoint-*")]
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def keep_last(stage: Path, count: int) -> None:
+    """Remove all but the last checkpoints of a stage."""
+    for step in checkpoint_steps(stage)[:-count]:
+        shutil.rmtree(stage / f"checkpoint-{step}")
+
+
+def check_same_recipe(run: Path, recipe: str) -> None:
+    """Refuse to go on with a run under another recipe.
+
+    Raises:
+        UserError: names the first line that differs.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        return
+    before = file.read_text(encoding="utf-8")
+    if before != recipe:
+        pairs = zip(before.splitlines(), recipe.splitlines(), strict=False)
+        old, new = next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("its length", "another"))
+        raise UserError(
+            f"{run}: holds a run of another recipe (there {old!r}, now {new!r}); choose another --out, "
+            "or remove the folder to start anew"
+        )

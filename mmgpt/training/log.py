@@ -1,0 +1,41 @@
+"""log.jsonl: one JSON object a line, in the names of the Hugging Face Trainer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends to a run's log.jsonl. Lines have `stage` and `step`; events have `event` besides."""
+
+    def __init__(self, run: Path) -> None:
+        self.file = run / "log.jsonl"
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a line, whole or (after a kill) in part; `read_log` passes over a last half line."""
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(record) + "\n")
+
+    def cut(self, stages: list[str], stage: int, step: int) -> None:
+        """Drop what lies after a checkpoint that is gone back to."""
+        done = [
+            record
+            for record in read_log(self.file)
+            if (stages.index(record["stage"]), record.get("step", 0)) <= (stage, step)
+        ]
+        draft = self.file.with_suffix(".draft")
+        draft.write_text("".join(json.dumps(record) + "\n" for record in done), encoding="utf-8")
+        draft.replace(self.file)
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The records of a log.jsonl; empty if there is none."""
+    if not file.is_file():
+        return []
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue  # the half line of a writer that was killed
+    return records

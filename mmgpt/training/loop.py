@@ -1,0 +1,319 @@
+"""The training loop: a recipe's stages, one after the other, resumable at any step."""
+
+import contextlib
+import ctypes
+import signal
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from mmgpt.config import UserError, to_yaml
+from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.sample import Sample
+from mmgpt.datasets.source import Source
+from mmgpt.inputs.stream import StepData, StepStream, load_steps
+from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.weights import Bundle, new_bundle, save_bundle, write_folder
+from mmgpt.training import checkpoint
+from mmgpt.training.log import RunLog
+from mmgpt.training.optim import freeze_except, make_optimizers, rate_of, set_rates, share_of_peak
+from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
+from mmgpt.training.step import StepStats, train_step
+
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, by name of the device
+
+Record = dict[str, Any]
+OnRecord = Callable[[Record], None]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved; the message says where and how to go on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training."""
+
+    folder: Path
+    recipe: Recipe
+
+
+def train(
+    recipe: str | Path | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    data_root: str | Path = ".",
+    device: str = "auto",
+    on_record: OnRecord = lambda record: None,
+) -> Run:
+    """Train a recipe's stages, or go on where the run in `out` stopped.
+
+    Args:
+        recipe: a YAML file, the name of a recipe that comes with mmgpt, or a Recipe.
+        overrides: dotted keys, as in `stages.instruct.steps=10`.
+        out: the run's folder; `runs/NAME` if not given.
+        data_root: the folder that paths in the recipe are relative to.
+        device: `cpu`, `cuda`, or `auto`.
+        on_record: called with every line of log.jsonl, and with a `tick` after every step.
+    Raises:
+        UserError: if recipe or data are wrong, or `out` holds another recipe's run.
+        Interrupted: after Ctrl-C or SIGTERM, when the run is saved.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, list(overrides))
+    run = Path(out or Path("runs") / recipe.name)
+    text = to_yaml(recipe)
+    checkpoint.check_same_recipe(run, text)
+    if (run / "final" / "config.json").is_file():
+        return Run(run, recipe)
+    sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
+    _keep_freed_memory()
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(text, encoding="utf-8")
+    torch.manual_seed(recipe.seed)
+    bundle = new_bundle(recipe.model, _tokenizer(recipe, run, sources), recipe.template)
+    bundle.card = {"recipe": recipe.name, "seed": recipe.seed, "stages": ", ".join(stage.name for stage in recipe.stages)}
+    bundle.model.to(pick_device(device))
+    names = [stage.name for stage in recipe.stages]
+    start = checkpoint.newest(run, names)
+    log = RunLog(run)
+    log.cut(names, start.stage if start else 0, start.step if start else -1)
+    for number, stage in enumerate(recipe.stages):
+        if start and number < start.stage:
+            continue
+        at = start if start and number == start.stage else None
+        _Stage(recipe, stage, bundle, sources[stage.name], run, log, on_record).run(at)
+    write_folder(run / "final", lambda draft: save_bundle(bundle, draft))
+    return Run(run, recipe)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed blocks: returned to the system, every step faults them in again (a CPU step takes 15 % longer)."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(ctypes.c_int(-3), ctypes.c_int(2**31 - 1))  # M_MMAP_THRESHOLD
+        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+def _tokenizer(recipe: Recipe, run: Path, sources: dict[str, list[Source]]) -> Tokenizer:
+    if (run / "tokenizer.json").is_file():
+        return Tokenizer.load(run)
+    if recipe.tokenizer.path:
+        tokenizer = Tokenizer.load(recipe.tokenizer.path)
+    else:
+        distinct = {
+            item.model_dump_json(exclude={"weight"}): source
+            for stage in recipe.stages
+            for item, source in zip(stage.data, sources[stage.name], strict=True)
+        }
+        tokenizer = Tokenizer.train(_texts(list(distinct.values()), recipe.tokenizer.num_samples), recipe.tokenizer.vocab_size)
+    tokenizer.save(run)
+    return tokenizer
+
+
+def _texts(sources: Sequence[Source], count: int) -> Iterator[str]:
+    for source in sources:
+        stride = max(1, len(source) // count)
+        for index in range(0, len(source), stride)[:count]:
+            yield from texts_of(source[index])
+
+
+def texts_of(sample: Sample) -> Iterator[str]:
+    """Every text of a sample, its branches included."""
+    for message in (*sample.messages, *(turn for branch in sample.branches for turn in branch)):
+        yield message.text
+
+
+@dataclass
+class _Interval:
+    """What has gathered since the last line of the log."""
+
+    stats: list[StepStats] = field(default_factory=list)
+    data_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+
+class _Stage:
+    """One stage of a run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: StageConfig,
+        bundle: Bundle,
+        sources: Sequence[Source],
+        run: Path,
+        log: RunLog,
+        on_record: OnRecord,
+    ) -> None:
+        self.stage, self.bundle, self.folder, self.log, self.on_record = stage, bundle, run / stage.name, log, on_record
+        self.seed = zlib.crc32(f"{recipe.seed}/{stage.name}".encode())
+        self.sources = sources
+        self.totals: Counter[str] = Counter()
+        self.faults: list[str] = []
+        self.share = share_of_peak(stage.schedule, stage.steps)
+        freeze_except(bundle.model, stage.train)
+        self.optimizers: list[Optimizer] = make_optimizers(bundle.model, stage)
+
+    def run(self, at: checkpoint.Position | None) -> None:
+        """Train from `at`, or from the start with the weights as they are."""
+        if at:
+            checkpoint.load_model(self.bundle, at.folder)
+            self.optimizers = make_optimizers(self.bundle.model, self.stage)
+            checkpoint.load_checkpoint(self.bundle, self.optimizers, at.folder)
+        step = at.step if at else 0
+        if step == self.stage.steps:
+            return
+        if not at:
+            self._record({"event": "stage", "step": 0, "objective": self.stage.objective, "parts": self._freeze_table()})
+        steps = load_steps(self._stream(step), self.stage.workers)
+        interval = _Interval()
+        with _stop_signals() as asked_to_stop:
+            while step < self.stage.steps:
+                before = time.perf_counter()
+                data = next(steps)
+                interval.data_seconds += time.perf_counter() - before
+                self._count(data)
+                if data.batches:
+                    interval.stats.append(self._update(data, step))
+                step += 1
+                self.on_record({"event": "tick", "stage": self.stage.name, "step": step, "of": self.stage.steps})
+                if interval.stats and (step % self.stage.log_every == 0 or step == self.stage.steps):
+                    self._log(interval, data, step)
+                    interval = _Interval()
+                if asked_to_stop or step % self.stage.save_every == 0 or step == self.stage.steps:
+                    self._save(step)
+                if asked_to_stop:
+                    where = self.folder / f"checkpoint-{step}"
+                    raise Interrupted(f"stopped after step {step} of {self.stage.name}, saved {where}; the same command goes on")
+
+    def _stream(self, start: int) -> StepStream:
+        return StepStream(
+            self.sources,
+            [item.weight for item in self.stage.data],
+            self.bundle.renderer,
+            objective=self.stage.objective,
+            batch_size=self.stage.batch_size,
+            micro_batch_tokens=self.stage.micro_batch_tokens,
+            seed=self.seed,
+            start=start,
+        )
+
+    def _update(self, data: StepData, step: int) -> StepStats:
+        torch.manual_seed(self.seed + step)
+        set_rates(self.optimizers, self.share(step))
+        self.bundle.model.train()
+        return train_step(
+            self.bundle.model,
+            self.optimizers,
+            data.batches,
+            max_norm=self.stage.max_grad_norm,
+            precision=self.stage.precision,
+            step=step,
+        )
+
+    def _count(self, data: StepData) -> None:
+        for counts in data.counts.values():
+            self.totals.update(counts)
+        if data.faults and not self.faults:
+            self._record({"event": "skipped", "step": 0, "reason": data.faults[0]})
+        self.faults += data.faults[: 3 - len(self.faults)]
+        skipped, samples = self.totals["skipped"], self.totals["samples"]
+        if skipped > self.stage.max_skipped * max(samples, 1 / max(self.stage.max_skipped, 1e-9)):
+            raise UserError(
+                f"stage {self.stage.name}: {skipped} of {samples} samples could not be used, over "
+                f"max_skipped={self.stage.max_skipped}; first: {'; '.join(self.faults)}"
+            )
+
+    def _log(self, interval: _Interval, data: StepData, step: int) -> None:
+        seconds = time.perf_counter() - interval.started
+        stats = interval.stats
+        targets = sum(s.num_targets for s in stats)
+        tokens = sum(s.num_tokens for s in stats)
+        per_source: dict[str, list[float]] = {}
+        for one in stats:
+            for name, loss in one.source_losses.items():
+                per_source.setdefault(name, []).append(loss)
+        self._record(
+            {
+                "step": step,
+                "loss": sum(s.loss * s.num_targets for s in stats) / targets,
+                "grad_norm": stats[-1].grad_norm,
+                "learning_rate": self.stage.learning_rate * self.share(step - 1),
+                "epoch": {name: round(epochs, 3) for name, epochs in data.epochs.items()},
+                "tokens_per_second": round(tokens / seconds, 1),
+                "media_per_second": round(sum(s.num_media for s in stats) / seconds, 1),
+                "seconds": round(seconds, 3),
+                "data_time": round(interval.data_seconds / seconds, 4),
+                "mfu": self._mfu(tokens / seconds),
+                "skipped": self.totals["skipped"],
+                "trimmed": self.totals["trimmed"],
+                **{f"loss/{name}": sum(losses) / len(losses) for name, losses in per_source.items()},
+            }
+        )
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        """Share of the device's bf16 peak, counting 6 FLOPs a decoder parameter and token; None where it is unknown."""
+        if self.bundle.model.device.type != "cuda":
+            return None
+        peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
+        parameters = sum(p.numel() for p in self.bundle.model.decoder.parameters())
+        return round(6 * parameters * tokens_per_second / peaks[0], 4) if peaks else None
+
+    def _freeze_table(self) -> list[Record]:
+        """A row a part: parameters, how many learn, their peak rate, and bytes of weights, gradients and states."""
+        rows: dict[str, Record] = {}
+        for name, parameter in self.bundle.model.named_parameters():
+            part = ".".join(name.split(".")[: 1 if name.startswith("decoder") else 2])
+            row = rows.setdefault(part, {"part": part, "parameters": 0, "trained": 0, "learning_rate": 0.0, "bytes": 0})
+            row["parameters"] += parameter.numel()
+            row["bytes"] += parameter.nbytes
+            if parameter.requires_grad:
+                row["trained"] += parameter.numel()
+                row["bytes"] += parameter.nbytes * (2 if self.stage.optimizer.kind == "sgd" else 3)
+                row["learning_rate"] = max(row["learning_rate"], rate_of(name, self.stage))
+        return list(rows.values())
+
+    def _record(self, record: Record) -> None:
+        record = {"stage": self.stage.name, **record}
+        self.log.write(record)
+        self.on_record(record)
+
+    def _save(self, step: int) -> None:
+        folder = self.folder / f"checkpoint-{step}"
+        checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, stage=self.stage.name, step=step)
+        checkpoint.keep_last(self.folder, self.stage.keep_last)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that is no longer empty once Ctrl-C or SIGTERM came; the second Ctrl-C interrupts at once."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: signals belong to somebody else
+        before = {}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,83 @@
+"""Recipes: one YAML is one run. Stages differ in data, in what trains and how fast, never in code."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
+from mmgpt.datasets.readers import AnySource
+from mmgpt.inputs.chat import Objective, TemplateName
+from mmgpt.inputs.tokenizer import TokenizerConfig
+from mmgpt.model.multimodal import ModelConfig
+
+
+class OptimizerConfig(Config):
+    """What turns gradients into updates."""
+
+    kind: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for the matrices of blocks and adapters, AdamW for the rest
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: NonNegativeFloat = 0.0  # of matrices; norms, biases and embeddings never decay
+    momentum: NonNegativeFloat = 0.95  # of sgd and muon
+    muon_learning_rate: PositiveFloat = 0.02  # of a matrix, where the stage's learning_rate is AdamW's
+
+
+class ScheduleConfig(Config):
+    """The learning rate over a stage, as a share of its peak."""
+
+    kind: Literal["cosine", "linear", "constant"] = "linear"  # linear: constant, then down over the last `decay`
+    warmup: NonNegativeInt = 10  # steps
+    decay: float = Field(0.6, ge=0, le=1)  # share of the steps
+    floor: float = Field(0.0, ge=0, le=1)  # where it ends
+
+
+class StageConfig(Config):
+    """One stage of training."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    objective: Objective = "respond"
+    train: list[str] = Field(["*"], min_length=1)  # globs over parameter names; the rest is frozen
+    data: list[AnySource] = Field(min_length=1)
+    steps: PositiveInt
+    batch_size: PositiveInt = 32  # samples a step, with all their branches
+    micro_batch_tokens: PositiveInt = 8192  # padded tokens that pass through the model at a time
+    learning_rate: PositiveFloat = 3e-3
+    learning_rates: dict[str, PositiveFloat] = {}  # globs with rates of their own; the last match counts
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    max_grad_norm: PositiveFloat = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    workers: NonNegativeInt = 0  # processes that read and render
+    save_every: PositiveInt = 500  # steps
+    keep_last: PositiveInt = 2  # checkpoints of this stage
+    log_every: PositiveInt = 10  # steps
+    max_skipped: float = Field(0.01, ge=0, le=1)  # stop when a larger share of samples could not be used
+
+
+class Recipe(Config):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    seed: NonNegativeInt = 0
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    template: TemplateName = "chatml"
+    model: ModelConfig
+    stages: list[StageConfig] = Field(min_length=1)
+    tasks: list[str] = []  # evaluated for the report when the run is done
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages {names} must have different names; their checkpoints go to folders of those names")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and lay overrides such as `stages.instruct.steps=10` over it.
+
+    Raises:
+        UserError: if the file is absent, not YAML, or does not fit the schema.
+    """
+    tree = apply_overrides(read_yaml(path), list(overrides))
+    return build(Recipe, tree, str(find_config(path)))

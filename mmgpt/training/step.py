@@ -1,0 +1,79 @@
+"""One optimizer update over micro-batches."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.optim import Optimizer
+
+from mmgpt.inputs.batch import Batch
+from mmgpt.model.multimodal import MultimodalModel
+from mmgpt.training.optim import check_finite
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What a step tells: losses are nats a target token."""
+
+    loss: float
+    grad_norm: float
+    source_losses: dict[str, float]
+    num_targets: int
+    num_tokens: int
+    num_media: int
+
+
+def train_step(
+    model: MultimodalModel,
+    optimizers: Sequence[Optimizer],
+    batches: Sequence[Batch],
+    *,
+    max_norm: float,
+    precision: str = "float32",
+    step: int = 0,
+) -> StepStats:
+    """Run one update over `batches` (gradient accumulation).
+
+    The loss is a sum over target tokens, divided once by the targets of the whole step: a mean for each
+    micro-batch would make a token in a short answer weigh more than one in a long answer.
+
+    Raises:
+        FloatingPointError: if a gradient is not finite; the weights are left as they were.
+    """
+    targets = sum(batch.num_targets for batch in batches)
+    if targets == 0:
+        raise ValueError(f"no target tokens in {len(batches)} micro-batches; are all turns user turns?")
+    total = 0.0
+    sums: dict[str, list[float]] = {}
+    for batch in batches:
+        moved = batch.to(model.device)
+        with _autocast(model.device, precision):
+            loss = model(moved)
+        (loss.total / targets).backward()
+        total += float(loss.total.detach())
+        for number, name in enumerate(batch.source_names):
+            own = loss.nll_N[loss.sources_N == number]
+            entry = sums.setdefault(name, [0.0, 0.0])
+            entry[0] += float(own.sum())
+            entry[1] += len(own)
+    learning = [p for p in model.parameters() if p.requires_grad]
+    grad_norm = torch.nn.utils.clip_grad_norm_(learning, max_norm)
+    check_finite(model, grad_norm, step)
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return StepStats(
+        loss=total / targets,
+        grad_norm=float(grad_norm),
+        source_losses={name: nats / max(1, count) for name, (nats, count) in sums.items()},
+        num_targets=targets,
+        num_tokens=sum(int((batch.documents >= 0).sum()) for batch in batches),
+        num_media=sum(len(media.names) for batch in batches for media in batch.media.values()),
+    )
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
