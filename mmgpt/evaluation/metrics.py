@@ -1,0 +1,30 @@
+"""Metrics of one prediction against its reference, and what their mean is worth."""
+
+import math
+from collections.abc import Callable, Sequence
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """1 if the texts are the same but for white space around them."""
+    return float(prediction.strip() == reference.strip())
+
+
+METRICS: dict[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "choice_accuracy": exact_match,  # the chosen text against the right choice
+}
+
+
+def summary(scores: Sequence[float]) -> dict[str, float | list[float]]:
+    """Mean, standard error and 95 % interval of scores between 0 and 1.
+
+    The interval is Wilson's (1927), exact enough near 0 and 1, where the normal one leaves the range.
+    """
+    count = len(scores)
+    mean = sum(scores) / count
+    deviation = math.sqrt(sum((score - mean) ** 2 for score in scores) / max(1, count - 1))
+    z = 1.959964
+    centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    interval = [max(0.0, centre - half), min(1.0, centre + half)]
+    return {"value": mean, "stderr": deviation / math.sqrt(count), "ci95": interval}

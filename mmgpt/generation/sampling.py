@@ -1,0 +1,56 @@
+"""Choosing the next token: pure functions over logits, composed by the decode loop.
+
+Shape letters: B rows, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from mmgpt.config import Config
+
+
+class GenerateConfig(Config):
+    """How to decode. Greedy unless a temperature is given."""
+
+    max_new_tokens: PositiveInt = 64
+    temperature: float = Field(0.0, ge=0)  # 0 is greedy
+    top_k: NonNegativeInt = 0  # 0 keeps all
+    top_p: float = Field(1.0, gt=0, le=1)
+    stop: tuple[str, ...] = ()  # strings that end a reply and are cut off
+    seed: NonNegativeInt = 0  # row i of a call draws from a generator seeded with seed + i
+
+
+def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
+    """Logits with all but the k largest of each row at minus infinity (Fan et al. 2018, arXiv:1805.04833)."""
+    if k <= 0 or k >= logits_BV.shape[-1]:
+        return logits_BV
+    least_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
+    return logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+
+
+def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of likeliest tokens whose probability reaches p (Holtzman et al. 2020, arXiv:1904.09751)."""
+    if p >= 1:
+        return logits_BV
+    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.softmax(dim=-1).cumsum(dim=-1) - sorted_BV.softmax(dim=-1)
+    drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= p)
+    return logits_BV.masked_fill(drop_BV, -torch.inf)
+
+
+def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """One token id a row (B,), each row from its own generator, so that a row's draw does not depend on its batch."""
+    probabilities_BV = logits_BV.softmax(dim=-1).cpu()
+    picks = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities_BV, generators, strict=True)]
+    return torch.cat(picks).to(logits_BV.device)
+
+
+def next_tokens(logits_BV: Tensor, options: GenerateConfig, generators: Sequence[torch.Generator]) -> Tensor:
+    """The next token id of each row (B,): the likeliest, or a draw."""
+    if options.temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    warm_BV = logits_BV / options.temperature
+    return draw(keep_top_p(keep_top_k(warm_BV, options.top_k), options.top_p), generators)
