@@ -107,7 +107,9 @@ class MessagesSource(Source):
             if not isinstance(part, Text):
                 parts.append(self._rooted(part))
                 continue
-            for piece in re.split(f"({'|'.join(f'<{kind}>' for kind in queues)})", part.text) if queues else [part.text]:
+            for piece in (
+                re.split(f"({'|'.join(f'<{kind}>' for kind in queues)})", part.text) if queues else [part.text]
+            ):
                 kind = piece[1:-1]
                 if piece != f"<{kind}>" or kind not in queues:
                     parts += [Text(piece)] if piece else []
@@ -124,7 +126,7 @@ class MessagesSource(Source):
             return part
         if not (self.folder / source).resolve().is_relative_to(self.folder.resolve()):
             raise UserError(f"{source}: leads out of the media folder {self.folder}; move the file below it")
-        return type(part)(str(self.folder / source))  # type: ignore[call-arg]
+        return type(part)(str(self.folder / source))
 
 
 AnySource = Annotated[TextConfig | MessagesConfig | TableConfig | WorldConfig, Field(discriminator="reader")]

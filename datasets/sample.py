@@ -89,7 +89,7 @@ class Image(Media):
         picture = self._open()
         if picture.width * picture.height > self.max_pixels:
             raise MediaError(
-                f"{self.name()}: {picture.width}x{picture.height} pixels, over the limit of {self.max_pixels:,}; shrink it"
+                f"{self.name()}: {picture.width}x{picture.height} pixels, limit {self.max_pixels:,}; shrink it"
             )
         try:
             picture = PIL.ImageOps.exif_transpose(picture)
@@ -210,7 +210,9 @@ def parse_messages(raw: Sequence[Any]) -> tuple[Message, ...]:
         UserError: on an unknown role, content type or key, naming the known ones.
     """
     if isinstance(raw, str | Mapping) or not isinstance(raw, Sequence):
-        raise UserError(f"messages must be a list of messages, not {type(raw).__name__}; write [{{'role': 'user', ...}}]")
+        raise UserError(
+            f"messages must be a list of messages, not {type(raw).__name__}; write [{{'role': 'user', ...}}]"
+        )
     return tuple(item if isinstance(item, Message) else _parse_message(item) for item in raw)
 
 
@@ -238,7 +240,9 @@ def _parse_part(raw: Any) -> Part:
     kind = str(raw.get("type", "text"))
     if kind == "text" and isinstance(raw.get("text"), str):
         return Text(raw["text"])
-    modality = {"image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video"}.get(kind, kind)
+    modality = {"image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video"}.get(
+        kind, kind
+    )
     if modality not in MEDIA:
         raise UserError(f"content part of type {kind!r} is not known; {did_you_mean(kind, ['text', *MEDIA])}")
     for key in ("path", "url", modality, f"{modality}_url", f"input_{modality}"):
@@ -248,7 +252,11 @@ def _parse_part(raw: Any) -> Part:
     else:
         raise UserError(f"the {modality} part {_short(raw)} holds no {modality}; give it a path, url or {modality}")
     if isinstance(value, Mapping):  # OpenAI: {"url": ...} or {"data": base64, "format": ...}
-        value = value["url"] if "url" in value else f"data:{modality}/{value.get('format', 'wav')};base64,{value.get('data', '')}"
+        value = (
+            value["url"]
+            if "url" in value
+            else f"data:{modality}/{value.get('format', 'wav')};base64,{value.get('data', '')}"
+        )
     if modality == "audio":
         return Audio(value, rate=raw.get("sampling_rate"))
     return MEDIA[modality](value)  # type: ignore[return-value]
@@ -271,7 +279,9 @@ def _read_data_url(url: str) -> bytes:
 
 def _read_path(path: str, modality: str) -> bytes:
     if path.startswith(("http://", "https://")):
-        raise MediaError(f"{path}: mmgpt does not fetch media from the network; download the {modality} and give its path")
+        raise MediaError(
+            f"{path}: mmgpt does not fetch media from the network; download the {modality} and give its path"
+        )
     try:
         if ".zip/" in path:
             archive, inner = path.split(".zip/", 1)

@@ -15,7 +15,7 @@ class SourceConfig(Config):
     label: str | None = None  # the name under which its loss is logged; the file's name if not given
     weight: PositiveFloat = 1.0  # share of samples in a mixture, against the other weights
     split: str = "train"  # fills {split} in paths; worlds and holdouts know train and test
-    limit: int | None = Field(None, gt=0)  # read only the first so many samples
+    limit: int | None = Field(default=None, gt=0)  # read only the first so many samples
 
 
 class Source(ABC):

@@ -140,15 +140,25 @@ class TableSource(Source):
         known = [*row, *config.derive, "split"]
         used = [(rule.column, list(row)) for rule in config.derive.values()]
         used += [(column, known) for column in config.where] + ([(config.group_by, known)] if config.group_by else [])
-        templates = [config.answer, config.image, config.audio, config.video, config.holdout and config.holdout.key]
+        templates = [
+            config.answer,
+            config.image,
+            config.audio,
+            config.video,
+            config.holdout.key if config.holdout else None,
+        ]
         used += [(field, known) for template in templates for field in fields_of(template)]
         used += [(field, known + media) for field in fields_of(config.prompt)]
         for field, options in used:
             if field not in options:
-                raise UserError(f"{path}: the template names {{{field}}}, the rows do not; {did_you_mean(field, options)}")
+                raise UserError(
+                    f"{path}: the template names {{{field}}}, the rows do not; {did_you_mean(field, options)}"
+                )
         for kind in media:
             if kind not in fields_of(config.prompt):
-                raise UserError(f"{path}: {kind} is given but the prompt {config.prompt!r} has no {{{kind}}} to show it")
+                raise UserError(
+                    f"{path}: {kind} is given but the prompt {config.prompt!r} has no {{{kind}}} to show it"
+                )
 
 
 def fields_of(template: str | None) -> list[str]:
@@ -176,7 +186,9 @@ def _read_rows(path: Path, columns: list[str] | None) -> list[Row]:
         elif isinstance(row, list) and columns and len(row) == len(columns):
             named.append(dict(zip(columns, row, strict=True)))
         else:
-            raise UserError(f"{path}: row {number} is {str(row)[:60]}; give objects, or lists and as many names in columns")
+            raise UserError(
+                f"{path}: row {number} is {str(row)[:60]}; give objects, or lists and as many names in columns"
+            )
     return named
 
 
@@ -199,7 +211,8 @@ def _read_csv(path: Path) -> list[Any]:
 def _read_files(path: Path, pattern: str) -> list[Row]:
     """One row a file: the pattern's names as columns, and `file`, its path inside the folder or zip."""
     expression = "".join(
-        re.escape(literal) + (f"(?P<{field}>[^/]+)" if field else "") for literal, field, _, _ in Formatter().parse(pattern)
+        re.escape(literal) + (f"(?P<{field}>[^/]+)" if field else "")
+        for literal, field, _, _ in Formatter().parse(pattern)
     )
     if path.suffix == ".zip":
         names = open_zip(str(path)).namelist()

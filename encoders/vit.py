@@ -40,7 +40,9 @@ class ViTConfig(Config):
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads} does not divide width={self.width}")
         if self.stem == "conv" and (self.patch_size & (self.patch_size - 1) or self.patch_size < 2):
-            raise ValueError(f"stem=conv halves the picture step by step: patch_size={self.patch_size} must be 2, 4, 8, 16 ...")
+            raise ValueError(
+                f"stem=conv halves the picture step by step: patch_size={self.patch_size} must be 2, 4, 8, 16 ..."
+            )
         return self
 
     @property
@@ -71,7 +73,12 @@ class ConvStem(PatchEmbed):
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
-        self.proj: nn.Module = nn.Sequential(*layers, nn.Conv2d(channels[-1], embed_dim, 1))
+        layers.append(nn.Conv2d(channels[-1], embed_dim, 1))
+        for layer in layers:  # torch's default shrinks the picture to a thirtieth, below the position embedding
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if layer is layers[-1] else "relu")
+                nn.init.zeros_(layer.bias)
+        self.proj = nn.Sequential(*layers)  # type: ignore[assignment]  # where PatchEmbed has a single convolution
 
 
 class ViTEncoder(nn.Module):

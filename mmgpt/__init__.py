@@ -1,1 +1,60 @@
-"""mmgpt: train, evaluate and prompt GPT-4-style models from parts you choose."""
+"""mmgpt: train, evaluate and prompt GPT-4-style models from parts you choose.
+
+The public names, imported when asked for, so that `import mmgpt` is instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmgpt.config import UserError
+    from mmgpt.datasets.sample import Audio, Image, Message, Sample, Text, Video
+    from mmgpt.evaluation.pipeline import run_recipe as train
+    from mmgpt.evaluation.run import evaluate
+    from mmgpt.generation.assistant import Assistant, Choice, load
+    from mmgpt.generation.decode import Reply
+    from mmgpt.generation.prompts import FewShot
+
+_PUBLIC = {
+    "Assistant": "generation.assistant",
+    "Audio": "datasets.sample",
+    "Choice": "generation.assistant",
+    "FewShot": "generation.prompts",
+    "Image": "datasets.sample",
+    "Message": "datasets.sample",
+    "Reply": "generation.decode",
+    "Sample": "datasets.sample",
+    "Text": "datasets.sample",
+    "UserError": "config",
+    "Video": "datasets.sample",
+    "evaluate": "evaluation.run",
+    "load": "generation.assistant",
+    "train": "evaluation.pipeline",
+}
+
+__all__ = [
+    "Assistant",
+    "Audio",
+    "Choice",
+    "FewShot",
+    "Image",
+    "Message",
+    "Reply",
+    "Sample",
+    "Text",
+    "UserError",
+    "Video",
+    "evaluate",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mmgpt' has no attribute {name!r}")
+    return getattr(import_module(f"mmgpt.{_PUBLIC[name]}"), "run_recipe" if name == "train" else name)
+
+
+def __dir__() -> list[str]:
+    return __all__

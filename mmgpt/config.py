@@ -62,34 +62,41 @@ def find_config(path: str | Path, folder: str = "") -> Path:
     for candidate in (packaged / folder / f"{name}.yaml", packaged / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    known = [p.relative_to(packaged / folder).as_posix().removesuffix(".yaml") for p in (packaged / folder).rglob("*.yaml")]
+    known = [
+        p.relative_to(packaged / folder).as_posix().removesuffix(".yaml") for p in (packaged / folder).rglob("*.yaml")
+    ]
     raise UserError(f"{path}: no such file, and no config of that name comes with mmgpt; {did_you_mean(name, known)}")
 
 
 def read_yaml(path: str | Path, folder: str = "") -> dict[str, Any]:
     """Read a YAML mapping with its includes expanded."""
-    file = find_config(path, folder)
+    return _read(find_config(path, folder), ())
+
+
+def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if file.resolve() in above:
+        raise UserError(f"{file}: includes itself; take one of the includes out")
     try:
         loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{file}: holds a {type(loaded).__name__}; a config is a mapping of keys to values")
-    expanded: dict[str, Any] = _expand(loaded, file)
+    expanded: dict[str, Any] = _expand(loaded, file, (*above, file.resolve()))
     return expanded
 
 
-def _expand(node: Any, file: Path) -> Any:
+def _expand(node: Any, file: Path, above: tuple[Path, ...]) -> Any:
     if isinstance(node, list):
-        return [_expand(item, file) for item in node]
+        return [_expand(item, file, above) for item in node]
     if not isinstance(node, dict):
         return node
-    node = {key: _expand(value, file) for key, value in node.items()}
+    node = {key: _expand(value, file, above) for key, value in node.items()}
     if "include" not in node:
         return node
     wanted = node.pop("include")
     beside = file.parent / wanted
-    return {**read_yaml(beside if beside.is_file() else wanted), **node}
+    return {**_read(beside if beside.is_file() else find_config(wanted), above), **node}
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -106,7 +113,10 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         node: Any = tree
         for name in path:
             node = _descend(node, name, key)
-        value = yaml.load(text, Loader=_Loader)
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise UserError(f"override {key}: {text!r} is not valid YAML: {' '.join(str(error).split())}") from None
         if isinstance(node, list):
             node[_index(node, last, key)] = value
         elif isinstance(node, dict):

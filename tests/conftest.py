@@ -1,11 +1,28 @@
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
+from mmgpt.config import build
+from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.sample import Sample
+from mmgpt.datasets.source import Source
+from mmgpt.datasets.worlds.world import WorldConfig
+from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.weights import Bundle, new_bundle
+from mmgpt.training.loop import texts_of
+from mmgpt.training.recipe import Recipe
+
 ROOT = Path(__file__).resolve().parent.parent
+DECODER = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "context": 320}
+VIT = {"kind": "vit", "image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2}
+FOLD = {"kind": "fold", "stride": 2}
 
 settings.register_profile("mmgpt", deadline=None)  # the first call of a kernel takes far longer than the rest
 settings.load_profile("mmgpt")
@@ -22,3 +39,85 @@ def data_packs() -> Path:
     if not packs.is_dir():
         pytest.skip(f"no data packs at {packs}; name their folder in MMGPT_DATA")
     return packs
+
+
+@pytest.fixture(scope="session")
+def open_world() -> Callable[..., Source]:
+    return lambda name, **options: open_source(WorldConfig(reader="world", name=name, **options))
+
+
+@pytest.fixture(scope="session")
+def scenes(open_world: Callable[..., Source]) -> list[Sample]:
+    source = open_world("scenes")
+    return [source[index] for index in range(6)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(open_world: Callable[..., Source]) -> Tokenizer:
+    sources = [open_world(name) for name in ("stories", "scenes")]
+    return Tokenizer.train((text for s in sources for i in range(60) for text in texts_of(s[i])), 400)
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
+    """A tiny model; `zero_init` is off, for at the identity blocks would hide what goes wrong in them."""
+
+    def make(
+        *,
+        image: dict[str, Any] | None = VIT,
+        adapter: dict[str, Any] = FOLD,
+        template: str = "plain",
+        **decoder: Any,
+    ) -> Bundle:
+        tree = {
+            "decoder": {**DECODER, "zero_init": False, **decoder},
+            "encoders": {"image": {**VIT, **image}} if image is not None else {},
+            "adapters": {"image": adapter} if image is not None else {},
+        }
+        torch.manual_seed(0)
+        return new_bundle(build(ModelConfig, tree, "tiny model"), tokenizer, template)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gradients() -> Callable[..., tuple[float, dict[str, torch.Tensor]]]:
+    """Loss and gradients, a target, of a model over several batches."""
+
+    def compute(model: torch.nn.Module, batches: list[Any]) -> tuple[float, dict[str, torch.Tensor]]:
+        model.zero_grad(set_to_none=True)
+        targets = sum(batch.num_targets for batch in batches)
+        loss = sum(model(batch).total for batch in batches) / targets
+        loss.backward()
+        return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def make_recipe() -> Callable[..., Recipe]:
+    """A tiny recipe: each stage is a dict of what differs from a few steps on generated pictures."""
+
+    def make(*stages: dict[str, Any], **changes: Any) -> Recipe:
+        base = {
+            "data": [{"reader": "world", "name": "scenes"}],
+            "steps": 4,
+            "batch_size": 2,
+            "save_every": 100,
+        }
+        numbered = [{"name": f"stage{n}", **base, "log_every": 1, **stage} for n, stage in enumerate(stages or [{}])]
+        tree: dict[str, Any] = {
+            "name": "tiny",
+            "template": "plain",
+            "tokenizer": {"vocab_size": 300, "num_samples": 20},
+            "model": {"decoder": DECODER, "encoders": {"image": VIT}, "adapters": {"image": FOLD}},
+            "stages": numbered,
+        }
+        return build(Recipe, {**tree, **changes}, "tiny recipe")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def first_branches() -> Callable[[Sample, int], Sample]:
+    return lambda sample, count: replace(sample, branches=sample.branches[:count])

@@ -1,10 +1,12 @@
 """Pictures of coloured shapes on a three-by-three grid, with captions and questions.
 
-A scene holds one to four shapes, no two of the same colour and shape. Colours, positions, sizes and the background
+A scene holds one to four shapes, no two of the same colour and shape. The words are a parameter, so that texts can
+tell of other things in the same sentences. Colours, positions, sizes and the background
 jitter. The yes/no and small/large questions are balanced, so that the words of a question give little away.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import PIL.Image
@@ -15,178 +17,214 @@ from mmgpt.datasets.sample import Image, Message, Sample
 COLOURS = {
     "red": (214, 38, 38),
     "orange": (243, 140, 22),
-    "yellow": (238, 216, 40),
-    "green": (46, 158, 62),
-    "blue": (38, 88, 214),
+    "yellow": (240, 218, 40),
+    "green": (40, 150, 56),
+    "teal": (20, 184, 184),
+    "blue": (38, 82, 214),
     "purple": (132, 48, 172),
     "pink": (246, 138, 192),
-    "black": (28, 28, 28),
+    "brown": (126, 78, 36),
+    "gray": (134, 134, 134),
+    "black": (24, 24, 24),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 3.4, "large": 6.2}  # half the width, in pixels of a 48 x 48 picture
+SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
+SIZES = {"small": 4.0, "large": 6.6}  # half the width, in pixels of a 48 x 48 picture
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 UNSEEN = frozenset(
-    {("red", "triangle"), ("orange", "cross"), ("green", "circle"), ("blue", "square"), ("purple", "triangle"), ("pink", "cross")}
+    {
+        ("red", "triangle"),
+        ("orange", "cross"),
+        ("green", "circle"),
+        ("blue", "square"),
+        ("purple", "diamond"),
+        ("pink", "ring"),
+    }
 )
-PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
-SEEN = tuple(pair for pair in PAIRS if pair not in UNSEEN)
 PICTURE_SIZE = 48  # pixels
 OVERSAMPLING = 3  # drawn larger and averaged down: soft edges
 NUM_QUESTIONS = 8
 CAPTION_PROMPT = "Describe the picture."
 
-
-@dataclass(frozen=True)
-class Shape:
-    """One thing in a scene."""
-
-    size: str
-    colour: str
-    shape: str
-    place: int  # index into PLACES
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        """Colour and shape."""
-        return self.colour, self.shape
-
-    @property
-    def noun(self) -> str:
-        """Colour and shape in words."""
-        return f"{self.colour} {self.shape}"
-
-
-Scene = list[Shape]  # in reading order
+Pair = tuple[str, str]  # how a thing looks, and what it is: ("red", "circle")
 Turn = tuple[str, str]  # question, answer
 
 
-def draw_scene(rng: random.Random, split: str) -> tuple[Scene, Shape]:
-    """A scene, and the shape that single questions are about: in the test split one of an unseen pair."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a scene: any pair of a look and a kind may occur, but those withheld."""
+
+    looks: tuple[str, ...]
+    kinds: tuple[str, ...]
+    look: str  # what the looks are called in a question
+    kind: str
+    withheld: frozenset[Pair] = frozenset()
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Every pair that may occur."""
+        every = ((look, kind) for look in self.looks for kind in self.kinds)
+        return tuple(pair for pair in every if pair not in self.withheld)
+
+
+ALL = Vocabulary(tuple(COLOURS), SHAPES, "color", "shape")
+SEEN = Vocabulary(tuple(COLOURS), SHAPES, "color", "shape", UNSEEN)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing in a scene."""
+
+    size: str
+    look: str
+    kind: str
+    place: int  # index into PLACES
+
+    @property
+    def noun(self) -> str:
+        """Look and kind in words."""
+        return f"{self.look} {self.kind}"
+
+
+Scene = list[Thing]  # in reading order
+
+
+def draw_scene(rng: random.Random, words: Vocabulary, subjects: Sequence[Pair] = ()) -> tuple[Scene, Thing]:
+    """One to four things of different pairs, and the one that is asked about: of one of the `subjects` if given."""
     count = rng.randint(1, 4)
-    if split == "test":
-        subject_pair = rng.choice(sorted(UNSEEN))
-        pairs = [subject_pair, *rng.sample([pair for pair in PAIRS if pair != subject_pair], count - 1)]
+    if subjects:
+        first = rng.choice(subjects)
+        pairs = [first, *rng.sample([pair for pair in words.pairs if pair != first], count - 1)]
     else:
-        pairs = rng.sample(SEEN, count)
+        pairs = rng.sample(words.pairs, count)
     places = rng.sample(range(9), count)
-    shapes = [Shape(rng.choice(("small", "large")), *pair, place) for pair, place in zip(pairs, places, strict=True)]
-    return sorted(shapes, key=lambda shape: shape.place), shapes[0]
+    things = [Thing(rng.choice(("small", "large")), *pair, place) for pair, place in zip(pairs, places, strict=True)]
+    return sorted(things, key=lambda thing: thing.place), things[0]
 
 
 def paint(scene: Scene, rng: random.Random) -> PIL.Image.Image:
     """The picture of a scene: 48 x 48 pixels, RGB."""
     light = rng.randint(222, 250)
     scale = OVERSAMPLING
-    picture = PIL.Image.new("RGB", (PICTURE_SIZE * scale,) * 2, tuple(light + rng.randint(-5, 5) for _ in range(3)))
+    ground = tuple(light + rng.randint(-5, 5) for _ in range(3))
+    picture = PIL.Image.new("RGB", (PICTURE_SIZE * scale,) * 2, ground)
     pen = PIL.ImageDraw.Draw(picture)
-    for shape in scene:
-        row, column = divmod(shape.place, 3)
-        x = (column * 16 + 8 + rng.uniform(-1.4, 1.4)) * scale
-        y = (row * 16 + 8 + rng.uniform(-1.4, 1.4)) * scale
-        half = SIZES[shape.size] * rng.uniform(0.9, 1.1) * scale
-        colour = tuple(max(0, min(255, channel + rng.randint(-14, 14))) for channel in COLOURS[shape.colour])
-        _paint_shape(pen, shape.shape, x, y, half, colour)
+    for thing in scene:
+        row, column = divmod(thing.place, 3)
+        x = (column * 16 + 8 + rng.uniform(-1.2, 1.2)) * scale
+        y = (row * 16 + 8 + rng.uniform(-1.2, 1.2)) * scale
+        half = SIZES[thing.size] * rng.uniform(0.92, 1.08) * scale
+        colour = tuple(max(0, min(255, channel + rng.randint(-14, 14))) for channel in COLOURS[thing.look])
+        _paint_shape(pen, thing.kind, (x, y), half, colour, ground)
     return picture.reduce(scale)
 
 
-def _paint_shape(pen: PIL.ImageDraw.ImageDraw, shape: str, x: float, y: float, half: float, colour: tuple[int, ...]) -> None:
-    if shape == "circle":
+def _paint_shape(
+    pen: PIL.ImageDraw.ImageDraw,
+    shape: str,
+    centre: tuple[float, float],
+    half: float,
+    colour: tuple[int, ...],
+    ground: tuple[int, ...],
+) -> None:
+    x, y = centre
+    if shape in ("circle", "ring"):
         pen.ellipse((x - half, y - half, x + half, y + half), fill=colour)
+        if shape == "ring":
+            hole = half * 0.52
+            pen.ellipse((x - hole, y - hole, x + hole, y + hole), fill=ground)
     elif shape == "square":
         side = half * 0.88
         pen.rectangle((x - side, y - side, x + side, y + side), fill=colour)
     elif shape == "triangle":
         pen.polygon([(x, y - half), (x + half, y + half * 0.8), (x - half, y + half * 0.8)], fill=colour)
+    elif shape == "diamond":
+        pen.polygon([(x, y - half), (x + half, y), (x, y + half), (x - half, y)], fill=colour)
     else:
-        arm = half * 0.36
+        arm = half * 0.34
         pen.rectangle((x - half, y - arm, x + half, y + arm), fill=colour)
         pen.rectangle((x - arm, y - half, x + arm, y + half), fill=colour)
 
 
 def caption(scene: Scene) -> str:
     """The scene in words, in reading order."""
-    return ", ".join(f"a {s.size} {s.noun} {where(s)}" for s in scene) + "."
+    return ", ".join(f"a {thing.size} {thing.noun} {where(thing.place)}" for thing in scene) + "."
 
 
-def where(shape: Shape) -> str:
-    """The place of a shape as an answer."""
-    return "in the middle" if shape.place == 4 else f"at the {PLACES[shape.place]}"
+def where(place: int) -> str:
+    """A place in words."""
+    return "in the middle" if place == 4 else f"at the {PLACES[place]}"
 
 
-def questions(scene: Scene, subject: Shape, rng: random.Random, split: str) -> list[Turn]:
-    """Questions about a scene, those of a single shape about the subject where words can single it out."""
-    pairs = SEEN if split == "train" else PAIRS
+def questions(scene: Scene, subject: Thing, rng: random.Random, words: Vocabulary) -> list[Turn]:
+    """Questions about a scene, those of a single thing about the subject where words can single it out."""
     turns = [
-        ("How many shapes are there?", str(len(scene))),
-        _count(scene, subject, rng),
-        _count(scene, subject, rng),
-        _exists(scene, subject, rng, pairs),
-        _exists(scene, subject, rng, pairs),
+        (f"How many {words.kind}s are there?", str(len(scene))),
+        _count(scene, subject, rng, words),
+        _exists(scene, subject, rng, words),
+        _exists(scene, subject, rng, words),
         (f"Is the {subject.noun} small or large?", subject.size),
-        (f"Where is the {subject.noun}?", where(subject)),
-        _at_place(scene, subject, rng),
+        (f"Where is the {subject.noun}?", where(subject.place)),
+        (f"What is {where(subject.place)}?", f"a {subject.size} {subject.noun}"),
+        _at_place(scene, rng),
+        (f"What {words.look} is the {words.kind} {where(subject.place)}?", subject.look),
+        (f"What {words.kind} is {where(subject.place)}?", subject.kind),
     ]
-    if sum(other.shape == subject.shape for other in scene) == 1:
-        turns.append((f"What color is the {subject.shape}?", subject.colour))
-    if sum(other.colour == subject.colour for other in scene) == 1:
-        turns.append((f"What shape is {subject.colour}?", subject.shape))
+    if sum(other.kind == subject.kind for other in scene) == 1:
+        turns.append((f"What {words.look} is the {subject.kind}?", subject.look))
+    if sum(other.look == subject.look for other in scene) == 1:
+        turns.append((f"What {words.kind} is {subject.look}?", subject.kind))
     if len(scene) > 1:
         turns.append(_side(scene, subject, rng))
     return turns
 
 
-def _count(scene: Scene, subject: Shape, rng: random.Random) -> Turn:
+def _count(scene: Scene, subject: Thing, rng: random.Random, words: Vocabulary) -> Turn:
     known = rng.random() < 0.75
     if rng.random() < 0.5:
-        colour = subject.colour if known else rng.choice(tuple(COLOURS))
-        return f"How many {colour} shapes are there?", str(sum(s.colour == colour for s in scene))
-    shape = subject.shape if known else rng.choice(SHAPES)
-    plural = "crosses" if shape == "cross" else f"{shape}s"
-    return f"How many {plural} are there?", str(sum(s.shape == shape for s in scene))
+        look = subject.look if known else rng.choice(words.looks)
+        return f"How many {look} {words.kind}s are there?", str(sum(thing.look == look for thing in scene))
+    kind = subject.kind if known else rng.choice(words.kinds)
+    plural = f"{kind}es" if kind.endswith("s") else f"{kind}s"
+    return f"How many {plural} are there?", str(sum(thing.kind == kind for thing in scene))
 
 
-def _exists(scene: Scene, subject: Shape, rng: random.Random, pairs: tuple[tuple[str, str], ...]) -> Turn:
+def _exists(scene: Scene, subject: Thing, rng: random.Random, words: Vocabulary) -> Turn:
     if rng.random() < 0.5:
         return f"Is there a {subject.noun}?", "yes"
-    present = {s.pair for s in scene}
-    near = [p for p in pairs if p not in present and (p[0] == subject.colour or p[1] == subject.shape)]
-    colour, shape = rng.choice(near)
-    return f"Is there a {colour} {shape}?", "no"
+    present = {(thing.look, thing.kind) for thing in scene}
+    near = [p for p in words.pairs if p not in present and (p[0] == subject.look or p[1] == subject.kind)]
+    look, kind = rng.choice(near)
+    return f"Is there a {look} {kind}?", "no"
 
 
-def _at_place(scene: Scene, subject: Shape, rng: random.Random) -> Turn:
-    place = subject.place if rng.random() < 0.7 else rng.randrange(9)
-    found = [s for s in scene if s.place == place]
-    spot = "in the middle" if place == 4 else f"at the {PLACES[place]}"
-    return f"What is {spot}?", f"a {found[0].size} {found[0].noun}" if found else "nothing"
+def _at_place(scene: Scene, rng: random.Random) -> Turn:
+    place = rng.randrange(9)
+    found = [thing for thing in scene if thing.place == place]
+    return f"What is {where(place)}?", f"a {found[0].size} {found[0].noun}" if found else "nothing"
 
 
-def _side(scene: Scene, subject: Shape, rng: random.Random) -> Turn:
-    """Left of or above, about two shapes in different columns or rows; a place in common answers no."""
-    other = rng.choice([s for s in scene if s != subject])
+def _side(scene: Scene, subject: Thing, rng: random.Random) -> Turn:
+    """Left of, right of, above or below another thing; a row or column in common answers no."""
+    other = rng.choice([thing for thing in scene if thing != subject])
     (row, column), (other_row, other_column) = divmod(subject.place, 3), divmod(other.place, 3)
-    side, holds = rng.choice(
-        [
-            ("left of", column < other_column),
-            ("right of", column > other_column),
-            ("above", row < other_row),
-            ("below", row > other_row),
-        ]
-    )
-    return f"Is the {subject.noun} {side} the {other.noun}?", "yes" if holds else "no"
-
-
-def _sample(picture: PIL.Image.Image, turns: list[Turn]) -> Sample:
-    branches = tuple((Message.of("user", question), Message.of("assistant", answer)) for question, answer in turns)
-    return Sample((Message.of("user", Image(picture)),), branches=branches)
+    sides = {
+        "left of": column < other_column,
+        "right of": column > other_column,
+        "above": row < other_row,
+        "below": row > other_row,
+    }
+    side = rng.choice(sorted(sides))
+    return f"Is the {subject.noun} {side} the {other.noun}?", "yes" if sides[side] else "no"
 
 
 def scenes(rng: random.Random, split: str) -> Sample:
     """A picture with a caption and eight questions, as branches."""
-    scene, subject = draw_scene(rng, split)
-    turns = questions(scene, subject, rng, split)
-    chosen = rng.sample(turns, NUM_QUESTIONS)
-    return _sample(paint(scene, rng), [(CAPTION_PROMPT, caption(scene)), *chosen])
+    words = SEEN if split == "train" else ALL
+    scene, subject = draw_scene(rng, words, () if split == "train" else sorted(UNSEEN))
+    chosen = rng.sample(questions(scene, subject, rng, words), NUM_QUESTIONS)
+    turns = [(CAPTION_PROMPT, caption(scene)), *chosen]
+    branches = tuple((Message.of("user", question), Message.of("assistant", answer)) for question, answer in turns)
+    return Sample((Message.of("user", Image(paint(scene, rng))),), branches=branches)
 
 
 def scene_questions(rng: random.Random, split: str) -> Sample:

@@ -1,16 +1,23 @@
 """Short texts for language-model pretraining: stories, sums, and scenes told in words with questions and answers.
 
-The told scenes use the words of the picture world, so that a decoder knows what a question asks for before it sees.
+The told scenes have the sentences of the picture world, so that a decoder knows what a question asks for before it
+sees. They are of colored things and of shapes in materials, never of colored shapes: a decoder that has read which
+pairs occur would guess a shape from its color instead of looking.
 """
 
 import random
 
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.datasets.worlds.scenes import SEEN, caption, draw_scene, questions
+from mmgpt.datasets.worlds.scenes import COLOURS, SHAPES, Vocabulary, caption, draw_scene, questions
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Finn", "Grace", "Hugo", "Iris", "Jonas")
 THINGS = ("ball", "book", "apple", "key", "cup", "hat", "coin", "lamp", "drum", "kite")
+MATERIALS = ("wooden", "paper", "iron", "glass", "golden", "silver", "clay", "wax", "stone", "ivory")
 ROOMS = ("kitchen", "garden", "hall", "attic", "shed", "school")
+TOLD = (
+    Vocabulary(tuple(COLOURS), THINGS, "color", "thing"),
+    Vocabulary(MATERIALS, SHAPES, "material", "shape"),
+)
 
 
 def stories(rng: random.Random, split: str) -> Sample:
@@ -20,15 +27,16 @@ def stories(rng: random.Random, split: str) -> Sample:
 
 
 def _told_scene(rng: random.Random) -> str:
-    scene, subject = draw_scene(rng, "train")
-    turns = rng.sample(questions(scene, subject, rng, "train"), 4)
+    words = rng.choice(TOLD)
+    scene, subject = draw_scene(rng, words)
+    turns = rng.sample(questions(scene, subject, rng, words), 4)
     return "\n".join([caption(scene), *(f"{question}\n{answer}" for question, answer in turns)])
 
 
 def _hiding(rng: random.Random) -> str:
     (first, second), (one, two) = rng.sample(NAMES, 2), rng.sample(THINGS, 2)
     here, there, later = rng.sample(ROOMS, 3)
-    colour, _ = rng.choice(SEEN)
+    colour = rng.choice(tuple(COLOURS))
     lines = [
         f"{first} has a {colour} {one} and {second} has a {two}.",
         f"{first} puts the {one} in the {here}. {second} leaves the {two} in the {there}.",

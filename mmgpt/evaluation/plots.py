@@ -1,7 +1,7 @@
 """Line charts for an HTML page, and the builder of its tags.
 
-A chart is an SVG stretched over its box; labels and hover texts are HTML laid over it, so letters keep their size at
-any width of the window. Colours are the CSS classes `s0` to `s6` of report.css, which know light and dark. No script.
+A chart is an SVG stretched over its box, with labels and hover texts laid over it as HTML: letters keep their
+size at any width. Colours are the classes `s0` to `s6` of report.css, which knows light and dark.
 """
 
 import html
@@ -9,13 +9,14 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 VOID = {"img", "meta"}
 CONTROLS = {code: "\ufffd" for code in (*range(32), 127) if chr(code) not in "\n\t\r"}
 MAX_POINTS = 400  # of a line; more cannot be told apart on a screen
 MAX_HOVERS = 100  # of a chart
-LOG_FROM = 20.0  # largest / smallest value from which a scale is logarithmic
+LOG_FROM = 6.0  # largest / smallest value from which a scale is logarithmic
 
 Point = tuple[float, float]
 
@@ -24,16 +25,17 @@ class Markup(str):
     """HTML already; whatever else is put into a tag is escaped."""
 
 
-def tag(name: str, *children: str | None, **attributes: object) -> Markup:
-    """An element; children that are not Markup are escaped, None is left out. `cls` spells class, `a_b` spells a-b."""
-    names = {key: "class" if key == "cls" else key.replace("_", "-") for key in attributes}
-    opened = "".join(f' {names[key]}="{_escape(str(value))}"' for key, value in attributes.items() if value is not None)
-    return Markup(f"<{name}{opened}>" if name in VOID else f"<{name}{opened}>{join(*children)}</{name}>")
+def tag(element: str, /, *children: str | None, **attributes: object) -> Markup:
+    """An element; children that are not Markup are escaped, None left out; `cls` spells class, `a_b` a-b."""
+    opened = element
+    for key, value in attributes.items():
+        name = "class" if key == "cls" else key.replace("_", "-")
+        opened += "" if value is None else f' {name}="{_escape(str(value))}"'
+    return Markup(f"<{opened}>" if element in VOID else f"<{opened}>{_join(children)}</{element}>")
 
 
-def join(*children: str | None) -> Markup:
-    """Children one after the other, those that are not Markup escaped."""
-    return Markup("".join(c if isinstance(c, Markup) else _escape(c) for c in children if c is not None))
+def _join(children: Sequence[str | None]) -> str:
+    return "".join(child if isinstance(child, Markup) else _escape(child) for child in children if child is not None)
 
 
 def _escape(text: str) -> str:
@@ -72,7 +74,7 @@ class Axis:
         """Round values along the axis, at most about that many."""
         if self.is_log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            for digits in ((1, 2, 5), (1, 3), (1,)):
+            for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
                 found = [m * 10.0**e for e in decades for m in digits if self.low <= m * 10.0**e <= self.high]
                 if len(found) <= most:
                     break
@@ -85,7 +87,7 @@ class Axis:
 
 
 def value_axis(values: Sequence[float], scale: Literal["auto", "zero"]) -> Axis:
-    """An axis that holds the values: from zero, or as close as they lie, and logarithmic where they span much."""
+    """An axis that holds the values, from zero or as near as they lie; logarithmic where they span much."""
     low, high = min(values), max(values)
     if scale == "zero":
         return Axis(min(0.0, low), high * 1.08 if high > 0 else 1.0)
@@ -98,13 +100,13 @@ def value_axis(values: Sequence[float], scale: Literal["auto", "zero"]) -> Axis:
 def short(value: float) -> str:
     """A number in three digits: 12.4k, 0.432, 3e-4."""
     size = abs(value)
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= limit:
-            return f"{value / (1e3 if letter == 'k' else limit):.3g}{letter}"
+            return f"{value / limit:.3g}{letter}"
     if 0 < size < 1e-3:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
+    return f"{value:.3g}"
 
 
 def line_chart(
@@ -115,7 +117,7 @@ def line_chart(
     is_tall: bool = False,
     write: Callable[[float], str] = short,
 ) -> Markup:
-    """A chart of lines over steps, with axes, ticks, a legend that names the last values, and a text under the pointer.
+    """A chart of lines over steps: axes, ticks, a legend with the last values, and a text under the pointer.
 
     Args:
         title: what the values are.
@@ -127,10 +129,11 @@ def line_chart(
     lines = [Series(one.name, [p for p in one.points if math.isfinite(p[1])], one.colour) for one in lines]
     lines = [one for one in lines if one.points]
     if not lines:
-        return tag("figure", tag("figcaption", tag("strong", title)), tag("p", "no values", cls="note"), cls="chart")
+        caption = tag("figcaption", tag("strong", title), tag("span", "no values", cls="last"))
+        return tag("figure", caption, cls="chart")
     across = Axis(0.0, max(point[0] for one in lines for point in one.points) or 1.0)
     up = value_axis([point[1] for one in lines for point in one.points], scale)
-    rows, columns = up.ticks(6 if is_tall else 3), across.ticks(6 if is_tall else 4)
+    rows, columns = up.ticks(6 if is_tall else 4), across.ticks(6 if is_tall else 4)
     grid = "".join(f"M0 {_y(up, value)}H1000" for value in rows)
     drawing = tag(
         "svg",
@@ -148,9 +151,10 @@ def line_chart(
     ]
     labels.append(tag("span", "step", cls="x name"))
     plot = tag("div", drawing, *labels, *_hovers(lines, across, write), cls="plot")
-    said = "; ".join(f"{one.name} from {write(one.points[0][1])} to {write(one.points[-1][1])}" for one in lines)
+    said = [f"{one.name} from {write(one.points[0][1])} to {write(one.points[-1][1])}" for one in lines]
     caption = tag("figcaption", tag("strong", title), _note(up), _legend(lines, write))
-    return tag("figure", caption, plot, cls="chart tall" if is_tall else "chart", role="group", aria_label=f"{title}: {said}")
+    kind = "chart tall" if is_tall else "chart"
+    return tag("figure", caption, plot, cls=kind, role="group", aria_label=f"{title}: {'; '.join(said)}")
 
 
 def _note(up: Axis) -> Markup | None:
@@ -173,7 +177,8 @@ def _y(up: Axis, value: float) -> float:
 
 
 def _path(one: Series, across: Axis, up: Axis) -> str:
-    places = [f"{1000 * across.share(step):.1f} {_y(up, value)}" for step, value in thin(one.points, MAX_POINTS)]
+    points = thin(one.points, MAX_POINTS)
+    places = [f"{1000 * across.share(step):.1f} {_y(up, value)}" for step, value in points]
     return "M" + "L".join(places) + ("h0" if len(places) == 1 else "")
 
 
@@ -195,14 +200,14 @@ def _hovers(lines: Sequence[Series], across: Axis, write: Callable[[float], str]
     steps = sorted({point[0] for one in lines for point in one.points})
     steps = steps[:: math.ceil(len(steps) / MAX_HOVERS)]
     at = [100 * across.share(step) for step in steps]
-    edges = [0.0, *((a + b) / 2 for a, b in zip(at, at[1:], strict=False)), 100.0]
+    edges = [0.0, *((a + b) / 2 for a, b in pairwise(at)), 100.0]
     hovers = []
     for number, step in enumerate(steps):
         left, right = edges[number], edges[number + 1]
-        values = [(one, _value_at(one.points, step)) for one in lines]
-        rows = [tag("span", one.name, " ", tag("b", write(value)), cls=one.css) for one, value in values]
+        rows = [tag("span", one.name, tag("b", write(_value_at(one.points, step))), cls=one.css) for one in lines]
         tip = tag("span", tag("em", f"step {step:,.0f}"), *rows, cls="tip flip" if at[number] > 55 else "tip")
-        style = f"left:{left:.2f}%;width:{right - left:.2f}%;--at:{100 * (at[number] - left) / (right - left or 1):.0f}%"
+        middle = 100 * (at[number] - left) / (right - left or 1.0)
+        style = f"left:{left:.2f}%;width:{right - left:.2f}%;--at:{middle:.0f}%"
         hovers.append(tag("span", tip, cls="at", style=style, aria_hidden="true"))
     return hovers
 

@@ -80,7 +80,7 @@ def evaluate(
     configs = [task if isinstance(task, TaskConfig) else load_task(task) for task in tasks]
     opened = [Task(config, data_root) for config in configs]
     assistant = model if isinstance(model, Assistant) else load(model)
-    found = Evaluation(str(assistant.bundle.card.get("path", model if not isinstance(model, Assistant) else "model")), environment())
+    found = Evaluation(assistant.name, environment())
     for task in opened:
         items = task.items(limit)
         for count in shots:
@@ -105,7 +105,9 @@ class _Scorer:
     def score(self, items: Sequence[Item], blind: bool) -> tuple[Record, list[Record]]:
         config, started = self.task.config, time.perf_counter()
         shown = [exemplars(self.task.pool, item, config.name, self.shots, self.seed) for item in items]
-        prompts = [with_exemplars([turns for _, turns in own], item.messages) for own, item in zip(shown, items, strict=True)]
+        prompts = [
+            with_exemplars([turns for _, turns in own], item.messages) for own, item in zip(shown, items, strict=True)
+        ]
         predictions = self._answer(prompts, items)
         digest = hashlib.sha256()
         samples = []
@@ -163,7 +165,9 @@ def environment() -> Record:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
 

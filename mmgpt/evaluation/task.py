@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -23,11 +23,11 @@ class TaskConfig(Config):
     data: AnySource
     exemplars: AnySource | None = None  # where shots and the text-only guess come from: never the test split
     kind: Literal["generate", "choose"] = "generate"
-    choices: list[str] | None = Field(None, min_length=2)  # for choose: the same for every item ...
+    choices: list[str] | None = Field(default=None, min_length=2)  # for choose: the same for every item ...
     distractors: PositiveInt | None = None  # ... or so many answers of other items beside the right one
     normalise: bool = False  # for choose: log-probability a token
     generate: GenerateConfig = GenerateConfig(max_new_tokens=32)
-    metrics: list[str] = ["exact_match"]
+    metrics: list[str] = Field(["exact_match"], min_length=1)
     version: int = 1  # raise it when a change moves the scores
 
     @model_validator(mode="after")
@@ -85,17 +85,16 @@ class Task:
         self.pool: Source | None = open_source(config.exemplars, data_root) if config.exemplars else None
 
     def items(self, limit: int | None = None) -> list[Item]:
-        """The first `limit` items, with their choices."""
+        """The first `limit` items, with their choices, which do not depend on the limit."""
         items: list[Item] = []
         for index in range(len(self.test)):
             items += items_of(self.test[index])
-            if limit and len(items) >= limit:
+            if limit and len(items) >= limit and self.config.distractors is None:
                 break
-        items = items[:limit]
         if self.config.kind == "generate":
-            return items
+            return items[:limit]
         answers = sorted({item.reference for item in items})
-        return [Item(i.key, i.messages, i.reference, self._choices(i, answers)) for i in items]
+        return [replace(item, choices=self._choices(item, answers)) for item in items[:limit]]
 
     def _choices(self, item: Item, answers: list[str]) -> tuple[str, ...]:
         if self.config.choices:
@@ -106,7 +105,9 @@ class Task:
         others = [answer for answer in answers if answer != item.reference]
         wanted = self.config.distractors or 0
         if len(others) < wanted:
-            raise UserError(f"task {self.config.name}: {wanted} distractors asked for, only {len(others)} other answers exist")
+            raise UserError(
+                f"task {self.config.name}: {wanted} distractors asked for, only {len(others)} other answers exist"
+            )
         shown = [item.reference, *rng.sample(others, wanted)]
         rng.shuffle(shown)
         return tuple(shown)

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import torch
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.sample import Media, Message, Part, parse_messages
+from mmgpt.datasets.sample import Message, Part, parse_messages
 from mmgpt.generation.decode import Reply, cut_at, decode, generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import IGNORED, Rendered
-from mmgpt.model.weights import Bundle, load_bundle
+from mmgpt.model.weights import Bundle, load_bundle, pick_device
 
 T = TypeVar("T")
 
@@ -28,10 +28,10 @@ class Choice:
 
 
 class Assistant:
-    """A model that answers."""
+    """A model that answers; `name` says in results which one it was."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, name: str = "model") -> None:
+        self.bundle, self.name = bundle, name
         self.model, self.tokenizer, self.renderer = bundle.model, bundle.tokenizer, bundle.renderer
         self.end = bundle.tokenizer.special(bundle.renderer.template.end)
 
@@ -52,7 +52,10 @@ class Assistant:
             return self._answer([self.renderer.prompt(parse_messages(messages))], config)[0]
         replies: list[Reply] = []
         for at in range(0, len(messages), batch_size):
-            chunk = [self.renderer.prompt(parse_messages(one), f"prompt {at + i}") for i, one in enumerate(messages[at : at + batch_size])]
+            chunk = [
+                self.renderer.prompt(parse_messages(one), f"prompt {at + i}")
+                for i, one in enumerate(messages[at : at + batch_size])
+            ]
             replies += self._answer(chunk, config.model_copy(update={"seed": config.seed + at}))
         return replies
 
@@ -61,7 +64,9 @@ class Assistant:
 
         Lists of parts are several questions: `ask([image, "What?"], [image, "Where?"])` returns a list.
         """
-        if parts and all(isinstance(part, list | tuple) for part in parts):
+        if not parts:
+            raise UserError("the prompt is empty; ask needs a text or a medium")
+        if all(isinstance(part, list | tuple) for part in parts):
             return self.chat([(Message.of("user", *one),) for one in parts], **options)  # type: ignore[misc]
         return self.chat([Message.of("user", *parts)], **options)  # type: ignore[arg-type]
 
@@ -86,16 +91,22 @@ class Assistant:
                 finished.add(0)
                 text = text[:cut]
                 continue
-            safe = len(text) - longest_stop + 1 if config.stop else len(text)  # what could still begin a stop string waits
-            while safe > told and text[safe - 1] == "\ufffd":  # the first bytes of a character wait for the rest
-                safe -= 1
+            whole = len(text.rstrip("\ufffd"))  # the first bytes of a character wait for the rest
+            safe = whole - longest_stop + 1  # what could still begin a stop string waits
             if safe > told:
                 yield text[told:safe]
                 told = safe
         if len(text) > told:
             yield text[told:]
 
-    def choose(self, messages: Sequence[Any], choices: Sequence[Any], *, normalise: bool = False, batch_size: int = 32) -> Any:
+    def choose(
+        self,
+        messages: Sequence[Any],
+        choices: Sequence[Any],
+        *,
+        normalise: bool = False,
+        batch_size: int = 32,
+    ) -> Any:
         """The likeliest of given answers, all scored in one pass that reads the prompt and its media once.
 
         Args:
@@ -110,11 +121,15 @@ class Assistant:
         conversations = list(messages) if many else [messages]
         lists = list(choices) if choices and not isinstance(choices[0], str) else [choices] * len(conversations)
         if len(lists) != len(conversations) or any(len(one) < 2 for one in lists):
-            raise UserError(f"{len(conversations)} conversations and {len(lists)} lists of choices; give each at least two choices")
+            raise UserError(
+                f"{len(conversations)} conversations and {len(lists)} lists of choices; give each at least two choices"
+            )
         chosen: list[Choice] = []
         for at in range(0, len(conversations), batch_size):
             rows = range(at, min(at + batch_size, len(conversations)))
-            rendered = [self.renderer.choices(parse_messages(conversations[i]), list(lists[i]), f"prompt {i}") for i in rows]
+            rendered = [
+                self.renderer.choices(parse_messages(conversations[i]), list(lists[i]), f"prompt {i}") for i in rows
+            ]
             for i, logprobs in zip(rows, self._branch_logprobs(rendered), strict=True):
                 scores = [sum(one) / (len(one) if normalise else 1) for one in logprobs]
                 best = max(range(len(scores)), key=scores.__getitem__)
@@ -122,13 +137,15 @@ class Assistant:
         return chosen if many else chosen[0]
 
     def score(self, context: str | Sequence[str], continuation: str | Sequence[str]) -> Any:
-        """Log-probabilities of the tokens of `continuation` after `context`: plain strings, no template, tokenised apart."""
+        """Log-probabilities of the tokens of `continuation` after `context`: plain strings, no template."""
         if isinstance(context, str) != isinstance(continuation, str) or len(context) == 0:
             raise UserError("score takes two strings, or two lists of strings; the context may not be empty")
         contexts = [context] if isinstance(context, str) else list(context)
         continuations = [continuation] if isinstance(continuation, str) else list(continuation)
         if len(contexts) != len(continuations) or not all(contexts) or not all(continuations):
-            raise UserError(f"{len(contexts)} contexts and {len(continuations)} continuations; give pairs, none of them empty")
+            raise UserError(
+                f"{len(contexts)} contexts and {len(continuations)} continuations; give pairs, none of them empty"
+            )
         scores = []
         for before, after in zip(contexts, continuations, strict=True):
             head, tail = self.tokenizer.encode(before), self.tokenizer.encode(after)
@@ -165,7 +182,7 @@ class Assistant:
 
 def _is_many(messages: Sequence[Any]) -> bool:
     """True for a list of conversations, False for one conversation (a list of messages)."""
-    return bool(messages) and isinstance(messages[0], list | tuple) and not isinstance(messages[0], Media)
+    return isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
 
 
 def load(path: str | Path, *, device: str = "auto", verify: bool = False) -> Assistant:
@@ -176,7 +193,6 @@ def load(path: str | Path, *, device: str = "auto", verify: bool = False) -> Ass
         device: `cpu`, `cuda`, or `auto`.
         verify: compute the checkpoint's golden logits again and compare.
     Raises:
-        UserError: if the folder is incomplete, damaged, or its weights do not fit its config.
+        UserError: if the folder is incomplete, damaged, its weights do not fit its config, or there is no such device.
     """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return Assistant(load_bundle(path, name, verify))
+    return Assistant(load_bundle(path, pick_device(device), verify), str(path))

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmgpt.generation.sampling import GenerateConfig, next_tokens
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.generation.sampling import GenerateConfig, next_tokens
 from mmgpt.model.decoder import cached_visible
 from mmgpt.model.layers import KVCache
 from mmgpt.model.multimodal import MultimodalModel
@@ -80,7 +80,7 @@ def decode(
     cache, logits_BV = prefill(model, prompts, room)
     rows = list(range(len(prompts)))
     generators = [torch.Generator().manual_seed(options.seed + row) for row in rows]
-    for _ in range(room):
+    for step in range(room):
         check_logits(logits_BV)
         ids_B = next_tokens(logits_BV, options, [generators[row] for row in rows])
         logprobs_B = logits_BV.log_softmax(dim=-1).gather(1, ids_B[:, None])[:, 0]
@@ -89,8 +89,8 @@ def decode(
             if token == end:
                 finished.add(row)
         lengths = cache.lengths_B.tolist()
-        going = [i for i, row in enumerate(rows) if row not in finished and lengths[i] < context]
-        if not going:
+        going = [i for i, row in enumerate(rows) if row not in finished and lengths[i] + 1 < context]
+        if not going or step + 1 == room:
             return
         if len(going) < len(rows):
             kept = torch.tensor(going, device=model.device)
@@ -110,7 +110,11 @@ def check_logits(logits_BV: Tensor) -> None:
 
 
 def generate(
-    model: MultimodalModel, tokenizer: Tokenizer, prompts: Sequence[Rendered], options: GenerateConfig, end: int
+    model: MultimodalModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Rendered],
+    options: GenerateConfig,
+    end: int,
 ) -> list[Reply]:
     """Answer a batch of prompts."""
     replies = [Reply() for _ in prompts]

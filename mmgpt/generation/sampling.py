@@ -4,6 +4,7 @@ Shape letters: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -16,10 +17,10 @@ class GenerateConfig(Config):
     """How to decode. Greedy unless a temperature is given."""
 
     max_new_tokens: PositiveInt = 64
-    temperature: float = Field(0.0, ge=0)  # 0 is greedy
+    temperature: float = Field(default=0.0, ge=0)  # 0 is greedy
     top_k: NonNegativeInt = 0  # 0 keeps all
-    top_p: float = Field(1.0, gt=0, le=1)
-    stop: tuple[str, ...] = ()  # strings that end a reply and are cut off
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # strings that end a reply and are cut off
     seed: NonNegativeInt = 0  # row i of a call draws from a generator seeded with seed + i
 
 
@@ -32,7 +33,7 @@ def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of likeliest tokens whose probability reaches p (Holtzman et al. 2020, arXiv:1904.09751)."""
+    """Keep the smallest set of the likeliest tokens that reaches p (Holtzman et al. 2020, arXiv:1904.09751)."""
     if p >= 1:
         return logits_BV
     sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)

@@ -126,11 +126,9 @@ class Renderer:
             rendered = self._fit(sample, objective)
         except UserError as error:
             raise type(error)(f"{sample.key}: {error}") from None
-        if objective == "masked":
-            rendered = self._mask(rendered, draw)
         if all(label == IGNORED for label in rendered.labels):
             raise UserError(f"{sample.key}: no token is a target; give it an assistant turn with text to learn")
-        return rendered
+        return self._mask(rendered, draw) if objective == "masked" else rendered
 
     def prompt(self, messages: tuple[Message, ...], key: str = "prompt") -> Rendered:
         """Render a conversation up to where the assistant's reply begins.
@@ -175,6 +173,7 @@ class Renderer:
         pieces.add(self.tokenizer.encode_markup(self.template.begin), False)
         self._add_turns(pieces, messages, "respond")
         pieces.add(self.tokenizer.encode_markup(self.template.turn.format(role="assistant")), False)
+        pieces.labels = [IGNORED] * len(pieces.ids)  # earlier replies are not to be scored
         return pieces
 
     def _fit(self, sample: Sample, objective: Objective) -> Rendered:
@@ -192,7 +191,9 @@ class Renderer:
             context, branches = self._conversation(shorter, objective)
             if len(context.ids) + sum(len(branch.ids) for branch in branches) <= self.context:
                 return replace(_rendered(context, branches, sample), is_trimmed=number > 0)
-        raise TooLong(f"{len(context.ids)} tokens in its last exchange alone, over the context of {self.context}; raise it")
+        raise TooLong(
+            f"{len(context.ids)} tokens in its last exchange alone, over the context of {self.context}; raise it"
+        )
 
     def _conversation(self, sample: Sample, objective: Objective) -> tuple[_Pieces, list[_Pieces]]:
         context = _Pieces()
@@ -217,7 +218,13 @@ class Renderer:
         return context, branches
 
     def _add_turns(
-        self, out: _Pieces, messages: tuple[Message, ...], objective: Objective, *, reopen: bool = True, close: bool = True
+        self,
+        out: _Pieces,
+        messages: tuple[Message, ...],
+        objective: Objective,
+        *,
+        reopen: bool = True,
+        close: bool = True,
     ) -> None:
         """Add turns; the first may go on with a turn already open, the last may be left open."""
         everything = objective != "respond"

@@ -4,6 +4,7 @@ Step k holds draws k * batch_size to (k + 1) * batch_size, whatever the number o
 training in its data is one integer.
 """
 
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -89,5 +90,16 @@ class StepStream(IterableDataset[StepData]):
 
 def load_steps(stream: StepStream, workers: int) -> Iterator[StepData]:
     """Iterate over a stream in `workers` processes (0: in this one), in the same order for any number of them."""
-    loader = DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+    loader = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_ctrl_c_to_the_main_process,
+    )
     return iter(loader)
+
+
+def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
+    """A shell sends Ctrl-C to every process; the main one needs its workers until the step is done and saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -16,7 +16,14 @@ from mmgpt.config import Config, UserError
 
 PAD, END, MASK = "<|pad|>", "<|end|>", "<|mask|>"
 SLOTS = {"image": "<|image|>", "audio": "<|audio|>"}  # one placeholder token for each feature of a medium
-CHAT = ("<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+CHAT = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+)
 SPECIALS = (PAD, END, MASK, *SLOTS.values(), *CHAT)
 
 
@@ -109,7 +116,9 @@ class Tokenizer:
             UserError: if this tokenizer has none of that name.
         """
         if token not in self.special_ids:
-            raise UserError(f"the tokenizer has no special token {token}; it has {', '.join(self.special_ids) or 'none'}")
+            raise UserError(
+                f"the tokenizer has no special token {token}; it has {', '.join(self.special_ids) or 'none'}"
+            )
         return self.special_ids[token]
 
     def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:

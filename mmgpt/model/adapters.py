@@ -126,14 +126,18 @@ class ResamplerAdapter(nn.Module):
 
     def __init__(self, config: ResamplerConfig, *, width: int, out_width: int, grid: Grid) -> None:
         super().__init__()
-        if out_width % config.heads:
-            raise ValueError(f"resampler: heads={config.heads} does not divide the decoder's width={out_width}")
         self.queries = nn.Parameter(torch.randn(config.queries, out_width) * out_width**-0.5)
         self.enter = nn.Linear(width, out_width)
         self.places = nn.Parameter(torch.randn(math.prod(grid), out_width) * out_width**-0.5)
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(
-                out_width, config.heads, 4 * out_width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                out_width,
+                config.heads,
+                4 * out_width,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
             )
             for _ in range(config.depth)
         )

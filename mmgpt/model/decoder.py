@@ -21,7 +21,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, visible: Tensor | None, cache: KVCache | None, slots_BT: Tensor
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        visible: Tensor | None,
+        cache: KVCache | None,
+        slots_BT: Tensor,
     ) -> Tensor:
         """One layer."""
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rope, visible, cache, slots_BT))

@@ -127,7 +127,12 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(*norm) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor] | None, visible: Tensor | None, cache: KVCache | None, slots_BT: Tensor
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        visible: Tensor | None,
+        cache: KVCache | None,
+        slots_BT: Tensor,
     ) -> Tensor:
         """Attend; `visible` is bool (B, 1, T, S), None for plain causal attention among the T tokens."""
         width = self.config.num_per_head
@@ -139,11 +144,20 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.write(self.layer, key, value, slots_BT)
             if visible is not None:
-                key, value = keys[:, :, : visible.shape[-1]].to(query.dtype), values[:, :, : visible.shape[-1]].to(query.dtype)
+                key, value = (
+                    keys[:, :, : visible.shape[-1]].to(query.dtype),
+                    values[:, :, : visible.shape[-1]].to(query.dtype),
+                )
         grouped = self.config.num_kv_heads < self.config.heads
         dropout = self.config.dropout if self.training else 0.0
         mixed_BHTE = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, is_causal=visible is None, enable_gqa=grouped, dropout_p=dropout
+            query,
+            key,
+            value,
+            attn_mask=visible,
+            is_causal=visible is None,
+            enable_gqa=grouped,
+            dropout_p=dropout,
         )
         out_BTD: Tensor = self.out(rearrange(mixed_BHTE, "b h t e -> b t (h e)"))
         return out_BTD

@@ -30,11 +30,20 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if self.encoders.keys() != self.adapters.keys():
-            raise ValueError(f"encoders {sorted(self.encoders)} and adapters {sorted(self.adapters)} must be the same modalities")
+            raise ValueError(
+                f"encoders {sorted(self.encoders)} and adapters {sorted(self.adapters)} must be the same modalities"
+            )
         for modality, encoder in self.encoders.items():
             if modality != ENCODERS[encoder.kind].modality:
-                raise ValueError(f"encoder {encoder.kind} reads {ENCODERS[encoder.kind].modality}, it cannot be encoders.{modality}")
-            self.adapters[modality].num_tokens(encoder.grid)
+                raise ValueError(
+                    f"encoder {encoder.kind} reads {ENCODERS[encoder.kind].modality}, it cannot be encoders.{modality}"
+                )
+            adapter = self.adapters[modality]
+            adapter.num_tokens(encoder.grid)
+            if adapter.kind == "resampler" and self.decoder.width % adapter.heads:
+                raise ValueError(
+                    f"resampler: heads={adapter.heads} does not divide the decoder's width={self.decoder.width}"
+                )
         return self
 
     def media_specs(self) -> dict[str, MediaSpec]:

@@ -73,6 +73,13 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         draft.rename(folder)
 
 
+def write_file(file: Path, text: str) -> None:
+    """Write a file under another name, then move it into place, so that it is there whole or not at all."""
+    draft = file.with_name(f".{file.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(file)
+
+
 def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     """Write a bundle's files into an existing folder."""
     model = bundle.model
@@ -86,11 +93,15 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     }
     _write_json(folder / "config.json", described)
     bundle.tokenizer.save(folder)
-    sizes = {m: {"kind": c.kind, "num_tokens": model.config.adapters[m].num_tokens(c.grid)} for m, c in model.config.encoders.items()}
+    sizes = {
+        m: {"kind": c.kind, "num_tokens": model.config.adapters[m].num_tokens(c.grid)}
+        for m, c in model.config.encoders.items()
+    }
     _write_json(folder / "processor_config.json", sizes)
     stop = TEMPLATES[bundle.template].end
     _write_json(
-        folder / "generation_config.json", {"do_sample": False, "max_new_tokens": 64, "eos_token_id": bundle.tokenizer.special(stop)}
+        folder / "generation_config.json",
+        {"do_sample": False, "max_new_tokens": 64, "eos_token_id": bundle.tokenizer.special(stop)},
     )
     if with_golden:
         _write_json(folder / "golden.json", make_golden(bundle))
@@ -125,6 +136,21 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu", verify: bo
     return bundle
 
 
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA where there is one.
+
+    Raises:
+        UserError: if this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name}: cannot be used here ({reason}); give cpu, cuda or auto") from None
+
+
 def find_model(path: str | Path) -> Path:
     """The folder with a model's files: `path` itself, its `final/`, or its newest checkpoint.
 
@@ -142,7 +168,9 @@ def find_model(path: str | Path) -> Path:
 
 def _unique_weights(model: MultimodalModel) -> dict[str, Tensor]:
     tied = model.config.decoder.tied
-    return {name: w.contiguous() for name, w in model.state_dict().items() if not (tied and name == "decoder.head.weight")}
+    return {
+        name: w.contiguous() for name, w in model.state_dict().items() if not (tied and name == "decoder.head.weight")
+    }
 
 
 def save_weights(weights: Mapping[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -158,7 +186,7 @@ def save_weights(weights: Mapping[str, Tensor], folder: Path, shard_bytes: int =
     if len(shards) == 1:
         save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
@@ -186,9 +214,14 @@ def load_weights(folder: Path, device: str | torch.device = "cpu") -> dict[str, 
     return weights
 
 
-def set_weights(model: MultimodalModel, weights: dict[str, Tensor], where: str) -> None:
+def set_weights(model: MultimodalModel, weights: dict[str, Tensor], where: str, *, assign: bool = True) -> None:
     """Give a model exactly these weights.
 
+    Args:
+        model: the model, on the meta device or not.
+        weights: by parameter name.
+        where: what an error begins with.
+        assign: take the tensors themselves; else copy them into the parameters there are.
     Raises:
         UserError: if any is missing, unexpected or of another shape; names them.
     """
@@ -204,11 +237,13 @@ def set_weights(model: MultimodalModel, weights: dict[str, Tensor], where: str) 
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
     if any(names for _, names in faults):
         told = "; ".join(f"{len(names)} {what}: {_first(names)}" for what, names in faults if names)
-        raise UserError(f"{where}: the weights do not fit config.json ({told}); take the config.json they were saved with")
+        raise UserError(
+            f"{where}: the weights do not fit config.json ({told}); take the config.json they were saved with"
+        )
     if model.config.decoder.tied:
         weights["decoder.head.weight"] = weights["decoder.embedding.weight"]
-    model.load_state_dict(weights, assign=True)
-    if model.config.decoder.tied:
+    model.load_state_dict(weights, assign=assign)
+    if assign and model.config.decoder.tied:
         model.decoder.head.weight = model.decoder.embedding.weight
 
 
@@ -231,7 +266,11 @@ def make_golden(bundle: Bundle) -> dict[str, Any]:
         ramp = np.arange(16 * 16 * 3, dtype=np.uint32).reshape(16, 16, 3) % 251
         message = Message.of("user", Image(PIL.Image.fromarray(ramp.astype(np.uint8))), "What is this?")
     logits = golden_logits(bundle, (message,))
-    return {"messages": [message.to_dict()], "argmax": int(logits.argmax()), "first_logits": logits[:256].tolist()}
+    return {
+        "messages": [message.to_dict()],
+        "argmax": int(logits.argmax()),
+        "first_logits": logits[:256].tolist(),
+    }
 
 
 def verify_golden(bundle: Bundle, golden: dict[str, Any], where: str) -> None:
@@ -243,7 +282,9 @@ def verify_golden(bundle: Bundle, golden: dict[str, Any], where: str) -> None:
     logits = golden_logits(bundle, parse_messages(golden["messages"]))
     gap = (logits[:256] - torch.tensor(golden["first_logits"])).abs().max()
     if gap > GOLDEN_TOLERANCE or int(logits.argmax()) != golden["argmax"]:
-        raise UserError(f"{where}: golden.json's logits are off by {gap:.2g}; the weights are not the ones it was written with")
+        raise UserError(
+            f"{where}: golden.json's logits are off by {gap:.2g}; the weights are not the ones it was written with"
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -272,5 +313,12 @@ def _card_text(bundle: Bundle) -> str:
     rows = [f"| {name} | {count:,} |" for name, count in parts.items()]
     facts = [f"- {key}: {value}" for key, value in bundle.card.items()]
     lines = ["# An mmgpt model", "", *facts, "", "| part | parameters |", "| --- | ---: |", *rows, ""]
-    use = ["```python", "import mmgpt", 'model = mmgpt.load("THIS_FOLDER")', 'print(model.ask("...").text)', "```", ""]
+    use = [
+        "```python",
+        "import mmgpt",
+        'model = mmgpt.load("THIS_FOLDER")',
+        'print(model.ask("...").text)',
+        "```",
+        "",
+    ]
     return "\n".join(lines + use)

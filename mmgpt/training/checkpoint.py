@@ -4,21 +4,25 @@
 previous one. Randomness is seeded by (seed, stage, step) and data are drawn by step, so step and optimizers are all.
 """
 
+import contextlib
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from mmgpt.config import UserError
-from mmgpt.model.weights import Bundle, load_weights, read_json, save_bundle, set_weights, write_folder
+from mmgpt.model.weights import Bundle, load_weights, save_bundle, set_weights, write_folder
 
 
 @dataclass(frozen=True)
@@ -35,32 +39,55 @@ def save_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Pat
 
     def fill(draft: Path) -> None:
         save_bundle(bundle, draft, with_golden=False)
-        state = get_optimizer_state_dict(bundle.model, list(optimizers))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*single process")  # it is one, on purpose
-            dcp.save({"optimizers": state}, checkpoint_id=draft / "state", no_dist=True)
+        with _quiet():
+            save(optimizer_state(bundle.model, optimizers), checkpoint_id=draft / "state", no_dist=True)
         (draft / "trainer_state.json").write_text(json.dumps({"stage": stage, "global_step": step}))
 
     write_folder(folder, fill)
 
 
 def load_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Path) -> None:
-    """Read weights and optimizer state back, bit for bit."""
-    load_model(bundle, folder)
-    state: dict[str, Any] = {"optimizers": get_optimizer_state_dict(bundle.model, list(optimizers))}
+    """Read weights and optimizer state back, bit for bit; the parameters stay the objects that the optimizers hold."""
+    set_weights(bundle.model, load_weights(folder, bundle.model.device), str(folder), assign=False)
+    stored = FileSystemReader(folder / "state").read_metadata().state_dict_metadata
+    state = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in stored.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    with _quiet():
+        load(state, checkpoint_id=folder / "state", no_dist=True)
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        name, kind = key.split("/")
+        by_name.setdefault(name, {})[kind] = value.to(bundle.model.device)
+    learning: dict[Tensor, str] = {parameter: name for name, parameter in bundle.model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if learning[parameter] in by_name:
+                optimizer.state[parameter] = by_name[learning[parameter]]
+
+
+def optimizer_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Moments and step counts as `parameter/kind`. A parameter without a gradient so far has none, and gets none.
+
+    torch's own `get_optimizer_state_dict` would take an empty step to make them up, and so change what is trained.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{kind}": value
+        for optimizer in optimizers
+        for parameter, own in optimizer.state.items()
+        for kind, value in own.items()
+        if value is not None
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*single process")
-        dcp.load(state, checkpoint_id=folder / "state", no_dist=True)
-    set_optimizer_state_dict(bundle.model, list(optimizers), state["optimizers"])
-
-
-def load_model(bundle: Bundle, folder: Path) -> None:
-    """Read the weights alone, in place."""
-    weights = load_weights(folder, bundle.model.device)
-    for name, parameter in bundle.model.named_parameters():
-        if name in weights:
-            weights[name].requires_grad_(parameter.requires_grad)
-    set_weights(bundle.model, weights, str(folder))
+        warnings.filterwarnings("ignore", message=".*single process")  # it is one, on purpose
+        yield
 
 
 def newest(run: Path, stages: Sequence[str]) -> Position | None:

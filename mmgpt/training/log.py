@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mmgpt.model.weights import write_file
+
 
 class RunLog:
     """Appends to a run's log.jsonl. Lines have `stage` and `step`; events have `event` besides."""
@@ -23,9 +25,7 @@ class RunLog:
             for record in read_log(self.file)
             if (stages.index(record["stage"]), record.get("step", 0)) <= (stage, step)
         ]
-        draft = self.file.with_suffix(".draft")
-        draft.write_text("".join(json.dumps(record) + "\n" for record in done), encoding="utf-8")
-        draft.replace(self.file)
+        write_file(self.file, "".join(json.dumps(record) + "\n" for record in done))
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import signal
 import time
 import zlib
 from collections import Counter
@@ -20,8 +19,9 @@ from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.weights import Bundle, new_bundle, save_bundle, write_folder
+from mmgpt.model.weights import Bundle, new_bundle, pick_device, save_bundle, write_file, write_folder
 from mmgpt.training import checkpoint
+from mmgpt.training.interrupt import Interrupted, stop_signals
 from mmgpt.training.log import RunLog
 from mmgpt.training.optim import freeze_except, make_optimizers, rate_of, set_rates, share_of_peak
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
@@ -31,10 +31,6 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, by 
 
 Record = dict[str, Any]
 OnRecord = Callable[[Record], None]
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and has saved; the message says where and how to go on."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,14 @@ def train(
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
     _keep_freed_memory()
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(text, encoding="utf-8")
+    write_file(run / "config.yaml", text)
     torch.manual_seed(recipe.seed)
     bundle = new_bundle(recipe.model, _tokenizer(recipe, run, sources), recipe.template)
-    bundle.card = {"recipe": recipe.name, "seed": recipe.seed, "stages": ", ".join(stage.name for stage in recipe.stages)}
+    bundle.card = {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "stages": ", ".join(stage.name for stage in recipe.stages),
+    }
     bundle.model.to(pick_device(device))
     names = [stage.name for stage in recipe.stages]
     start = checkpoint.newest(run, names)
@@ -95,16 +95,11 @@ def train(
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed blocks: returned to the system, every step faults them in again (a CPU step takes 15 % longer)."""
+    """Let glibc keep freed blocks: given back, each step faults them in again and takes 15 % longer on a CPU."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(ctypes.c_int(-3), ctypes.c_int(2**31 - 1))  # M_MMAP_THRESHOLD
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` is CUDA where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
 
 
 def _tokenizer(recipe: Recipe, run: Path, sources: dict[str, list[Source]]) -> Tokenizer:
@@ -118,8 +113,10 @@ def _tokenizer(recipe: Recipe, run: Path, sources: dict[str, list[Source]]) -> T
             for stage in recipe.stages
             for item, source in zip(stage.data, sources[stage.name], strict=True)
         }
-        tokenizer = Tokenizer.train(_texts(list(distinct.values()), recipe.tokenizer.num_samples), recipe.tokenizer.vocab_size)
-    tokenizer.save(run)
+        tokenizer = Tokenizer.train(
+            _texts(list(distinct.values()), recipe.tokenizer.num_samples), recipe.tokenizer.vocab_size
+        )
+    write_file(run / "tokenizer.json", tokenizer.core.to_str(pretty=True))
     return tokenizer
 
 
@@ -158,7 +155,13 @@ class _Stage:
         log: RunLog,
         on_record: OnRecord,
     ) -> None:
-        self.stage, self.bundle, self.folder, self.log, self.on_record = stage, bundle, run / stage.name, log, on_record
+        self.stage, self.bundle, self.folder, self.log, self.on_record = (
+            stage,
+            bundle,
+            run / stage.name,
+            log,
+            on_record,
+        )
         self.seed = zlib.crc32(f"{recipe.seed}/{stage.name}".encode())
         self.sources = sources
         self.totals: Counter[str] = Counter()
@@ -170,17 +173,22 @@ class _Stage:
     def run(self, at: checkpoint.Position | None) -> None:
         """Train from `at`, or from the start with the weights as they are."""
         if at:
-            checkpoint.load_model(self.bundle, at.folder)
-            self.optimizers = make_optimizers(self.bundle.model, self.stage)
             checkpoint.load_checkpoint(self.bundle, self.optimizers, at.folder)
         step = at.step if at else 0
         if step == self.stage.steps:
             return
         if not at:
-            self._record({"event": "stage", "step": 0, "objective": self.stage.objective, "parts": self._freeze_table()})
+            self._record(
+                {
+                    "event": "stage",
+                    "step": 0,
+                    "objective": self.stage.objective,
+                    "parts": self._freeze_table(),
+                }
+            )
         steps = load_steps(self._stream(step), self.stage.workers)
         interval = _Interval()
-        with _stop_signals() as asked_to_stop:
+        with stop_signals() as asked_to_stop:
             while step < self.stage.steps:
                 before = time.perf_counter()
                 data = next(steps)
@@ -197,7 +205,9 @@ class _Stage:
                     self._save(step)
                 if asked_to_stop:
                     where = self.folder / f"checkpoint-{step}"
-                    raise Interrupted(f"stopped after step {step} of {self.stage.name}, saved {where}; the same command goes on")
+                    raise Interrupted(
+                        f"stopped after step {step} of {self.stage.name}, saved {where}; the same command goes on"
+                    )
 
     def _stream(self, start: int) -> StepStream:
         return StepStream(
@@ -295,25 +305,3 @@ class _Stage:
         folder = self.folder / f"checkpoint-{step}"
         checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, stage=self.stage.name, step=step)
         checkpoint.keep_last(self.folder, self.stage.keep_last)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C or SIGTERM came; the second Ctrl-C interrupts at once."""
-    came: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        came.append(number)
-        signal.signal(number, before[number])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: signals belong to somebody else
-        before = {}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -73,7 +73,9 @@ def rate_of(name: str, stage: StageConfig) -> float:
 def _matrices(model: nn.Module) -> set[str]:
     """Names of the weights of linear layers inside the network: not embeddings, not the output layer."""
     return {
-        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.endswith("head")
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith("head")
     }
 
 

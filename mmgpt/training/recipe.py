@@ -27,8 +27,8 @@ class ScheduleConfig(Config):
 
     kind: Literal["cosine", "linear", "constant"] = "linear"  # linear: constant, then down over the last `decay`
     warmup: NonNegativeInt = 10  # steps
-    decay: float = Field(0.6, ge=0, le=1)  # share of the steps
-    floor: float = Field(0.0, ge=0, le=1)  # where it ends
+    decay: float = Field(default=0.6, ge=0, le=1)  # share of the steps
+    floor: float = Field(default=0.0, ge=0, le=1)  # where it ends
 
 
 class StageConfig(Config):
@@ -36,7 +36,7 @@ class StageConfig(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     objective: Objective = "respond"
-    train: list[str] = Field(["*"], min_length=1)  # globs over parameter names; the rest is frozen
+    train: list[str] = Field(default=["*"], min_length=1)  # globs over parameter names; the rest is frozen
     data: list[AnySource] = Field(min_length=1)
     steps: PositiveInt
     batch_size: PositiveInt = 32  # samples a step, with all their branches
@@ -51,7 +51,7 @@ class StageConfig(Config):
     save_every: PositiveInt = 500  # steps
     keep_last: PositiveInt = 2  # checkpoints of this stage
     log_every: PositiveInt = 10  # steps
-    max_skipped: float = Field(0.01, ge=0, le=1)  # stop when a larger share of samples could not be used
+    max_skipped: float = Field(default=0.01, ge=0, le=1)  # stop when a larger share of samples could not be used
 
 
 class Recipe(Config):
@@ -69,7 +69,9 @@ class Recipe(Config):
     def _names_are_unique(self) -> Self:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"stages {names} must have different names; their checkpoints go to folders of those names")
+            raise ValueError(
+                f"stages {names} must have different names; their checkpoints go to folders of those names"
+            )
         return self
 
 

@@ -57,9 +57,10 @@ def train_step(
             entry = sums.setdefault(name, [0.0, 0.0])
             entry[0] += float(own.sum())
             entry[1] += len(own)
-    learning = [p for p in model.parameters() if p.requires_grad]
-    grad_norm = torch.nn.utils.clip_grad_norm_(learning, max_norm)
-    check_finite(model, grad_norm, step)
+    learning = [p for p in model.parameters() if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+    check_finite(model, grad_norm, step)  # before clipping, which would spread one NaN over all gradients
+    torch.nn.utils.clip_grads_with_norm_(learning, max_norm, grad_norm)
     for optimizer in optimizers:
         optimizer.step()
     model.zero_grad(set_to_none=True)

@@ -1,0 +1,252 @@
+"""The command line: arguments in, one public function called, a table out.
+
+Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong, 130 stopped by Ctrl-C with everything saved.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from mmgpt.config import UserError
+
+if TYPE_CHECKING:
+    from mmgpt.evaluation.pipeline import Finished
+    from mmgpt.evaluation.run import Evaluation
+
+app = typer.Typer(
+    help="Train, evaluate and prompt multimodal models: text and pictures in, text out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out_console = Console()
+
+DataRoot = Annotated[Path, typer.Option(help="Folder that the paths in a recipe or task are relative to.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Checkpoint = Annotated[
+    Path, typer.Argument(help="A run, a checkpoint, or an exported model folder.", show_default=False)
+]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of an answer.")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs/quickstart"),
+    device: Device = "auto",
+) -> None:
+    """Train a small model that sees, in minutes on two cores: three stages, scores, answers and a report."""
+    finished = _run_recipe("quickstart", [], out, Path("."), device)
+    _show_answers(finished)
+    _show_where(finished)
+    out_console.print(f'ask it:  mmgpt ask {finished.folder} "What is in the middle?" --image PICTURE.png')
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with mmgpt.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Dotted keys, as in stages.instruct.steps=10.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the run goes; runs/NAME if not given.")] = None,
+    data_root: DataRoot = Path("."),
+    device: Device = "auto",
+) -> None:
+    """Train a recipe's stages, score its tasks and write a report. The same command goes on where it was stopped."""
+    _show_where(_run_recipe(config, overrides or [], out, data_root, device))
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Checkpoint,
+    tasks: Annotated[str, typer.Option(help="Task names or YAML files, with commas between them.")],
+    shots: Annotated[
+        str, typer.Option(help="Numbers of solved examples in the prompt, with commas between them.")
+    ] = "0",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each task.", min=1)] = None,
+    data_root: DataRoot = Path("."),
+    out: Annotated[Path | None, typer.Option(help="Folder for results.json and the answers.")] = None,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Also score without media, and the best guess from words.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Questions at a time.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Of the choice of examples.", min=0)] = 0,
+    device: Device = "auto",
+) -> None:
+    """Score a model on tasks, zero- or few-shot."""
+    from mmgpt.evaluation.run import evaluate as run
+    from mmgpt.generation.assistant import load
+
+    counts = shots.split(",")
+    if not all(count.isdecimal() for count in counts):
+        raise UserError(f"--shots {shots}: give numbers with commas between them, as in 0,4")
+    terminal = Console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_interactive) as bars:
+        found = run(
+            load(checkpoint, device=device),
+            [name.strip() for name in tasks.split(",")],
+            shots=[int(count) for count in counts],
+            limit=limit,
+            data_root=data_root,
+            out=out,
+            blind=blind,
+            batch_size=batch_size,
+            seed=seed,
+            on_progress=_Bars(bars),
+        )
+    out_console.print(score_table(found))
+    if out:
+        out_console.print(f"answers and scores: {out}")
+
+
+@app.command()
+def ask(
+    checkpoint: Checkpoint,
+    question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several, in order.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="A sound; repeat for several.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="A video; repeat for several.")] = None,
+    choices: Annotated[str | None, typer.Option(help="Answer with one of these, with commas between them.")] = None,
+    max_new_tokens: MaxNewTokens = 64,
+    temperature: Temperature = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Ask one question about pictures, sounds or nothing but itself."""
+    from mmgpt.datasets.sample import MEDIA, Message
+    from mmgpt.generation.assistant import load
+
+    given = {"image": image, "audio": audio, "video": video}
+    media: list[Any] = [MEDIA[kind](str(path)) for kind, paths in given.items() for path in paths or []]
+    assistant = load(checkpoint, device=device)
+    if choices is not None:
+        options = choices.split(",")
+        choice = assistant.choose([Message.of("user", *media, question)], options)
+        for option, logprob in zip(options, choice.logprobs, strict=True):
+            out_console.print(
+                f"{'>' if option == choice.text else ' '} {option}  {logprob:.3f}",
+                markup=False,
+                highlight=False,
+            )
+        return
+    reply = assistant.ask(*media, question, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    out_console.print(reply.text, markup=False, highlight=False)
+
+
+@app.command()
+def chat(
+    checkpoint: Checkpoint,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    device: Device = "auto",
+) -> None:
+    """Talk to a model. /image PATH adds a picture to the next question, /new starts over, /quit or Ctrl-D ends."""
+    from mmgpt.generation.assistant import load
+    from mmgpt.generation.terminal import talk
+
+    talk(load(checkpoint, device=device), out_console, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+class _Bars:
+    """A progress bar for each task of an evaluation."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars, self.tasks = bars, dict[str, Any]()
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        if task not in self.tasks:
+            self.bars.start()
+            self.tasks[task] = self.bars.add_task(task, total=total, told="")
+        self.bars.update(self.tasks[task], completed=done)
+
+
+def _run_recipe(config: str, overrides: list[str], out: Path | None, data_root: Path, device: str) -> "Finished":
+    from mmgpt.evaluation.pipeline import run_recipe
+    from mmgpt.training.progress import TrainingDisplay
+
+    with TrainingDisplay() as display:
+        finished = run_recipe(
+            config,
+            overrides=overrides,
+            out=out,
+            data_root=data_root,
+            device=device,
+            on_record=display.on_record,
+            on_progress=_Bars(display.bars),
+        )
+    if finished.evaluation:
+        out_console.print(score_table(finished.evaluation))
+    return finished
+
+
+def score_table(found: "Evaluation") -> Table:
+    """Scores in percent, with the same score blind and the best guess from the words beside them."""
+    table = Table(title="scores in %", title_justify="left", title_style="bold")
+    columns = ("task", "shots", "n", "metric", "score", "95 % interval", "media removed", "text-only guess")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number in (0, 3) else "right")
+    for result in found.results:
+        blind = result["blind"] or {}
+        for metric, score in result["metrics"].items():
+            low, high = score["ci95"]
+            removed, guess = blind.get(metric), blind.get("text_only", {}).get(metric)
+            table.add_row(
+                result["task"],
+                str(result["shots"]),
+                f"{result['n']:,}",
+                metric,
+                f"[bold]{100 * score['value']:.1f}",
+                f"{100 * low:.1f} - {100 * high:.1f}",
+                f"{100 * removed['value']:.1f}" if removed else "-",
+                f"{100 * guess['value']:.1f}" if guess else "-",
+            )
+    return table
+
+
+def _show_answers(finished: "Finished", count: int = 3) -> None:
+    """A few of the questions just scored, with their answers."""
+    if finished.evaluation is None:
+        return
+    samples = [sample for rows in finished.evaluation.samples.values() for sample in rows[: 2 * count : 2]]
+    out_console.print("[bold]three answers about pictures it never saw[/bold]")
+    for sample in samples[: count - 1] + samples[-1:]:
+        question = sample["messages"][-1]["content"][-1]["text"]
+        mark = (
+            "[green]right[/green]"
+            if sample["prediction"] == sample["reference"]
+            else f"[red]wrong: {escape(sample['reference'])}[/red]"
+        )
+        out_console.print(
+            f"  {escape(question)} -> [bold]{escape(sample['prediction'])}[/bold]  ({mark})", highlight=False
+        )
+
+
+def _show_where(finished: "Finished") -> None:
+    out_console.print(f"model:   {finished.folder / 'final'}\nreport:  {finished.report}", highlight=False)
+
+
+def main() -> None:
+    """Run the command line; errors become one line and an exit code."""
+    from mmgpt.training.interrupt import Interrupted
+
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except (FloatingPointError, OSError) as error:
+        errors.print(f"failed: {error}", style="red", markup=False, highlight=False)
+        sys.exit(1)
+    except Interrupted as stopped:
+        errors.print(str(stopped), style="yellow", markup=False, highlight=False)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

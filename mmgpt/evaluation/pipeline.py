@@ -1,0 +1,56 @@
+"""A recipe from start to end: train its stages, score its tasks, write the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmgpt.evaluation.report import write_report
+from mmgpt.evaluation.run import Evaluation, OnProgress, evaluate
+from mmgpt.evaluation.task import Task, load_task
+from mmgpt.generation.assistant import Assistant, load
+from mmgpt.training.loop import OnRecord, Run, train
+from mmgpt.training.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a recipe left: the run's folder, its scores (None without tasks) and its report."""
+
+    folder: Path
+    evaluation: Evaluation | None
+    report: Path
+
+    def load(self) -> Assistant:
+        """The trained model."""
+        return load(self.folder)
+
+
+def run_recipe(
+    recipe: str | Path | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    data_root: str | Path = ".",
+    device: str = "auto",
+    on_record: OnRecord = lambda record: None,
+    on_progress: OnProgress = lambda task, done, total: None,
+) -> Finished:
+    """Train a recipe (or go on with it), evaluate its `tasks` with their blind baselines, and write report.html.
+
+    The arguments and errors are those of `train` and `evaluate`; the scores go to the run's `eval/`.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
+    for name in recipe.tasks:
+        Task(load_task(name), data_root)  # a wrong name or absent data is told now, not after the training
+    run: Run = train(recipe, out=out, data_root=data_root, device=device, on_record=on_record)
+    evaluation = None
+    if run.recipe.tasks:
+        evaluation = evaluate(
+            run.folder,
+            run.recipe.tasks,
+            data_root=data_root,
+            out=run.folder / "eval",
+            blind=True,
+            on_progress=on_progress,
+        )
+    return Finished(run.folder, evaluation, write_report(run.folder))

@@ -1,0 +1,88 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmgpt.inputs.batch import PADDING, collate, split_by_tokens
+from mmgpt.inputs.chat import IGNORED, Medium, Rendered
+
+
+def row(
+    length: int, *, branches: list[int] | None = None, source: str = "a", media: tuple[Medium, ...] = ()
+) -> Rendered:
+    ids = list(range(1, length + 1))
+    numbers = branches or [0] * length
+    return Rendered(ids, [IGNORED, *ids[1:]], numbers, list(range(length)), list(media), f"{source}/{length}", source)
+
+
+lengths = st.lists(st.integers(1, 12), min_size=1, max_size=8)
+
+
+@given(lengths=lengths)
+def test_padding_stands_at_the_end_and_is_no_target_and_no_document(lengths):
+    batch = collate([row(length) for length in lengths])
+    for number, length in enumerate(lengths):
+        assert batch.ids[number].tolist() == [*range(1, length + 1), *[0] * (max(lengths) - length)]
+        assert (batch.labels[number, length:] == IGNORED).all()
+        assert (batch.documents[number, length:] == PADDING).all()
+        assert (batch.documents[number, :length] == 0).all()
+    assert batch.num_targets == sum(length - 1 for length in lengths)
+
+
+@given(lengths=lengths, budget=st.integers(1, 60))
+def test_groups_hold_every_sample_once_within_the_budget(lengths, budget):
+    rows = [row(length) for length in lengths]
+    groups = split_by_tokens(rows, budget)
+    assert sorted(id(one) for group in groups for one in group) == sorted(map(id, rows))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(len(one.ids) for one in group) <= budget
+
+
+@given(context=st.integers(1, 5), sizes=st.lists(st.integers(1, 4), max_size=4), is_causal=st.booleans())
+def test_a_token_sees_its_context_and_its_own_branch_up_to_itself(context, sizes, is_causal):
+    numbers = [0] * context + [number for number, size in enumerate(sizes, start=1) for _ in range(size)]
+    batch = collate([row(len(numbers), branches=numbers), row(3)], "respond" if is_causal else "masked")
+    visible = batch.visible()
+    if visible is None:
+        assert is_causal
+        assert not sizes
+        return
+    for query in range(len(numbers)):
+        for key in range(visible.shape[-1]):
+            in_row = key < len(numbers)
+            in_reach = in_row and (numbers[key] == 0 or numbers[key] == numbers[query]) and key <= query
+            assert bool(visible[0, 0, query, key]) == (in_reach if is_causal else in_row)
+
+
+def test_no_query_is_left_without_a_key_even_in_padding():
+    batch = collate([row(6, branches=[0, 0, 1, 1, 2, 2]), row(2)])
+    assert batch.visible().any(dim=-1).all()
+
+
+def test_media_of_all_samples_lie_in_reading_order_padded_at_their_ends():
+    def sound(samples: int, value: float) -> Medium:
+        return Medium("audio", torch.full((1, samples), value), 2, f"clip {value}")
+
+    picture = Medium("image", torch.ones(3, 4, 4), 4, "red.png")
+    batch = collate([row(3, media=(sound(5, 1.0), picture)), row(2, media=(sound(3, 2.0), sound(7, 3.0)))])
+    audio = batch.media["audio"]
+    assert audio.names == ("a/3: clip 1.0", "a/2: clip 2.0", "a/2: clip 3.0")
+    assert audio.lengths.tolist() == [5, 3, 7]
+    assert audio.values.shape == (3, 1, 7)
+    assert audio.values.sum(dim=-1).flatten().tolist() == [5.0, 6.0, 21.0]
+    assert batch.media["image"].names == ("a/3: red.png",)
+
+
+def test_sources_are_numbered_in_the_order_they_come():
+    batch = collate([row(2, source="b"), row(3, source="a"), row(1, source="b")])
+    assert batch.source_names == ("b", "a")
+    assert batch.sources[:, 0].tolist() == [0, 1, 0]
+    assert batch.sources.shape == batch.ids.shape
+
+
+def test_moving_a_batch_moves_every_tensor_in_it():
+    picture = Medium("image", torch.ones(3, 4, 4), 4, "red.png")
+    moved = collate([row(3, media=(picture,))]).to("meta")
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    tensors += [moved.media["image"].values, moved.media["image"].lengths]
+    assert len(tensors) == 8
+    assert {tensor.device.type for tensor in tensors} == {"meta"}

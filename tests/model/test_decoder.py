@@ -1,0 +1,192 @@
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from mmgpt.model.decoder import Decoder, cached_visible
+from mmgpt.model.layers import DecoderConfig
+
+VOCAB, WIDTH, DEPTH, HEADS, INNER, CONTEXT = 97, 48, 2, 4, 80, 24
+LLAMA_NAMES = {
+    "model.embed_tokens.": "embedding.",
+    "model.layers.": "blocks.",
+    "model.norm.": "norm.",
+    "lm_head.": "head.",
+    "self_attn.q_proj.": "attention.query.",
+    "self_attn.k_proj.": "attention.key.",
+    "self_attn.v_proj.": "attention.value.",
+    "self_attn.o_proj.": "attention.out.",
+    "self_attn.q_norm.": "attention.query_norm.",
+    "self_attn.k_norm.": "attention.key_norm.",
+    "input_layernorm.": "attention_norm.",
+    "post_attention_layernorm.": "mlp_norm.",
+    "gate_proj.": "gate.",
+    "up_proj.": "up.",
+    "down_proj.": "down.",
+}
+GPT2_NAMES = {
+    "transformer.wte.": "embedding.",
+    "transformer.wpe.": "positions.",
+    "transformer.h.": "blocks.",
+    "transformer.ln_f.": "norm.",
+    "lm_head.": "head.",
+    "ln_1.": "attention_norm.",
+    "ln_2.": "mlp_norm.",
+    "attn.c_proj.": "attention.out.",
+    "mlp.c_fc.": "mlp.up.",
+    "mlp.c_proj.": "mlp.down.",
+}
+
+
+def shake(model: nn.Module) -> nn.Module:
+    """Weights far from their initial ones, so that no scale of 1 and no bias of 0 hides a mistake."""
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.15)
+    return model.eval()
+
+
+def renamed(name: str, names: dict[str, str]) -> str:
+    for theirs, ours in names.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def from_gpt2(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Conv1D holds (inputs, outputs), and c_attn holds queries, keys and values side by side."""
+    ours = {}
+    for name, value in state.items():
+        turned = value.T if value.ndim == 2 and ("c_" in name) else value
+        if ".attn.c_attn." in name:
+            for part, piece in zip(("query", "key", "value"), turned.chunk(3), strict=True):
+                ours[renamed(name, GPT2_NAMES).replace("attn.c_attn", f"attention.{part}")] = piece
+        else:
+            ours[renamed(name, GPT2_NAMES)] = turned
+    return ours
+
+
+@torch.no_grad()
+def logits_of(config: DecoderConfig, weights: dict[str, Tensor], ids_BT: Tensor) -> Tensor:
+    decoder = Decoder(config, VOCAB).eval()
+    decoder.load_state_dict(weights)
+    positions_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
+    return decoder.logits(decoder(decoder.embed(ids_BT), positions_BT))
+
+
+@pytest.fixture
+def ids_BT() -> Tensor:
+    return torch.randint(VOCAB, (2, CONTEXT))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_decoder_gives_the_logits_of_hf_llama(kv_heads, tied, ids_BT):
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_hidden_layers": DEPTH,
+        "vocab_size": VOCAB,
+    }
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": kv_heads, "rms_norm_eps": 1e-5}
+    theirs = shake(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=tied)))
+    config = DecoderConfig(
+        width=WIDTH,
+        depth=DEPTH,
+        heads=HEADS,
+        kv_heads=kv_heads,
+        inner=INNER,
+        norm_eps=1e-5,
+        context=CONTEXT,
+        tied=tied,
+    )
+    weights = {renamed(name, LLAMA_NAMES): value for name, value in theirs.state_dict().items()}
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(config, weights, ids_BT), theirs(ids_BT).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_decoder_with_qk_norm_and_its_own_head_width_gives_the_logits_of_hf_qwen3(ids_BT):
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_hidden_layers": DEPTH,
+        "vocab_size": VOCAB,
+    }
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6}
+    theirs = shake(transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, **heads)))
+    config = DecoderConfig(
+        width=WIDTH,
+        depth=DEPTH,
+        heads=HEADS,
+        kv_heads=2,
+        head_width=16,
+        inner=INNER,
+        qk_norm=True,
+        context=CONTEXT,
+    )
+    weights = {renamed(name, LLAMA_NAMES): value for name, value in theirs.state_dict().items()}
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(config, weights, ids_BT), theirs(ids_BT).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_decoder_gives_the_logits_of_hf_gpt2(ids_BT):
+    sizes = {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": HEADS, "n_positions": CONTEXT, "vocab_size": VOCAB}
+    theirs = shake(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)))
+    config = DecoderConfig(
+        width=WIDTH,
+        depth=DEPTH,
+        heads=HEADS,
+        context=CONTEXT,
+        norm="layer",
+        norm_eps=1e-5,
+        mlp="gelu",
+        position="learned",
+        bias=True,
+        tied=True,
+    )
+    with torch.no_grad():
+        ours = logits_of(config, from_gpt2(theirs.state_dict()), ids_BT)
+        torch.testing.assert_close(ours, theirs(ids_BT).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("kv_heads", [4, 1])
+@torch.no_grad()
+def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_heads, ids_BT):
+    config = DecoderConfig(width=WIDTH, depth=DEPTH, heads=HEADS, kv_heads=kv_heads, context=CONTEXT, position=position)
+    decoder = shake(Decoder(config, VOCAB))
+    positions_BT = torch.arange(CONTEXT).expand_as(ids_BT)
+    whole_BTD = decoder(decoder.embed(ids_BT), positions_BT)
+    cache = decoder.new_cache(len(ids_BT), CONTEXT)
+    pieces = []
+    for first, last in [(0, 7), (7, 8), (8, 12), (12, CONTEXT)]:
+        part_BT = positions_BT[:, first:last]
+        visible = cached_visible(part_BT, CONTEXT)
+        pieces.append(decoder(decoder.embed(ids_BT[:, first:last]), part_BT, visible, cache))
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole_BTD, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_rotary_attention_sees_only_distances(ids_BT):
+    decoder = shake(Decoder(DecoderConfig(width=WIDTH, depth=DEPTH, heads=HEADS, context=CONTEXT), VOCAB))
+    positions_BT = torch.arange(CONTEXT).expand_as(ids_BT)
+    x_BTD = decoder.embed(ids_BT)
+    torch.testing.assert_close(decoder(x_BTD, positions_BT + 50), decoder(x_BTD, positions_BT), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_zero_init_begins_as_the_identity_of_the_blocks(ids_BT):
+    decoder = Decoder(DecoderConfig(width=WIDTH, depth=DEPTH, heads=HEADS, context=CONTEXT), VOCAB)
+    x_BTD = decoder.embed(ids_BT)
+    torch.testing.assert_close(decoder(x_BTD, torch.arange(CONTEXT).expand_as(ids_BT)), decoder.norm(x_BTD))
+
+
+@pytest.mark.parametrize(
+    ("fault", "rule"),
+    [
+        ({"width": 30, "heads": 4}, "heads=4 does not divide width=30"),
+        ({"width": 32, "heads": 4, "kv_heads": 3}, "kv_heads=3 does not divide heads=4"),
+        ({"width": 36, "heads": 4}, "head width 9 is odd"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused_with_both_numbers(fault, rule):
+    with pytest.raises(ValueError, match=rule):
+        DecoderConfig(**fault)
