@@ -1,6 +1,6 @@
 """Benchmarks: ours and the other way in turns in one process; one JSON line for each comparison.
 
-    python scripts/bench.py branches      answers a second in training: questions as branches against separate samples
+python scripts/bench.py branches      answers a second in training: questions as branches against separate samples
 """
 
 import argparse

@@ -20,7 +20,7 @@ from mmgpt.training.loop import texts_of
 from mmgpt.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-DECODER = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "context": 320}
+DECODER = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "context": 320, "token_shift": True}
 VIT = {"kind": "vit", "image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2}
 FOLD = {"kind": "fold", "stride": 2}
 

@@ -164,8 +164,8 @@ def questions(scene: Scene, subject: Thing, rng: random.Random, words: Vocabular
         _exists(scene, subject, rng, words),
         (f"Is the {subject.noun} small or large?", subject.size),
         (f"Where is the {subject.noun}?", where(subject.place)),
-        (f"What is {where(subject.place)}?", f"a {subject.size} {subject.noun}"),
-        _at_place(scene, rng),
+        _at_place(scene, subject.place),
+        _at_place(scene, rng.randrange(9)),
         (f"What {words.look} is the {words.kind} {where(subject.place)}?", subject.look),
         (f"What {words.kind} is {where(subject.place)}?", subject.kind),
     ]
@@ -197,8 +197,7 @@ def _exists(scene: Scene, subject: Thing, rng: random.Random, words: Vocabulary)
     return f"Is there a {look} {kind}?", "no"
 
 
-def _at_place(scene: Scene, rng: random.Random) -> Turn:
-    place = rng.randrange(9)
+def _at_place(scene: Scene, place: int) -> Turn:
     found = [thing for thing in scene if thing.place == place]
     return f"What is {where(place)}?", f"a {found[0].size} {found[0].noun}" if found else "nothing"
 
@@ -222,9 +221,19 @@ def scenes(rng: random.Random, split: str) -> Sample:
     words = SEEN if split == "train" else ALL
     scene, subject = draw_scene(rng, words, () if split == "train" else sorted(UNSEEN))
     chosen = rng.sample(questions(scene, subject, rng, words), NUM_QUESTIONS)
-    turns = [(CAPTION_PROMPT, caption(scene)), *chosen]
+    return _sample(paint(scene, rng), [(CAPTION_PROMPT, caption(scene)), *chosen])
+
+
+def scene_places(rng: random.Random, split: str) -> Sample:
+    """A picture and what stands at each of the nine places: the densest look at it, to align an encoder with."""
+    words = SEEN if split == "train" else ALL
+    scene, _ = draw_scene(rng, words, () if split == "train" else sorted(UNSEEN))
+    return _sample(paint(scene, rng), [_at_place(scene, place) for place in range(9)])
+
+
+def _sample(picture: PIL.Image.Image, turns: list[Turn]) -> Sample:
     branches = tuple((Message.of("user", question), Message.of("assistant", answer)) for question, answer in turns)
-    return Sample((Message.of("user", Image(paint(scene, rng))),), branches=branches)
+    return Sample((Message.of("user", Image(picture)),), branches=branches)
 
 
 def scene_questions(rng: random.Random, split: str) -> Sample:

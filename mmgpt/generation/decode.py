@@ -51,8 +51,9 @@ def prefill(model: MultimodalModel, prompts: Sequence[Rendered], room: int) -> t
     rows, longest = batch.ids.shape
     slots_BT = torch.arange(longest, device=model.device).expand(rows, -1)  # padding gets slots that are written over
     cache = model.decoder.new_cache(rows, longest + room)
-    hidden_BTD = model.decoder(model.embed(batch), slots_BT, None, cache)
-    cache.lengths_B = torch.tensor([len(prompt.ids) for prompt in prompts], device=model.device)
+    cache.coming_B = torch.tensor([len(prompt.ids) for prompt in prompts], device=model.device)
+    hidden_BTD = model.decoder(model.embed(batch), slots_BT, cache=cache)
+    cache.lengths_B = cache.coming_B
     last_BD = hidden_BTD[torch.arange(rows, device=model.device), cache.lengths_B - 1]
     return cache, model.decoder.logits(last_BD)
 
@@ -62,7 +63,8 @@ def decode_one(model: MultimodalModel, cache: KVCache, ids_B: Tensor) -> Tensor:
     """Append one token to every row; the logits (B, V) that follow."""
     positions_B1 = cache.lengths_B[:, None]
     visible = cached_visible(positions_B1, int(cache.lengths_B.max()) + 1)
-    hidden_B1D = model.decoder(model.decoder.embed(ids_B[:, None]), positions_B1, visible, cache)
+    cache.coming_B = torch.ones_like(cache.lengths_B)
+    hidden_B1D = model.decoder(model.decoder.embed(ids_B[:, None]), positions_B1, visible, cache=cache)
     cache.lengths_B = cache.lengths_B + 1
     return model.decoder.logits(hidden_B1D[:, 0])
 

@@ -84,6 +84,15 @@ class Batch:
         past = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
         return (same_document & in_reach & past)[:, None]
 
+    def previous(self) -> Tensor:
+        """(B, T) index of the token before each one in its text, -1 for none; a branch's first follows the context."""
+        places_BT = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        before = torch.nn.functional.pad
+        new_document = self.documents != before(self.documents, (1, 0), value=PADDING - 1)[:, :-1]
+        new_branch = (self.branches > 0) & (self.branches != before(self.branches, (1, 0))[:, :-1])
+        context_end_BT = torch.where(self.branches == 0, places_BT, -1).cummax(dim=1).values
+        return torch.where(new_branch, context_end_BT, places_BT - 1).masked_fill(new_document, -1)
+
 
 def collate(samples: Sequence[Rendered], objective: Objective = "respond") -> Batch:
     """Pad samples at their ends to one batch."""

@@ -6,7 +6,16 @@ Shape letters: B rows, T tokens, S cached tokens, D width, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from mmgpt.model.layers import Attention, DecoderConfig, FeedForward, KVCache, make_norm, rope_tables
+from mmgpt.model.layers import (
+    Attention,
+    DecoderConfig,
+    FeedForward,
+    KVCache,
+    PassInputs,
+    TokenShift,
+    make_norm,
+    rope_tables,
+)
 
 
 class Block(nn.Module):
@@ -15,21 +24,18 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = make_norm(config, config.width)
+        self.token_shift = TokenShift(config, layer) if config.token_shift else None
         self.attention = Attention(config, layer)
         self.mlp_norm = make_norm(config, config.width)
         self.mlp = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        visible: Tensor | None,
-        cache: KVCache | None,
-        slots_BT: Tensor,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
         """One layer."""
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rope, visible, cache, slots_BT))
+        normed_BTD = self.attention_norm(x_BTD)
+        if self.token_shift is not None:
+            normed_BTD = self.token_shift(normed_BTD, shared)
+        x_BTD = x_BTD + self.dropout(self.attention(normed_BTD, shared))
         out_BTD: Tensor = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
         return out_BTD
 
@@ -71,7 +77,12 @@ class Decoder(nn.Module):
         return x_BTD
 
     def forward(
-        self, x_BTD: Tensor, positions_BT: Tensor, visible: Tensor | None = None, cache: KVCache | None = None
+        self,
+        x_BTD: Tensor,
+        positions_BT: Tensor,
+        visible: Tensor | None = None,
+        previous_BT: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm.
 
@@ -79,6 +90,7 @@ class Decoder(nn.Module):
             x_BTD: embeddings.
             positions_BT: place of each token in its text.
             visible: bool (B, 1, T, S), True where a query may see a key; None is causal attention within x_BTD.
+            previous_BT: index of the token before each one, -1 for none; None if it is the one to the left.
             cache: keys and values so far; the new ones go to the slots `positions_BT`.
         """
         rope = None
@@ -86,8 +98,9 @@ class Decoder(nn.Module):
             x_BTD = x_BTD + self.positions(positions_BT)
         else:
             rope = rope_tables(positions_BT, self.config.num_per_head, self.config.rope_theta)
+        shared = PassInputs(rope, visible, previous_BT, cache, positions_BT)
         for block in self.blocks:
-            x_BTD = block(x_BTD, rope, visible, cache, positions_BT)
+            x_BTD = block(x_BTD, shared)
         out_BTD: Tensor = self.norm(x_BTD)
         return out_BTD
 

@@ -3,6 +3,7 @@
 Shape letters: B rows, T tokens, S cached tokens, H heads, K key heads, E width of a head, D width of the model.
 """
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
@@ -30,6 +31,7 @@ class DecoderConfig(Config):
     mlp: Literal["swiglu", "gelu", "relu2"] = "swiglu"  # gelu is the tanh form; relu2: arXiv:2109.08668
     position: Literal["rope", "learned"] = "rope"
     rope_theta: PositiveFloat = 10_000.0
+    token_shift: bool = False  # each channel of attention's input mixes in a learned share of the token before
     qk_norm: bool = False  # RMS norm of every head's queries and keys (arXiv:2302.05442)
     bias: bool = False
     tied: bool = False  # the output layer shares the embedding
@@ -95,7 +97,11 @@ class KVCache:
         shape = (config.depth, rows, config.num_kv_heads, size, config.num_per_head)
         self.keys_LBKSE = torch.zeros(shape, device=device, dtype=dtype)
         self.values_LBKSE = torch.zeros(shape, device=device, dtype=dtype)
+        self.last_LBD = torch.zeros(config.depth, rows, config.width, device=device, dtype=dtype)
         self.lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
+        self.coming_B = torch.zeros(
+            rows, dtype=torch.long, device=device
+        )  # tokens of the pass under way, without padding
         self.size = size
 
     def write(self, layer: int, keys_BKTE: Tensor, values_BKTE: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +114,53 @@ class KVCache:
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
         self.keys_LBKSE, self.values_LBKSE = self.keys_LBKSE[:, rows], self.values_LBKSE[:, rows]
+        self.last_LBD, self.coming_B = self.last_LBD[:, rows], self.coming_B[rows]
         self.lengths_B = self.lengths_B[rows]
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """What every layer of one pass shares.
+
+    Attributes:
+        rope: cosines and sines, None with learned positions.
+        visible: bool (B, 1, T, S), True where a query may see a key; None for plain causal attention.
+        previous_BT: index of the token before each one, -1 for none; None if it is the one to the left.
+        cache: keys and values so far.
+        slots_BT: where in the cache the new ones go.
+    """
+
+    rope: tuple[Tensor, Tensor] | None
+    visible: Tensor | None
+    previous_BT: Tensor | None
+    cache: KVCache | None
+    slots_BT: Tensor
+
+
+class TokenShift(nn.Module):
+    """Every token's channels mixed with those of the token before (Peng et al. 2023, arXiv:2305.13048).
+
+    One layer of it does what otherwise takes an attention head that looks back by one, which forms late in training.
+    """
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.share_D = nn.Parameter(torch.linspace(0, 0.5, config.width))
+
+    def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
+        """Mix each token with the one that `previous_BT` points at, or the one to its left or in the cache."""
+        cache, previous_BT = shared.cache, shared.previous_BT
+        if cache is not None:
+            before_BTD = torch.cat((cache.last_LBD[self.layer][:, None], x_BTD[:, :-1]), dim=1)
+            cache.last_LBD[self.layer] = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), cache.coming_B - 1]
+        else:
+            padded_BTD = F.pad(x_BTD, (0, 0, 1, 0))
+            if previous_BT is None:
+                before_BTD = padded_BTD[:, :-1]
+            else:
+                before_BTD = padded_BTD.gather(1, (previous_BT + 1)[..., None].expand_as(x_BTD))
+        return torch.lerp(x_BTD, before_BTD, self.share_D.to(x_BTD.dtype))
 
 
 class Attention(nn.Module):
@@ -126,15 +178,9 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(*norm) if config.qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(*norm) if config.qk_norm else nn.Identity()
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        visible: Tensor | None,
-        cache: KVCache | None,
-        slots_BT: Tensor,
-    ) -> Tensor:
-        """Attend; `visible` is bool (B, 1, T, S), None for plain causal attention among the T tokens."""
+    def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
+        """Attend among the tokens, and to what the cache holds."""
+        rope, visible, cache = shared.rope, shared.visible, shared.cache
         width = self.config.num_per_head
         query = self.query_norm(rearrange(self.query(x_BTD), "b t (h e) -> b h t e", e=width))
         key = self.key_norm(rearrange(self.key(x_BTD), "b t (k e) -> b k t e", e=width))
@@ -142,7 +188,7 @@ class Attention(nn.Module):
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
         if cache is not None:
-            keys, values = cache.write(self.layer, key, value, slots_BT)
+            keys, values = cache.write(self.layer, key, value, shared.slots_BT)
             if visible is not None:
                 key, value = (
                     keys[:, :, : visible.shape[-1]].to(query.dtype),

@@ -132,7 +132,9 @@ class MultimodalModel(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states (B, T, D) of a batch."""
-        out: Tensor = self.decoder(self.embed(batch), batch.positions, batch.visible())
+        visible = batch.visible()
+        previous_BT = batch.previous() if visible is not None and self.config.decoder.token_shift else None
+        out: Tensor = self.decoder(self.embed(batch), batch.positions, visible, previous_BT)
         return out
 
     def forward(self, batch: Batch) -> Loss:

@@ -149,9 +149,11 @@ def test_decoder_gives_the_logits_of_hf_gpt2(ids_BT):
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
 @pytest.mark.parametrize("kv_heads", [4, 1])
+@pytest.mark.parametrize("token_shift", [False, True])
 @torch.no_grad()
-def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_heads, ids_BT):
-    config = DecoderConfig(width=WIDTH, depth=DEPTH, heads=HEADS, kv_heads=kv_heads, context=CONTEXT, position=position)
+def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_heads, token_shift, ids_BT):
+    sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "kv_heads": kv_heads, "context": CONTEXT}
+    config = DecoderConfig(**sizes, position=position, token_shift=token_shift)
     decoder = shake(Decoder(config, VOCAB))
     positions_BT = torch.arange(CONTEXT).expand_as(ids_BT)
     whole_BTD = decoder(decoder.embed(ids_BT), positions_BT)
@@ -160,7 +162,8 @@ def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_h
     for first, last in [(0, 7), (7, 8), (8, 12), (12, CONTEXT)]:
         part_BT = positions_BT[:, first:last]
         visible = cached_visible(part_BT, CONTEXT)
-        pieces.append(decoder(decoder.embed(ids_BT[:, first:last]), part_BT, visible, cache))
+        cache.coming_B = torch.full((len(ids_BT),), last - first)
+        pieces.append(decoder(decoder.embed(ids_BT[:, first:last]), part_BT, visible, cache=cache))
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole_BTD, atol=1e-5, rtol=1e-5)
 
 

@@ -1,0 +1,88 @@
+"""Figures that need a GPU, one JSON line each; `docs/gpu-backlog.md` lists them.
+
+python scripts/gpu_report.py --only pretrain-1b
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmgpt.evaluation.pipeline import run_recipe
+from mmgpt.inputs.batch import collate
+from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.weights import new_bundle
+from mmgpt.training.loop import PEAK_FLOPS
+from mmgpt.training.optim import make_optimizers
+from mmgpt.training.recipe import StageConfig
+from mmgpt.training.step import train_step
+
+Record = dict[str, Any]
+
+
+def pretrain_1b(steps: int = 20, rows: int = 16, length: int = 2048) -> Record:
+    """Train steps of a 1 B decoder on random text in bf16, and the share of the device's peak they reach."""
+    sizes = {"width": 2048, "depth": 16, "heads": 32, "kv_heads": 8, "inner": 8192, "context": length, "tied": True}
+    config = ModelConfig.model_validate({"decoder": sizes})
+    bundle = new_bundle(config, Tokenizer.train(["text"], 300), "plain")
+    model = bundle.model.cuda()
+    data = [{"reader": "world", "name": "stories"}]
+    stage = StageConfig.model_validate({"name": "pretrain", "data": data, "steps": steps, "precision": "bfloat16"})
+    optimizers = make_optimizers(model, stage)
+    ids = torch.randint(0, 290, (rows, length)).tolist()
+    rendered = [
+        Rendered(row, [-100, *row[1:]], [0] * length, list(range(length)), [], "random", "random") for row in ids
+    ]
+    batches = [collate([one]) for one in rendered]
+    for _ in range(3):
+        train_step(model, optimizers, batches, max_norm=1.0, precision="bfloat16")
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(steps):
+        train_step(model, optimizers, batches, max_norm=1.0, precision="bfloat16")
+    torch.cuda.synchronize()
+    tokens_per_second = steps * rows * length / (time.perf_counter() - started)
+    parameters = sum(p.numel() for p in model.parameters())
+    attention = 6 * sizes["depth"] * sizes["width"] * length  # FLOPs a token, causal
+    achieved = tokens_per_second * (6 * parameters + attention)
+    peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
+    return {
+        "parameters": parameters,
+        "tokens_per_second": round(tokens_per_second),
+        "mfu": round(achieved / peaks[0], 4) if peaks else None,
+        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1),
+    }
+
+
+def quickstart_gpu() -> Record:
+    """Wall time and scores of the quickstart."""
+    started = time.perf_counter()
+    finished = run_recipe("quickstart", out=Path(tempfile.mkdtemp()) / "run", device="cuda")
+    assert finished.evaluation is not None
+    scores = {row["task"]: row["metrics"]["exact_match"]["value"] for row in finished.evaluation.results}
+    return {"seconds": round(time.perf_counter() - started, 1), **scores}
+
+
+FIGURES = {"pretrain-1b": pretrain_1b, "quickstart-gpu": quickstart_gpu}
+
+
+def main() -> None:
+    """Measure the figures asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=sorted(FIGURES), action="append")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(2, "no GPU here: these figures are measured on one\n")
+    for name in arguments.only or sorted(FIGURES):
+        device = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+        print(json.dumps({"figure": name, **FIGURES[name](), **device}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
