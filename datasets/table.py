@@ -82,7 +82,7 @@ class TableSource(Source):
         media = {kind: MEDIA[kind](str(self._inside(path))) for kind, path in self._media_paths(rows[0]).items()}
         turns = [self._turns(row, media) for row in rows]
         name = rows[0][self.config.group_by] if self.config.group_by else index
-        key = f"{self.name}/{name}"
+        key = f"{self.name}/{self.config.split}/{name}"
         if not self.config.group_by:
             return Sample(turns[0], self.name, key)
         parts = turns[0][0].parts

@@ -46,7 +46,9 @@ def quickstart(
     finished = _run_recipe("quickstart", [], out, Path("."), device)
     _show_answers(finished)
     _show_where(finished)
-    out_console.print(f'ask it:  mmgpt ask {finished.folder} "What is in the middle?" --image PICTURE.png')
+    picture = finished.examples[0].picture if finished.examples else "PICTURE.png"
+    question = f'ask it:  mmgpt ask {finished.folder} "How many shapes are there?" --image {picture}'
+    out_console.print(question, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -208,22 +210,17 @@ def score_table(found: "Evaluation") -> Table:
     return table
 
 
-def _show_answers(finished: "Finished", count: int = 3) -> None:
-    """A few of the questions just scored, with their answers."""
-    if finished.evaluation is None:
-        return
-    samples = [sample for rows in finished.evaluation.samples.values() for sample in rows[: 2 * count : 2]]
-    out_console.print("[bold]three answers about pictures it never saw[/bold]")
-    for sample in samples[: count - 1] + samples[-1:]:
-        question = sample["messages"][-1]["content"][-1]["text"]
-        mark = (
-            "[green]right[/green]"
-            if sample["prediction"] == sample["reference"]
-            else f"[red]wrong: {escape(sample['reference'])}[/red]"
+def _show_answers(finished: "Finished") -> None:
+    """A few of the questions just scored, with their answers and pictures."""
+    if finished.examples:
+        out_console.print("[bold]answers about pictures it never saw[/bold]")
+    for one in finished.examples:
+        is_right = one.prediction == one.reference
+        mark = "[green]right[/green]" if is_right else f"[red]wrong: {escape(one.reference)}[/red]"
+        line = (
+            f"  {escape(str(one.picture))}  {escape(one.question)} -> [bold]{escape(one.prediction)}[/bold]  ({mark})"
         )
-        out_console.print(
-            f"  {escape(question)} -> [bold]{escape(sample['prediction'])}[/bold]  ({mark})", highlight=False
-        )
+        out_console.print(line, highlight=False, soft_wrap=True)
 
 
 def _show_where(finished: "Finished") -> None:

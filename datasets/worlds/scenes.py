@@ -218,17 +218,36 @@ def _side(scene: Scene, subject: Thing, rng: random.Random) -> Turn:
 
 def scenes(rng: random.Random, split: str) -> Sample:
     """A picture with a caption and eight questions, as branches."""
-    words = SEEN if split == "train" else ALL
-    scene, subject = draw_scene(rng, words, () if split == "train" else sorted(UNSEEN))
+    words, scene, subject = _draw(rng, split)
     chosen = rng.sample(questions(scene, subject, rng, words), NUM_QUESTIONS)
     return _sample(paint(scene, rng), [(CAPTION_PROMPT, caption(scene)), *chosen])
 
 
 def scene_places(rng: random.Random, split: str) -> Sample:
-    """A picture and what stands at each of the nine places: the densest look at it, to align an encoder with."""
+    """A picture and what stands at each of the nine places: the densest look at it, to align an encoder with.
+
+    Color and shape are asked for apart as well, so that each is learned whatever the other is.
+    """
+    words, scene, _ = _draw(rng, split)
+    turns = [_at_place(scene, place) for place in range(9)]
+    for thing in scene:
+        turns.append((f"What {words.look} is the {words.kind} {where(thing.place)}?", thing.look))
+        turns.append((f"What {words.kind} is {where(thing.place)}?", thing.kind))
+    return _sample(paint(scene, rng), turns)
+
+
+def scene_relations(rng: random.Random, split: str) -> Sample:
+    """A picture, where each thing in it is, and which of two is left of, right of, above or below the other."""
+    _, scene, _ = _draw(rng, split)
+    turns = [(f"Where is the {thing.noun}?", where(thing.place)) for thing in scene]
+    turns += [_side(scene, thing, rng) for thing in scene * 2 if len(scene) > 1]
+    return _sample(paint(scene, rng), turns)
+
+
+def _draw(rng: random.Random, split: str) -> tuple[Vocabulary, Scene, Thing]:
+    """Words, scene and subject of a split: training never holds an unseen pair, a test scene always does."""
     words = SEEN if split == "train" else ALL
-    scene, _ = draw_scene(rng, words, () if split == "train" else sorted(UNSEEN))
-    return _sample(paint(scene, rng), [_at_place(scene, place) for place in range(9)])
+    return words, *draw_scene(rng, words, () if split == "train" else sorted(UNSEEN))
 
 
 def _sample(picture: PIL.Image.Image, turns: list[Turn]) -> Sample:

@@ -77,6 +77,8 @@ def evaluate(
     Raises:
         UserError: on an unknown task, absent data, or prompts that do not fit the context.
     """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} leaves nothing to score; give 1 or more, or None for all")
     configs = [task if isinstance(task, TaskConfig) else load_task(task) for task in tasks]
     opened = [Task(config, data_root) for config in configs]
     assistant = model if isinstance(model, Assistant) else load(model)

@@ -12,6 +12,7 @@ from itertools import islice
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from mmgpt.config import UserError
 from mmgpt.datasets.mixture import Order
 from mmgpt.datasets.sample import MediaError
 from mmgpt.datasets.source import Source
@@ -36,8 +37,8 @@ class StepData:
     faults: list[str] = field(default_factory=list)
 
 
-class StepStream(IterableDataset[StepData]):
-    """StepData from step `start` on, endlessly."""
+class StepStream(IterableDataset[StepData | UserError]):
+    """StepData from step `start` on, endlessly; a fault of the user's data comes as the error itself, and ends it."""
 
     def __init__(
         self,
@@ -55,14 +56,18 @@ class StepStream(IterableDataset[StepData]):
         self.order = Order([len(source) for source in sources], weights, seed)
         self.batch_size, self.micro_batch_tokens, self.start = batch_size, micro_batch_tokens, start
 
-    def __iter__(self) -> Iterator[StepData]:
+    def __iter__(self) -> Iterator[StepData | UserError]:
         worker = get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         draws = self.order.draw(self.start * self.batch_size)
         for step in range(self.start, 1 << 62):
             drawn = list(islice(draws, self.batch_size))
             if (step - self.start) % workers == mine:
-                yield self._step(drawn, step)
+                try:
+                    data: StepData | UserError = self._step(drawn, step)
+                except UserError as error:  # handed on as a value: torch wraps what a worker raises into its traceback
+                    data = error
+                yield data
 
     def _step(self, drawn: list[tuple[int, int]], step: int) -> StepData:
         rendered, faults = [], []
@@ -89,7 +94,11 @@ class StepStream(IterableDataset[StepData]):
 
 
 def load_steps(stream: StepStream, workers: int) -> Iterator[StepData]:
-    """Iterate over a stream in `workers` processes (0: in this one), in the same order for any number of them."""
+    """Iterate over a stream in `workers` processes (0: in this one), in the same order for any number of them.
+
+    Raises:
+        UserError: when it comes to a sample that is wrong, other than by a medium or its length.
+    """
     loader = DataLoader(
         stream,
         batch_size=None,
@@ -97,7 +106,10 @@ def load_steps(stream: StepStream, workers: int) -> Iterator[StepData]:
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_ctrl_c_to_the_main_process,
     )
-    return iter(loader)
+    for data in loader:
+        if isinstance(data, UserError):
+            raise data
+        yield data
 
 
 def _leave_ctrl_c_to_the_main_process(worker: int) -> None:

@@ -123,6 +123,10 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu", verify: bo
     described = read_json(folder / "config.json")
     if described.get("model_type") != "mmgpt" or "model" not in described:
         raise UserError(f"{folder / 'config.json'}: model_type is {described.get('model_type')!r}, not 'mmgpt'")
+    absent = [key for key in ("vocab_size", "template") if key not in described]
+    if absent or described["template"] not in TEMPLATES:
+        fault = f"has no {absent[0]}" if absent else f"names the template {described['template']!r}, which is not known"
+        raise UserError(f"{folder / 'config.json'}: {fault}; take the config.json that was saved with the weights")
     config = build(ModelConfig, described["model"], str(folder / "config.json"))
     tokenizer = Tokenizer.load(folder)
     if len(tokenizer) != described["vocab_size"]:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +35,16 @@ class Position:
     folder: Path
 
 
-def save_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Path, *, stage: str, step: int) -> None:
-    """Write one checkpoint folder, whole or not at all."""
+def save_checkpoint(
+    bundle: Bundle, optimizers: Sequence[Optimizer], folder: Path, trainer_state: dict[str, Any]
+) -> None:
+    """Write one checkpoint folder, whole or not at all; `trainer_state` goes to trainer_state.json."""
 
     def fill(draft: Path) -> None:
         save_bundle(bundle, draft, with_golden=False)
         with _quiet():
             save(optimizer_state(bundle.model, optimizers), checkpoint_id=draft / "state", no_dist=True)
-        (draft / "trainer_state.json").write_text(json.dumps({"stage": stage, "global_step": step}))
+        (draft / "trainer_state.json").write_text(json.dumps(trainer_state))
 
     write_folder(folder, fill)
 

@@ -19,7 +19,7 @@ from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.weights import Bundle, new_bundle, pick_device, save_bundle, write_file, write_folder
+from mmgpt.model.weights import Bundle, new_bundle, pick_device, read_json, save_bundle, write_file, write_folder
 from mmgpt.training import checkpoint
 from mmgpt.training.interrupt import Interrupted, stop_signals
 from mmgpt.training.log import RunLog
@@ -174,6 +174,7 @@ class _Stage:
         """Train from `at`, or from the start with the weights as they are."""
         if at:
             checkpoint.load_checkpoint(self.bundle, self.optimizers, at.folder)
+            self.totals.update(read_json(at.folder / "trainer_state.json")["counts"])
         step = at.step if at else 0
         if step == self.stage.steps:
             return
@@ -303,5 +304,6 @@ class _Stage:
 
     def _save(self, step: int) -> None:
         folder = self.folder / f"checkpoint-{step}"
-        checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, stage=self.stage.name, step=step)
+        state = {"stage": self.stage.name, "global_step": step, "counts": dict(self.totals)}
+        checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, state)
         checkpoint.keep_last(self.folder, self.stage.keep_last)

@@ -76,7 +76,7 @@ def test_easy_vqa_gives_a_sample_a_picture_with_its_questions_as_branches(root):
     source = read(root, **EASY_VQA)
     assert len(source) == 2
     sample = source[0]
-    assert (sample.key, sample.source) == ("questions/0", "questions")
+    assert (sample.key, sample.source) == ("questions/train/0", "questions")
     ((picture,),) = (message.parts for message in sample.messages)
     assert colour(picture) == (255, 0, 0)
     asked = [(question.text, answer.text) for question, answer in sample.branches]
@@ -88,7 +88,7 @@ def test_easy_vqa_gives_a_sample_a_picture_with_its_questions_as_branches(root):
 def test_without_groups_every_row_is_a_sample_of_its_own(root):
     source = read(root, **{**EASY_VQA, "group_by": None, "label": "easy"})
     grouped = read(root, **{**EASY_VQA, "label": "easy"})
-    assert [source[n].key for n in range(4)] == ["easy/0", "easy/1", "easy/2", "easy/3"]
+    assert [source[n].key for n in range(4)] == ["easy/train/0", "easy/train/1", "easy/train/2", "easy/train/3"]
     alone = [replace(source[n], key="") for n in (0, 1, 3)]
     separate = [replace(one, key="") for one in grouped[0].unbranched()]
     assert [talk(one) for one in alone] == [talk(one) for one in separate]
@@ -174,7 +174,7 @@ def test_missing_media_are_an_error_of_their_sample_or_left_out(root):
     with pytest.raises(MediaError, match=r"0.png: no such file"):
         read(root, **EASY_VQA)[0].messages[0].parts[0].load()
     source = read(root, **EASY_VQA, missing_media="skip")
-    assert [source[n].key for n in range(len(source))] == ["questions/1"]
+    assert [source[n].key for n in range(len(source))] == ["questions/train/1"]
     rows = [{"file": "train/cat/1.jpg"}, {"file": "train/cat/none.jpg"}]
     (root / "rows.json").write_text(json.dumps(rows))
     options = {"path": "rows.json", "image": "cifar.zip/{file}", "prompt": "{image}", "answer": "x"}

@@ -49,7 +49,7 @@ def test_exemplars_are_different_samples_of_the_pool_with_their_answers(task, ea
             assert "/train/images/" in str(picture.source)
             name = str(picture.source).rpartition("/")[2]
             assert (name, asked.text, answer.text) in known
-            assert key.startswith(f"easy_vqa/{name.removesuffix('.png')}#")
+            assert key.startswith(f"easy_vqa/train/{name.removesuffix('.png')}#")
             assert (asked.role, answer.role) == ("user", "assistant")
             pictures.append(name)
         assert len(set(pictures)) == 4

@@ -111,7 +111,7 @@ def test_the_limit_counts_questions_and_keeps_the_first_ones(easy_vqa):
     keys = [item.key for item in everything]
     assert [item.key for item in task.items(limit=5)] == keys[:5]
     assert [item.key for item in task.items(limit=500)] == keys
-    assert (keys[0], keys[4]) == ("easy_vqa/20#0", "easy_vqa/21#1")
+    assert (keys[0], keys[4]) == ("easy_vqa/test/20#0", "easy_vqa/test/21#1")
     picture, question = everything[4].messages[0].parts
     assert str(picture.source).endswith("test/images/21.png")
     assert question == Text("what is the color of the shape?")
