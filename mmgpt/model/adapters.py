@@ -45,6 +45,7 @@ class FoldConfig(Config):
     kind: Literal["fold"]
     stride: PositiveInt = 2
     inner: PositiveInt | None = None  # the decoder's width if not given
+    places: bool = False  # add a learned embedding of each token's place, so that the decoder can tell where it looks
 
     def num_tokens(self, grid: Grid) -> int:
         """Tokens of a picture whose patches lie in `grid`.
@@ -110,7 +111,8 @@ class FoldAdapter(nn.Module):
 
     def __init__(self, config: FoldConfig, *, width: int, out_width: int, grid: Grid) -> None:
         super().__init__()
-        config.num_tokens(grid)
+        count = config.num_tokens(grid)
+        self.places = nn.Parameter(torch.randn(count, out_width) * out_width**-0.5) if config.places else None
         self.fold = {"h": grid[0] // config.stride, "s": config.stride, "t": config.stride}
         self.project = _two_layers(config.stride**2 * width, config.inner or out_width, out_width)
 
@@ -118,7 +120,7 @@ class FoldAdapter(nn.Module):
         """Features (M, N, D) in row-major order to tokens (M, N / stride^2, W)."""
         folded_MKD = rearrange(features_MND, "m (h s w t) d -> m (h w) (s t d)", **self.fold)
         out_MKW: Tensor = self.project(folded_MKD)
-        return out_MKW
+        return out_MKW if self.places is None else out_MKW + self.places
 
 
 class ResamplerAdapter(nn.Module):
