@@ -1,5 +1,7 @@
 import json
 import random
+import re
+from pathlib import Path
 
 import PIL.Image
 import pytest
@@ -10,6 +12,7 @@ from mmgpt.config import UserError
 from mmgpt.evaluation.pipeline import run_recipe
 from mmgpt.training.log import read_log
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 SMALL = [
     "model.decoder.width=64",
     "model.decoder.depth=2",
@@ -58,6 +61,9 @@ def test_a_small_quickstart_learns_is_scored_reported_and_answers(tmp_path, task
     assert "few_questions" in finished.report.read_text()
     stored = json.loads((finished.folder / "eval" / "results.json").read_text())
     assert stored["results"] == finished.evaluation.results
+    assert [example.picture.name for example in finished.examples] == ["0.png", "1.png", "2.png"]
+    shown = re.search(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    exec(shown[1].replace("runs/quickstart", str(finished.folder)), {})
     assert stored["model"] == str(finished.folder)
     model = mmgpt.load(finished.folder, verify=True)
     item = scenes[0].unbranched()[1].messages[:-1]

@@ -86,3 +86,13 @@ def test_moving_a_batch_moves_every_tensor_in_it():
     tensors += [moved.media["image"].values, moved.media["image"].lengths]
     assert len(tensors) == 8
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_the_token_before_a_branch_is_the_last_of_its_context(make_bundle, scenes):
+    rendered = [make_bundle().renderer.render(sample) for sample in scenes[:3]]
+    previous_BT = collate(rendered).previous()
+    for row, sample in enumerate(rendered):
+        context = sample.branches.count(0)
+        for at, branch in enumerate(sample.branches):
+            starts_a_branch = at > 0 and branch != sample.branches[at - 1]
+            assert previous_BT[row, at] == (context - 1 if starts_a_branch else at - 1)
