@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -187,11 +188,10 @@ def _run_recipe(config: str, overrides: list[str], out: Path | None, data_root: 
 
 
 def score_table(found: "Evaluation") -> Table:
-    """Scores in percent, with the same score blind and the best guess from the words beside them."""
-    table = Table(title="scores in %", title_justify="left", title_style="bold")
-    columns = ("task", "shots", "n", "metric", "score", "95 % interval", "media removed", "text-only guess")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number in (0, 3) else "right")
+    """Scores in percent with half their 95 % interval; beside them the score blind and the best guess from words."""
+    table = Table(title="scores in %", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("task", "shots", "n", "metric", "score", "blind", "text-only"):
+        table.add_column(name, justify="left" if name in ("task", "metric") else "right", no_wrap=True)
     for result in found.results:
         blind = result["blind"] or {}
         for metric, score in result["metrics"].items():
@@ -202,11 +202,13 @@ def score_table(found: "Evaluation") -> Table:
                 str(result["shots"]),
                 f"{result['n']:,}",
                 metric,
-                f"[bold]{100 * score['value']:.1f}",
-                f"{100 * low:.1f} - {100 * high:.1f}",
+                f"[bold]{100 * score['value']:.1f}[/bold] \u00b1{50 * (high - low):.1f}",
                 f"{100 * removed['value']:.1f}" if removed else "-",
                 f"{100 * guess['value']:.1f}" if guess else "-",
             )
+    if any(result["blind"] for result in found.results):
+        table.caption = "blind: media removed; text-only: the best answer to the question's words found in training"
+        table.caption_justify = "left"
     return table
 
 

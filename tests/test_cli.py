@@ -227,7 +227,7 @@ def test_eval_prints_a_table_and_writes_the_scores(mmgpt_says, checkpoint, tmp_p
     arguments = ["--tasks", "scene_questions, scene_captions", "--shots", "0,1", "--limit", 2, "--blind", "--out", out]
     code, shown, _ = mmgpt_says("eval", checkpoint, *arguments)
     assert code == 0
-    for word in ("scene_questions", "scene_captions", "exact_match", "text-only guess", str(out)):
+    for word in ("scene_questions", "scene_captions", "exact_match", "text-only", str(out)):
         assert word in shown
     content = json.loads((out / "results.json").read_text())
     assert [(row["task"], row["shots"], row["n"]) for row in content["results"]] == [

@@ -1,6 +1,6 @@
 """Pictures of coloured shapes on a three-by-three grid, with captions and questions.
 
-A scene holds one to four shapes, no two of the same colour and shape. The words are a parameter, so that texts can
+A scene holds one to three shapes, no two of the same colour and shape. The words are a parameter, so that texts can
 tell of other things in the same sentences. Colours, positions, sizes and the background
 jitter. The yes/no and small/large questions are balanced, so that the words of a question give little away.
 """
@@ -24,11 +24,10 @@ COLOURS = {
     "purple": (132, 48, 172),
     "pink": (246, 138, 192),
     "brown": (126, 78, 36),
-    "gray": (134, 134, 134),
     "black": (24, 24, 24),
 }
-SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
-SIZES = {"small": 4.0, "large": 6.6}  # half the width, in pixels of a 48 x 48 picture
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+SIZES = {"small": 4.2, "large": 6.6}  # half the width, in pixels of a 48 x 48 picture
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 UNSEEN = frozenset(
     {
@@ -36,7 +35,7 @@ UNSEEN = frozenset(
         ("orange", "cross"),
         ("green", "circle"),
         ("blue", "square"),
-        ("purple", "diamond"),
+        ("purple", "triangle"),
         ("pink", "ring"),
     }
 )
@@ -89,8 +88,8 @@ Scene = list[Thing]  # in reading order
 
 
 def draw_scene(rng: random.Random, words: Vocabulary, subjects: Sequence[Pair] = ()) -> tuple[Scene, Thing]:
-    """One to four things of different pairs, and the one that is asked about: of one of the `subjects` if given."""
-    count = rng.randint(1, 4)
+    """One to three things of different pairs, and the one that is asked about: of one of the `subjects` if given."""
+    count = rng.randint(1, 3)
     if subjects:
         first = rng.choice(subjects)
         pairs = [first, *rng.sample([pair for pair in words.pairs if pair != first], count - 1)]
@@ -137,8 +136,6 @@ def _paint_shape(
         pen.rectangle((x - side, y - side, x + side, y + side), fill=colour)
     elif shape == "triangle":
         pen.polygon([(x, y - half), (x + half, y + half * 0.8), (x - half, y + half * 0.8)], fill=colour)
-    elif shape == "diamond":
-        pen.polygon([(x, y - half), (x + half, y), (x, y + half), (x - half, y)], fill=colour)
     else:
         arm = half * 0.34
         pen.rectangle((x - half, y - arm, x + half, y + arm), fill=colour)
