@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_LOGITS = 1 << 22  # logits that exist at a time: 16 MiB in float32
@@ -76,8 +75,3 @@ def cross_entropy_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -
     with torch.autocast(hidden_ND.device.type, enabled=False):
         total, nll_N = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
     return total, nll_N
-
-
-def reference_cross_entropy_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """The same by torch's own cross-entropy, with all logits in memory."""
-    return F.cross_entropy((hidden_ND @ weight_VD.T).float(), targets_N, reduction="sum")
