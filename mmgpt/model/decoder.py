@@ -15,6 +15,7 @@ from mmgpt.model.layers import (
     TokenShift,
     make_norm,
     rope_tables,
+    take,
 )
 
 
@@ -31,13 +32,13 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
-        """One layer."""
+        """One layer: (B, W, D), all tokens or the wanted ones."""
         normed_BTD = self.attention_norm(x_BTD)
         if self.token_shift is not None:
             normed_BTD = self.token_shift(normed_BTD, shared)
-        x_BTD = x_BTD + self.dropout(self.attention(normed_BTD, shared))
-        out_BTD: Tensor = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
-        return out_BTD
+        x_BWD = take(x_BTD, shared.wanted_BW) + self.dropout(self.attention(normed_BTD, shared))
+        out_BWD: Tensor = x_BWD + self.dropout(self.mlp(self.mlp_norm(x_BWD)))
+        return out_BWD
 
 
 class Decoder(nn.Module):
@@ -83,8 +84,9 @@ class Decoder(nn.Module):
         visible: Tensor | None = None,
         previous_BT: Tensor | None = None,
         cache: KVCache | None = None,
+        wanted_BW: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) after the last norm.
+        """Hidden states (B, T, D) after the last norm, or (B, W, D) of the wanted tokens.
 
         Args:
             x_BTD: embeddings.
@@ -92,6 +94,7 @@ class Decoder(nn.Module):
             visible: bool (B, 1, T, S), True where a query may see a key; None is causal attention within x_BTD.
             previous_BT: index of the token before each one, -1 for none; None if it is the one to the left.
             cache: keys and values so far; the new ones go to the slots `positions_BT`.
+            wanted_BW: indexes of the tokens whose states are wanted; the last layer leaves out the work for others.
         """
         rope = None
         if self.positions is not None:
@@ -99,8 +102,9 @@ class Decoder(nn.Module):
         else:
             rope = rope_tables(positions_BT, self.config.num_per_head, self.config.rope_theta)
         shared = PassInputs(rope, visible, previous_BT, cache, positions_BT)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x_BTD = block(x_BTD, shared)
+        x_BTD = self.blocks[-1](x_BTD, shared if wanted_BW is None else shared.only(wanted_BW))
         out_BTD: Tensor = self.norm(x_BTD)
         return out_BTD
 

@@ -3,8 +3,8 @@
 Shape letters: B rows, T tokens, S cached tokens, H heads, K key heads, E width of a head, D width of the model.
 """
 
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -72,16 +72,16 @@ def make_norm(config: DecoderConfig, width: int) -> nn.Module:
 
 
 def rope_tables(positions_BT: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, 1, T, E/2) of rotary positions (Su et al. 2021, arXiv:2104.09864)."""
+    """Cosines and sines (B, T, 1, E/2) of rotary positions (Su et al. 2021, arXiv:2104.09864)."""
     frequencies_F = theta ** (-torch.arange(0, width, 2, device=positions_BT.device, dtype=torch.float32) / width)
-    angles_B1TF = (positions_BT[..., None].float() * frequencies_F)[:, None]
-    return angles_B1TF.cos(), angles_B1TF.sin()
+    angles_BT1F = positions_BT[..., None, None].float() * frequencies_F
+    return angles_BT1F.cos(), angles_BT1F.sin()
 
 
-def rotate(x_BHTE: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x_BTHE: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Turn each pair (e, e + E/2), as in Llama, by its position's angle."""
-    cos, sin = (table.to(x_BHTE.dtype) for table in tables)
-    left, right = x_BHTE.chunk(2, dim=-1)
+    cos, sin = (table.to(x_BTHE.dtype) for table in tables)
+    left, right = x_BTHE.chunk(2, dim=-1)
     turned_left = torch.addcmul(left * cos, right, sin, value=-1)
     turned_right = torch.addcmul(right * cos, left, sin)
     return torch.cat((turned_left, turned_right), dim=-1)
@@ -128,6 +128,7 @@ class PassInputs:
         previous_BT: index of the token before each one, -1 for none; None if it is the one to the left.
         cache: keys and values so far.
         slots_BT: where in the cache the new ones go.
+        wanted_BW: indexes of the tokens whose outputs are wanted, None for all; the others only give keys and values.
     """
 
     rope: tuple[Tensor, Tensor] | None
@@ -135,6 +136,21 @@ class PassInputs:
     previous_BT: Tensor | None
     cache: KVCache | None
     slots_BT: Tensor
+    wanted_BW: Tensor | None = None
+
+    def only(self, wanted_BW: Tensor) -> "PassInputs":
+        """The same for a layer of which only some tokens' outputs are wanted."""
+        if self.visible is None:
+            places_T = torch.arange(self.slots_BT.shape[1], device=wanted_BW.device)
+            visible = (places_T <= wanted_BW[..., None])[:, None]
+        else:
+            visible = take(self.visible[:, 0], wanted_BW)[:, None]
+        return replace(self, visible=visible, wanted_BW=wanted_BW)
+
+
+def take(x_BTD: Tensor, wanted_BW: Tensor | None) -> Tensor:
+    """The tokens (B, W, D) at some indexes, or all of them."""
+    return x_BTD if wanted_BW is None else x_BTD[torch.arange(len(x_BTD), device=x_BTD.device)[:, None], wanted_BW]
 
 
 class TokenShift(nn.Module):
@@ -179,14 +195,16 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(*norm) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
-        """Attend among the tokens, and to what the cache holds."""
+        """Attend among the tokens, and to what the cache holds: (B, W, D) for the wanted tokens."""
         rope, visible, cache = shared.rope, shared.visible, shared.cache
         width = self.config.num_per_head
-        query = self.query_norm(rearrange(self.query(x_BTD), "b t (h e) -> b h t e", e=width))
-        key = self.key_norm(rearrange(self.key(x_BTD), "b t (k e) -> b k t e", e=width))
+        query = self.query_norm(rearrange(self.query(take(x_BTD, shared.wanted_BW)), "b t (h e) -> b t h e", e=width))
+        key = self.key_norm(rearrange(self.key(x_BTD), "b t (k e) -> b t k e", e=width))
         value = rearrange(self.value(x_BTD), "b t (k e) -> b k t e", e=width)
         if rope is not None:
-            query, key = rotate(query, rope), rotate(key, rope)
+            query = rotate(query, (take(rope[0], shared.wanted_BW), take(rope[1], shared.wanted_BW)))
+            key = rotate(key, rope)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
         if cache is not None:
             keys, values = cache.write(self.layer, key, value, shared.slots_BT)
             if visible is not None:
@@ -209,6 +227,28 @@ class Attention(nn.Module):
         return out_BTD
 
 
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2 with one saved tensor and two passes over memory backward, where autograd's own takes five."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        positive = F.relu(x)
+        return positive * positive, positive
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (grads[0] * positive).mul_(2)
+
+
 class FeedForward(nn.Module):
     """Two linear layers, gated for SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
@@ -227,6 +267,6 @@ class FeedForward(nn.Module):
         elif self.kind == "gelu":
             inner = F.gelu(self.up(x_BTD), approximate="tanh")
         else:
-            inner = F.relu(self.up(x_BTD)).square()
+            inner = _SquaredReLU.apply(self.up(x_BTD))[0]
         out_BTD: Tensor = self.down(inner)
         return out_BTD

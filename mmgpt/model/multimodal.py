@@ -130,11 +130,11 @@ class MultimodalModel(nn.Module):
             x_BTD = splice(x_BTD, batch.ids == self.slots[modality], self.media_tokens(modality, media), modality)
         return x_BTD
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Hidden states (B, T, D) of a batch."""
+    def hidden(self, batch: Batch, wanted_BW: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, D) of a batch, or (B, W, D) of the tokens at some indexes."""
         visible = batch.visible()
         previous_BT = batch.previous() if visible is not None and self.config.decoder.token_shift else None
-        out: Tensor = self.decoder(self.embed(batch), batch.positions, visible, previous_BT)
+        out: Tensor = self.decoder(self.embed(batch), batch.positions, visible, previous_BT, wanted_BW=wanted_BW)
         return out
 
     def forward(self, batch: Batch) -> Loss:
@@ -142,13 +142,19 @@ class MultimodalModel(nn.Module):
 
         A causal position predicts the next token of its row; a masked one predicts itself.
         """
-        hidden_BTD = self.hidden(batch)
         ahead = 1 if batch.is_causal else 0
         labels_BT = batch.labels[:, ahead:]
         is_target_BT = labels_BT != IGNORED
-        hidden_ND = hidden_BTD[:, : labels_BT.shape[1]][is_target_BT]
+        wanted_BW = _places(is_target_BT)
+        hidden_ND = self.hidden(batch, wanted_BW)[is_target_BT.gather(1, wanted_BW)]
         total, nll_N = cross_entropy_sum(hidden_ND, self.decoder.head.weight, labels_BT[is_target_BT])
         return Loss(total, nll_N, batch.sources[:, ahead:][is_target_BT])
+
+
+def _places(is_target_BT: Tensor) -> Tensor:
+    """Indexes (B, W) of each row's targets in reading order; rows that have fewer go on with other tokens."""
+    most = int(is_target_BT.sum(dim=1).max())
+    return is_target_BT.int().argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
 def splice(x_BTD: Tensor, is_slot_BT: Tensor, tokens_ND: Tensor, modality: str) -> Tensor:

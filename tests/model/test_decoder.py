@@ -4,7 +4,7 @@ import transformers
 from torch import Tensor, nn
 
 from mmgpt.model.decoder import Decoder, cached_visible
-from mmgpt.model.layers import DecoderConfig
+from mmgpt.model.layers import DecoderConfig, FeedForward
 
 VOCAB, WIDTH, DEPTH, HEADS, INNER, CONTEXT = 97, 48, 2, 4, 80, 24
 LLAMA_NAMES = {
@@ -165,6 +165,32 @@ def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_h
         cache.coming_B = torch.full((len(ids_BT),), last - first)
         pieces.append(decoder(decoder.embed(ids_BT[:, first:last]), part_BT, visible, cache=cache))
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole_BTD, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@torch.no_grad()
+def test_wanted_tokens_get_the_hidden_states_of_a_full_pass(position, masked, ids_BT):
+    sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "kv_heads": 2, "context": CONTEXT}
+    decoder = shake(Decoder(DecoderConfig(**sizes, position=position, token_shift=True, qk_norm=True), VOCAB))
+    positions_BT = torch.arange(CONTEXT).expand_as(ids_BT)
+    visible = torch.rand(len(ids_BT), 1, CONTEXT, CONTEXT) < 0.5 if masked else None
+    if visible is not None:
+        visible |= torch.eye(CONTEXT, dtype=torch.bool)
+    wanted_BW = torch.stack([torch.randperm(CONTEXT)[:5] for _ in ids_BT])
+    whole_BTD = decoder(decoder.embed(ids_BT), positions_BT, visible)
+    wanted_BWD = decoder(decoder.embed(ids_BT), positions_BT, visible, wanted_BW=wanted_BW)
+    expected_BWD = torch.stack([row[places] for row, places in zip(whole_BTD, wanted_BW, strict=True)])
+    torch.testing.assert_close(wanted_BWD, expected_BWD, atol=1e-5, rtol=1e-5)
+
+
+def test_squared_relu_gives_the_slopes_of_autograd():
+    config = DecoderConfig(width=WIDTH, heads=HEADS, mlp="relu2")
+    mlp, x_BTD = FeedForward(config), torch.randn(2, 3, WIDTH, requires_grad=True)
+    mlp(x_BTD).square().sum().backward()
+    ours, x_BTD.grad = x_BTD.grad, None
+    mlp.down(torch.relu(mlp.up(x_BTD)) ** 2).square().sum().backward()
+    torch.testing.assert_close(ours, x_BTD.grad, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
