@@ -166,12 +166,19 @@ def questions(scene: Scene, subject: Thing, rng: random.Random, words: Vocabular
         (f"What {words.look} is the {words.kind} {where(subject.place)}?", subject.look),
         (f"What {words.kind} is {where(subject.place)}?", subject.kind),
     ]
+    turns += _told_apart(scene, subject, words)
+    if len(scene) > 1:
+        turns.append(_side(scene, subject, rng))
+    return turns
+
+
+def _told_apart(scene: Scene, subject: Thing, words: Vocabulary) -> list[Turn]:
+    """The look of the only thing of its kind, and the kind of the only thing of its look."""
+    turns = []
     if sum(other.kind == subject.kind for other in scene) == 1:
         turns.append((f"What {words.look} is the {subject.kind}?", subject.look))
     if sum(other.look == subject.look for other in scene) == 1:
         turns.append((f"What {words.kind} is {subject.look}?", subject.kind))
-    if len(scene) > 1:
-        turns.append(_side(scene, subject, rng))
     return turns
 
 
@@ -233,12 +240,15 @@ def scene_places(rng: random.Random, split: str) -> Sample:
     return _sample(paint(scene, rng), turns)
 
 
-def scene_relations(rng: random.Random, split: str) -> Sample:
-    """A picture, where each thing in it is, and which of two is left of, right of, above or below the other."""
-    _, scene, _ = _draw(rng, split)
-    turns = [(f"Where is the {thing.noun}?", where(thing.place)) for thing in scene]
-    turns += [_side(scene, thing, rng) for thing in scene * 2 if len(scene) > 1]
-    return _sample(paint(scene, rng), turns)
+def scene_lookups(rng: random.Random, split: str) -> Sample:
+    """A picture and what must be found by its look or kind before it is told: where, how many, on which side."""
+    words, scene, _ = _draw(rng, split)
+    turns: list[Turn] = []
+    for thing in scene:
+        turns += [(f"Where is the {thing.noun}?", where(thing.place)), _count(scene, thing, rng, words)]
+        turns += _told_apart(scene, thing, words)
+        turns += [_side(scene, thing, rng) for _ in scene[1:]]
+    return _sample(paint(scene, rng), rng.sample(turns, min(len(turns), NUM_QUESTIONS)))
 
 
 def _draw(rng: random.Random, split: str) -> tuple[Vocabulary, Scene, Thing]:

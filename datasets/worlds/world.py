@@ -14,14 +14,14 @@ from pydantic import PositiveInt
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source, SourceConfig
-from mmgpt.datasets.worlds.scenes import scene_captions, scene_places, scene_questions, scene_relations, scenes
+from mmgpt.datasets.worlds.scenes import scene_captions, scene_lookups, scene_places, scene_questions, scenes
 from mmgpt.datasets.worlds.stories import stories
 
 WORLDS: dict[str, Callable[[random.Random, str], Sample]] = {
     "stories": stories,
     "scenes": scenes,
     "scene_places": scene_places,
-    "scene_relations": scene_relations,
+    "scene_lookups": scene_lookups,
     "scene_questions": scene_questions,
     "scene_captions": scene_captions,
 }
