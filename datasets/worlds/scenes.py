@@ -159,7 +159,7 @@ def questions(scene: Scene, subject: Thing, rng: random.Random, words: Vocabular
         _count(scene, subject, rng, words),
         _exists(scene, subject, rng, words),
         _exists(scene, subject, rng, words),
-        (f"Is the {subject.noun} small or large?", subject.size),
+        _size(subject),
         (f"Where is the {subject.noun}?", where(subject.place)),
         _at_place(scene, subject.place),
         _at_place(scene, rng.randrange(9)),
@@ -194,11 +194,19 @@ def _count(scene: Scene, subject: Thing, rng: random.Random, words: Vocabulary) 
 
 def _exists(scene: Scene, subject: Thing, rng: random.Random, words: Vocabulary) -> Turn:
     if rng.random() < 0.5:
-        return f"Is there a {subject.noun}?", "yes"
+        return f"Is there {_with_article(subject.noun)}?", "yes"
     present = {(thing.look, thing.kind) for thing in scene}
     near = [p for p in words.pairs if p not in present and (p[0] == subject.look or p[1] == subject.kind)]
     look, kind = rng.choice(near)
-    return f"Is there a {look} {kind}?", "no"
+    return f"Is there {_with_article(look)} {kind}?", "no"
+
+
+def _with_article(words: str) -> str:
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+def _size(subject: Thing) -> Turn:
+    return f"Is the {subject.noun} small or large?", subject.size
 
 
 def _at_place(scene: Scene, place: int) -> Turn:
@@ -245,7 +253,8 @@ def scene_lookups(rng: random.Random, split: str) -> Sample:
     words, scene, _ = _draw(rng, split)
     turns: list[Turn] = []
     for thing in scene:
-        turns += [(f"Where is the {thing.noun}?", where(thing.place)), _count(scene, thing, rng, words)]
+        turns += [(f"Where is the {thing.noun}?", where(thing.place)), _size(thing)]
+        turns += [_count(scene, thing, rng, words), _exists(scene, thing, rng, words)]
         turns += _told_apart(scene, thing, words)
         turns += [_side(scene, thing, rng) for _ in scene[1:]]
     return _sample(paint(scene, rng), rng.sample(turns, min(len(turns), NUM_QUESTIONS)))

@@ -41,7 +41,7 @@ def solve(question: str, scene: list[dict]) -> str:
         r"How many (\w+) are there\?": lambda plural: str(
             sum(plural in (s["kind"] + "s", s["kind"] + "es") for s in scene)
         ),
-        r"Is there a (\w+) (\w+)\?": lambda look, kind: "yes" if pick(scene, look=look, kind=kind) else "no",
+        r"Is there an? (\w+) (\w+)\?": lambda look, kind: "yes" if pick(scene, look=look, kind=kind) else "no",
         r"Is the (\w+) (\w+) small or large\?": lambda look, kind: only(scene, look=look, kind=kind)["size"],
         r"Where is the (\w+) (\w+)\?": lambda look, kind: only(scene, look=look, kind=kind)["place"],
         rf"What is {place}\?": lambda where: whats_there(scene, where),
@@ -111,7 +111,7 @@ def test_an_independent_solver_gives_the_answer_to_every_question(split, open_wo
 def test_the_solver_gives_the_answers_about_places_and_lookups_too(split, world, open_world):
     captions, source = open_world("scenes", split=split), open_world(world, split=split)
     for index in range(300):
-        scene = parse_caption(turns_of(captions[index])[0][1])  # the same index is the same scene in every picture world
+        scene = parse_caption(turns_of(captions[index])[0][1])  # an index is the same scene in every world
         for question, answer in turns_of(source[index]):
             assert solve(question, scene) == answer, f"{scene} {question}"
 
