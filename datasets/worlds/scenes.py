@@ -249,7 +249,7 @@ def scene_places(rng: random.Random, split: str) -> Sample:
 
 
 def scene_lookups(rng: random.Random, split: str) -> Sample:
-    """A picture and what must be found by its look or kind before it is told: where, how many, on which side."""
+    """A picture with a caption and questions where something must be found by its look or kind before it is told."""
     words, scene, _ = _draw(rng, split)
     turns: list[Turn] = []
     for thing in scene:
@@ -257,7 +257,8 @@ def scene_lookups(rng: random.Random, split: str) -> Sample:
         turns += [_count(scene, thing, rng, words), _exists(scene, thing, rng, words)]
         turns += _told_apart(scene, thing, words)
         turns += [_side(scene, thing, rng) for _ in scene[1:]]
-    return _sample(paint(scene, rng), rng.sample(turns, min(len(turns), NUM_QUESTIONS)))
+    chosen = rng.sample(turns, min(len(turns), NUM_QUESTIONS - 1))
+    return _sample(paint(scene, rng), [(CAPTION_PROMPT, caption(scene)), *chosen])
 
 
 def _draw(rng: random.Random, split: str) -> tuple[Vocabulary, Scene, Thing]:

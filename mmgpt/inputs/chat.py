@@ -108,11 +108,14 @@ class Renderer:
     specs: Mapping[str, MediaSpec]
     context: int
 
-    def render(self, sample: Sample, objective: Objective = "respond", draw: int = 0) -> Rendered:
-        """Render a sample to learn from; `draw` varies what `masked` hides from one showing to the next.
+    def render(
+        self, sample: Sample, objective: Objective = "respond", draw: int = 0, word_dropout: float = 0.0
+    ) -> Rendered:
+        """Render a sample to learn from; `draw` varies what is hidden from one showing to the next.
 
         One assistant message alone is a document: its text and an end token, without a template. A sample over
         the context loses whole branches from its end, or whole exchanges from its start; a document is cut.
+        `word_dropout` is the chance of each target to be read as the mask token by the targets after it.
 
         Raises:
             UserError: if no token is a target, or a medium cannot be used; the message names the sample.
@@ -128,7 +131,10 @@ class Renderer:
             raise type(error)(f"{sample.key}: {error}") from None
         if all(label == IGNORED for label in rendered.labels):
             raise UserError(f"{sample.key}: no token is a target; give it an assistant turn with text to learn")
-        return self._mask(rendered, draw) if objective == "masked" else rendered
+        rng = random.Random(f"{rendered.key}/{draw}")
+        if objective == "masked":
+            return self._mask(rendered, rng)
+        return self._drop_words(rendered, word_dropout, rng) if word_dropout else rendered
 
     def prompt(self, messages: tuple[Message, ...], key: str = "prompt") -> Rendered:
         """Render a conversation up to where the assistant's reply begins.
@@ -252,9 +258,16 @@ class Renderer:
             medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())
             out.add_medium(medium, self.tokenizer.special(SLOTS[part.modality]))
 
-    def _mask(self, rendered: Rendered, draw: int) -> Rendered:
+    def _drop_words(self, rendered: Rendered, share: float, rng: random.Random) -> Rendered:
+        """Hide words of a reply from those after, which then have to look (Bowman et al. 2016, arXiv:1511.06349)."""
+        mask, ids = self.tokenizer.special(MASK), list(rendered.ids)
+        for at, label in enumerate(rendered.labels):
+            if label != IGNORED and rng.random() < share:
+                ids[at] = mask
+        return replace(rendered, ids=ids)
+
+    def _mask(self, rendered: Rendered, rng: random.Random) -> Rendered:
         """Hide 15 % of the text tokens: 80 % as the mask token, 10 % as another, 10 % unchanged (arXiv:1810.04805)."""
-        rng = random.Random(f"{rendered.key}/{draw}")
         texts = [at for at, label in enumerate(rendered.labels) if label != IGNORED]
         hidden = sorted(rng.sample(texts, max(1, round(0.15 * len(texts)))))
         ids, labels = list(rendered.ids), [IGNORED] * len(rendered.ids)

@@ -51,10 +51,12 @@ class StepStream(IterableDataset[StepData | UserError]):
         micro_batch_tokens: int,
         seed: int,
         start: int = 0,
+        word_dropout: float = 0.0,
     ) -> None:
         self.sources, self.renderer, self.objective = list(sources), renderer, objective
         self.order = Order([len(source) for source in sources], weights, seed)
         self.batch_size, self.micro_batch_tokens, self.start = batch_size, micro_batch_tokens, start
+        self.word_dropout = word_dropout
 
     def __iter__(self) -> Iterator[StepData | UserError]:
         worker = get_worker_info()
@@ -78,7 +80,7 @@ class StepStream(IterableDataset[StepData | UserError]):
             try:
                 sample = source[index]
                 for part in [sample] if self.objective == "respond" else sample.unbranched():
-                    rendered.append(self.renderer.render(part, self.objective, draw=number))
+                    rendered.append(self.renderer.render(part, self.objective, number, self.word_dropout))
                     counts[source.name]["trimmed"] += rendered[-1].is_trimmed
             except (MediaError, TooLong) as error:
                 counts[source.name]["skipped"] += 1

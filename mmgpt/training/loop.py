@@ -220,6 +220,7 @@ class _Stage:
             micro_batch_tokens=self.stage.micro_batch_tokens,
             seed=self.seed,
             start=start,
+            word_dropout=self.stage.word_dropout,
         )
 
     def _update(self, data: StepData, step: int) -> StepStats:

@@ -39,6 +39,7 @@ class StageConfig(Config):
     train: list[str] = Field(default=["*"], min_length=1)  # globs over parameter names; the rest is frozen
     data: list[AnySource] = Field(min_length=1)
     steps: PositiveInt
+    word_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of targets that later ones read as the mask token
     batch_size: PositiveInt = 32  # samples a step, with all their branches
     micro_batch_tokens: PositiveInt = 8192  # padded tokens that pass through the model at a time
     learning_rate: PositiveFloat = 3e-3
@@ -52,6 +53,12 @@ class StageConfig(Config):
     keep_last: PositiveInt = 2  # checkpoints of this stage
     log_every: PositiveInt = 10  # steps
     max_skipped: float = Field(default=0.01, ge=0, le=1)  # stop when a larger share of samples could not be used
+
+    @model_validator(mode="after")
+    def _words_are_hidden_once(self) -> Self:
+        if self.word_dropout and self.objective == "masked":
+            raise ValueError(f"word_dropout={self.word_dropout} is for causal and respond; masked hides words itself")
+        return self
 
 
 class Recipe(Config):

@@ -238,6 +238,21 @@ def test_masking_hides_fifteen_percent_of_the_text_and_varies_with_the_draw(rend
     assert renderers["plain"].render(sample, "masked", 7).ids == shows[7].ids
 
 
+def test_word_dropout_hides_its_share_of_the_targets_and_of_nothing_else(renderers):
+    sample = Sample(talk(("How many shapes are there?", "a large red circle at the left." * 8)), key="k")
+    mask = renderers["plain"].tokenizer.special(MASK)
+    whole = renderers["plain"].render(sample)
+    shows = [renderers["plain"].render(sample, draw=draw, word_dropout=0.2) for draw in range(60)]
+    for shown in shows:
+        assert shown.labels == whole.labels
+        for id_, label, before in zip(shown.ids, shown.labels, whole.ids, strict=True):
+            assert id_ == before or (id_ == mask and label == before)
+    hidden = sum(shown.ids.count(mask) for shown in shows)
+    assert 0.16 < hidden / (60 * len(targets(whole))) < 0.24
+    assert shows[0].ids != shows[1].ids
+    assert renderers["plain"].render(sample, draw=7, word_dropout=0.2).ids == shows[7].ids
+
+
 def test_media_tokens_are_never_targets(renderers):
     sample = Sample((Message.of("user", PICTURE, "What?"), Message.of("assistant", "red", PICTURE, "blue")), key="k")
     slot = renderers["plain"].tokenizer.special("<|image|>")

@@ -13,6 +13,11 @@ def test_overrides_are_laid_over_a_recipe_by_the_name_of_the_stage():
     assert recipe.stages[0].learning_rate == 3e-4
 
 
+def test_words_are_hidden_by_one_rule_only():
+    with pytest.raises(UserError, match=r"word_dropout=0.1 is for causal and respond; masked hides words itself"):
+        load_recipe("quickstart", ["stages.instruct.objective=masked", "stages.instruct.word_dropout=0.1"])
+
+
 @pytest.mark.train
 def test_the_resolved_recipe_is_saved_beside_the_run_and_reloads_equal(make_recipe, tmp_path):
     recipe = make_recipe({"steps": 1})
