@@ -1,8 +1,9 @@
 """Pictures of coloured shapes on a three-by-three grid, with captions and questions.
 
 A scene holds one to three shapes, no two of the same colour and shape. The words are a parameter, so that texts can
-tell of other things in the same sentences. Colours, positions, sizes and the background
-jitter. The yes/no and small/large questions are balanced, so that the words of a question give little away.
+tell of other things in the same sentences. Colours, positions, sizes and the background jitter: a thin shape shows
+more of the ground, and only where ground and shade vary does a small model learn a color apart from its shape. The
+yes/no and small/large questions are balanced, so that the words of a question give little away.
 """
 
 import random
@@ -27,7 +28,7 @@ COLOURS = {
     "black": (24, 24, 24),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-SIZES = {"small": 4.2, "large": 6.6}  # half the width, in pixels of a 48 x 48 picture
+SIZES = {"small": 4.6, "large": 7.0}  # half the width, in pixels of a 48 x 48 picture
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 UNSEEN = frozenset(
     {
@@ -102,7 +103,7 @@ def draw_scene(rng: random.Random, words: Vocabulary, subjects: Sequence[Pair] =
 
 def paint(scene: Scene, rng: random.Random) -> PIL.Image.Image:
     """The picture of a scene: 48 x 48 pixels, RGB."""
-    light = rng.randint(222, 250)
+    light = rng.randint(170, 250)
     scale = OVERSAMPLING
     ground = tuple(light + rng.randint(-5, 5) for _ in range(3))
     picture = PIL.Image.new("RGB", (PICTURE_SIZE * scale,) * 2, ground)
@@ -111,10 +112,15 @@ def paint(scene: Scene, rng: random.Random) -> PIL.Image.Image:
         row, column = divmod(thing.place, 3)
         x = (column * 16 + 8 + rng.uniform(-1.2, 1.2)) * scale
         y = (row * 16 + 8 + rng.uniform(-1.2, 1.2)) * scale
-        half = SIZES[thing.size] * rng.uniform(0.92, 1.08) * scale
-        colour = tuple(max(0, min(255, channel + rng.randint(-14, 14))) for channel in COLOURS[thing.look])
-        _paint_shape(pen, thing.kind, (x, y), half, colour, ground)
+        half = SIZES[thing.size] * rng.uniform(0.86, 1.14) * scale
+        _paint_shape(pen, thing.kind, (x, y), half, _tint(COLOURS[thing.look], rng), ground)
     return picture.reduce(scale)
+
+
+def _tint(colour: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+    """A colour in some light, each channel a little off."""
+    shade = rng.uniform(0.8, 1.04)
+    return tuple(max(0, min(255, round(shade * channel) + rng.randint(-14, 14))) for channel in colour)
 
 
 def _paint_shape(
@@ -129,7 +135,7 @@ def _paint_shape(
     if shape in ("circle", "ring"):
         pen.ellipse((x - half, y - half, x + half, y + half), fill=colour)
         if shape == "ring":
-            hole = half * 0.52
+            hole = half * 0.44
             pen.ellipse((x - hole, y - hole, x + hole, y + hole), fill=ground)
     elif shape == "square":
         side = half * 0.88
@@ -137,7 +143,7 @@ def _paint_shape(
     elif shape == "triangle":
         pen.polygon([(x, y - half), (x + half, y + half * 0.8), (x - half, y + half * 0.8)], fill=colour)
     else:
-        arm = half * 0.34
+        arm = half * 0.4
         pen.rectangle((x - half, y - arm, x + half, y + arm), fill=colour)
         pen.rectangle((x - arm, y - half, x + arm, y + half), fill=colour)
 
