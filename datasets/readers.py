@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from mmgpt.config import UserError
-from mmgpt.datasets.sample import MEDIA, Media, Message, Part, Sample, Text, parse_messages
+from mmgpt.datasets.media import MEDIA, Media
+from mmgpt.datasets.sample import Message, Part, Sample, Text, parse_messages
 from mmgpt.datasets.source import Source, SourceConfig, resolve
 from mmgpt.datasets.table import TableConfig, TableSource
 from mmgpt.datasets.worlds.world import WorldConfig, WorldSource

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from mmgpt.config import Config, UserError, did_you_mean
-from mmgpt.datasets.sample import MEDIA, Message, Part, Sample, Text, open_zip
+from mmgpt.datasets.media import MEDIA, open_zip
+from mmgpt.datasets.sample import Message, Part, Sample, Text
 from mmgpt.datasets.source import Source, SourceConfig, resolve
 
 Row = dict[str, Any]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmgpt.config import UserError
-    from mmgpt.datasets.sample import Audio, Image, Message, Sample, Text, Video
+    from mmgpt.datasets.media import Audio, Image, Video
+    from mmgpt.datasets.sample import Message, Sample, Text
     from mmgpt.evaluation.pipeline import run_recipe as train
     from mmgpt.evaluation.run import evaluate
     from mmgpt.generation.assistant import Assistant, Choice, load
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Assistant": "generation.assistant",
-    "Audio": "datasets.sample",
+    "Audio": "datasets.media",
     "Choice": "generation.assistant",
     "FewShot": "generation.prompts",
-    "Image": "datasets.sample",
+    "Image": "datasets.media",
     "Message": "datasets.sample",
     "Reply": "generation.decode",
     "Sample": "datasets.sample",
     "Text": "datasets.sample",
     "UserError": "config",
-    "Video": "datasets.sample",
+    "Video": "datasets.media",
     "evaluate": "evaluation.run",
     "load": "generation.assistant",
     "train": "evaluation.pipeline",

@@ -121,7 +121,8 @@ def ask(
     device: Device = "auto",
 ) -> None:
     """Ask one question about pictures, sounds or nothing but itself."""
-    from mmgpt.datasets.sample import MEDIA, Message
+    from mmgpt.datasets.media import MEDIA
+    from mmgpt.datasets.sample import Message
     from mmgpt.generation.assistant import load
 
     given = {"image": image, "audio": audio, "video": video}

@@ -14,7 +14,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from mmgpt.datasets.sample import Image, Message, Sample
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.multimodal import ModelConfig

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import PIL.Image
 import PIL.ImageDraw
 
-from mmgpt.datasets.sample import Image, Message, Sample
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message, Sample
 
 COLOURS = {
     "red": (214, 38, 38),

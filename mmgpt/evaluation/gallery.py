@@ -8,7 +8,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from mmgpt.datasets.sample import Audio, Image, Media, MediaError, Message, Part, Text, Video, parse_messages
+from mmgpt.datasets.media import Audio, Image, Media, MediaError, Video
+from mmgpt.datasets.sample import Message, Part, Text, parse_messages
 from mmgpt.evaluation.plots import Markup, tag
 from mmgpt.training.log import read_log
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmgpt.datasets.sample import Image
+from mmgpt.datasets.media import Image
 from mmgpt.evaluation.report import write_report
 from mmgpt.evaluation.run import Evaluation, OnProgress, evaluate
 from mmgpt.evaluation.task import Task, load_task

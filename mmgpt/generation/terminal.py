@@ -5,7 +5,8 @@ import time
 from rich.console import Console
 
 from mmgpt.config import UserError
-from mmgpt.datasets.sample import MEDIA, Message, Part
+from mmgpt.datasets.media import MEDIA
+from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.chat import TooLong
 

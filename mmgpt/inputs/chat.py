@@ -11,7 +11,8 @@ from typing import Literal
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.datasets.sample import Media, Message, Part, Sample, Text
+from mmgpt.datasets.media import Media
+from mmgpt.datasets.sample import Message, Part, Sample, Text
 from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer
 
 IGNORED = -100  # the label of a position that is not a target, as in torch's cross-entropy

@@ -13,8 +13,8 @@ from itertools import islice
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmgpt.config import UserError
+from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.mixture import Order
-from mmgpt.datasets.sample import MediaError
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.batch import Batch, collate, split_by_tokens
 from mmgpt.inputs.chat import Objective, Renderer, TooLong

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.sample import Image, Message, parse_messages
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import TEMPLATES, Renderer
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError
+from mmgpt.datasets.media import Image
 from mmgpt.datasets.readers import MessagesConfig, TextConfig, open_source
-from mmgpt.datasets.sample import Image, Text
+from mmgpt.datasets.sample import Text
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError, build, read_yaml
+from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.sample import MediaError, Text
+from mmgpt.datasets.sample import Text
 from mmgpt.datasets.table import TableConfig
 
 PNG_COLOURS = ("red", "lime", "blue")

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from mmgpt.config import UserError
-from mmgpt.datasets.sample import Image
+from mmgpt.datasets.media import Image
 from mmgpt.evaluation.plots import Axis, Series, line_chart, tag, thin, value_axis
 from mmgpt.evaluation.report import write_report
 

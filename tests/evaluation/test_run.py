@@ -4,7 +4,8 @@ import pytest
 
 import mmgpt
 from mmgpt.config import UserError, build
-from mmgpt.datasets.sample import Image, Message
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message
 from mmgpt.evaluation.run import evaluate, rescore
 from mmgpt.evaluation.task import Task, TaskConfig, load_task
 from mmgpt.generation.assistant import Assistant

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.sample import Image, Message
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message
 from mmgpt.evaluation.metrics import exact_match
 from mmgpt.evaluation.shots import TextOnlyGuess, exemplars
 from mmgpt.evaluation.task import Item, Task, TaskConfig, items_of, load_task

@@ -6,7 +6,8 @@ from pydantic import TypeAdapter
 
 import mmgpt.configs
 from mmgpt.config import UserError, build, read_yaml
-from mmgpt.datasets.sample import Image, Message, Sample, Text
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message, Sample, Text
 from mmgpt.evaluation.task import Task, TaskConfig, items_of, load_task
 
 TASKS = sorted(path.stem for path in (Path(mmgpt.configs.__file__).parent / "tasks").glob("*.yaml"))

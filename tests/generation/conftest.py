@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmgpt.datasets.sample import Image, Message, Sample
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message, Sample
 from mmgpt.generation.assistant import Assistant
 from mmgpt.model.weights import Bundle
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import mmgpt
 from mmgpt.config import UserError
-from mmgpt.datasets.sample import Audio, Image, Message, Video
+from mmgpt.datasets.media import Audio, Image, Video
+from mmgpt.datasets.sample import Message
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered, TooLong

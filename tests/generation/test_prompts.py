@@ -2,7 +2,8 @@ import pytest
 
 import mmgpt
 from mmgpt.config import UserError
-from mmgpt.datasets.sample import Image, Message, Text
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message, Text
 from mmgpt.generation.prompts import with_exemplars, without_media
 
 CAT, DOG, OWL = Image(b"cat"), Image(b"dog"), Image(b"owl")

@@ -4,7 +4,8 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
-from mmgpt.datasets.sample import Image, Message
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message
 from mmgpt.generation.terminal import talk
 
 

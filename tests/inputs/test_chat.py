@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mmgpt.config import UserError
-from mmgpt.datasets.sample import Audio, Image, Message, Sample
+from mmgpt.datasets.media import Audio, Image
+from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.chat import IGNORED, TEMPLATES, TooLong
 from mmgpt.inputs.tokenizer import MASK
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mmgpt.config import UserError
-from mmgpt.datasets.sample import Image, Message, Sample
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
 from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
