@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -112,8 +112,7 @@ class Image(Media):
         return f"image/{kind.lower()}", payload
 
 
-@dataclass(frozen=True, eq=False)
-class Sound:
+class Sound(NamedTuple):
     """A decoded sound: mono float32 samples (S,), and how many of them make a second."""
 
     samples: np.ndarray
@@ -185,7 +184,7 @@ class Audio(Media):
         if given.dtype.kind in "iu":
             limits = np.iinfo(given.dtype)
             middle = (int(limits.max) + int(limits.min) + 1) // 2
-            samples_SC = (samples_SC - middle) / (int(limits.max) + 1 - middle)
+            samples_SC = (samples_SC - np.float32(middle)) / np.float32(int(limits.max) + 1 - middle)
         if given.ndim == 1:
             return samples_SC[:, None], self.rate
         return (samples_SC if given.shape[0] >= given.shape[1] else samples_SC.T), self.rate

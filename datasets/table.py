@@ -47,6 +47,7 @@ class TableConfig(SourceConfig):
     files: str | None = None
     derive: dict[str, Derived] = {}
     where: dict[str, str | list[str]] = {}
+    splits: dict[str, dict[str, str | list[str]]] = {}  # what columns hold in each split; train has the other rows
     holdout: Holdout | None = None
     image: str | None = None
     audio: str | None = None
@@ -62,6 +63,9 @@ class TableSource(Source):
 
     def __init__(self, config: TableConfig, data_root: Path) -> None:
         self.config, self.root = config, data_root
+        if config.splits and config.split not in (*config.splits, "train"):
+            known = did_you_mean(config.split, (*config.splits, "train"))
+            raise UserError(f"split {config.split!r} of {config.label or config.path} does not exist; {known}")
         path = resolve(data_root, self._fill(config.path, {}))
         self.name = config.label or path.stem
         rows = _read_files(path, self._fill(config.files, {})) if config.files else _read_rows(path, config.columns)
@@ -118,9 +122,11 @@ class TableSource(Source):
         return {**row, **new}
 
     def _is_wanted(self, row: Row) -> bool:
-        for column, values in self.config.where.items():
-            if str(row[column]) not in ([values] if isinstance(values, str) else values):
-                return False
+        if not _fits(row, self.config.where):
+            return False
+        own = next((name for name, where in self.config.splits.items() if _fits(row, where)), "train")
+        if self.config.splits and own != self.config.split:
+            return False
         if self.config.holdout is None:
             return True
         bucket = zlib.crc32(self._fill(self.config.holdout.key, row).encode()) % self.config.holdout.modulo
@@ -140,7 +146,8 @@ class TableSource(Source):
         media = [kind for kind in MEDIA if getattr(config, kind)]
         known = [*row, *config.derive, "split"]
         used = [(rule.column, list(row)) for rule in config.derive.values()]
-        used += [(column, known) for column in config.where] + ([(config.group_by, known)] if config.group_by else [])
+        used += [(column, known) for where in (config.where, *config.splits.values()) for column in where]
+        used += [(config.group_by, known)] if config.group_by else []
         templates = [
             config.answer,
             config.image,
@@ -165,6 +172,10 @@ class TableSource(Source):
 def fields_of(template: str | None) -> list[str]:
     """The names in braces of a template."""
     return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
+
+
+def _fits(row: Row, where: dict[str, str | list[str]]) -> bool:
+    return all(str(row[name]) in ([values] if isinstance(values, str) else values) for name, values in where.items())
 
 
 def _exists(path: Path) -> bool:

@@ -46,13 +46,17 @@ class ViTConfig(Config):
         return self
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return (self.image_size // self.patch_size,) * 2
+    def largest(self) -> tuple[int, ...]:
+        """Shape of a picture's tensor."""
+        return (3, self.image_size, self.image_size)
 
-    def num_tokens(self, size: int | tuple[int, ...]) -> int:
+    def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Rows and columns of the features of a picture whose tensor has the shape `size` (C, H, W)."""
+        return (size[-2] // self.patch_size, size[-1] // self.patch_size)
+
+    def num_tokens(self, size: tuple[int, ...]) -> int:
         """Features of a picture whose tensor has the shape `size` (C, H, W)."""
-        return math.prod(self.grid)
+        return math.prod(self.grid_of(size))
 
     def prepare(self, picture: PIL.Image.Image) -> Tensor:
         """Resize an RGB picture (bicubic, aspect ratio not kept) and normalise: float32 (3, image_size, image_size)."""
@@ -100,7 +104,10 @@ class ViTEncoder(nn.Module):
             embed_layer=ConvStem if config.stem == "conv" else PatchEmbed,
         )
 
-    def forward(self, pixels_MCHW: Tensor) -> Tensor:
-        """Encode normalised pictures (M, 3, H, W) to features (M, N, D), patches in row-major order."""
+    def forward(self, pixels_MCHW: Tensor, lengths_M: Tensor | None = None) -> Tensor:
+        """Encode normalised pictures (M, 3, H, W) to features (M, N, D), patches in row-major order.
+
+        All pictures are of one size, so `lengths_M`, which encoders of clips need, says nothing new.
+        """
         features_MND: Tensor = self.vit.forward_features(pixels_MCHW)
         return features_MND

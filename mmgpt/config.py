@@ -157,37 +157,44 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
 
 
 def _explain(cls: type[Config], fault: Any, where: str) -> str:
-    location = [part for part in fault["loc"]]
-    path = ".".join(str(part) for part in location)
+    owner, parts = _owner_and_path(cls, fault["loc"])
+    path = ".".join(parts)
     if fault["type"] == "extra_forbidden":
-        owner = _class_at(cls, location[:-1])
         fields = owner.model_fields if owner else {}
         title = owner.__name__ if owner else "this part"
-        return f"{where}: {path} is not a field of {title}; {did_you_mean(str(location[-1]), fields)}"
+        return f"{where}: {path} is not a field of {title}; {did_you_mean(parts[-1], fields)}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
         return f"{where}: {path} is missing; it has no default, so give it a value"
+    if fault["type"] == "union_tag_invalid":
+        tag, name = fault["ctx"]["tag"], fault["ctx"]["discriminator"].strip("'")
+        known = [expected.strip(" '") for expected in fault["ctx"]["expected_tags"].split(",")]
+        return f"{where}: {path}.{name}={tag} is not known; {did_you_mean(tag, known)}"
     shown = repr(fault["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return f"{where}: {path or cls.__name__}={shown}: {message}" if path else f"{where}: {message}"
 
 
-def _class_at(cls: type[Config], location: Sequence[int | str]) -> type[Config] | None:
-    """The config class that a pydantic error location points into; union tags pass through."""
+def _owner_and_path(cls: type[Config], location: Sequence[int | str]) -> tuple[type[Config] | None, list[str]]:
+    """The config class that holds what a pydantic location names, and the path to it as a user writes it.
+
+    Pydantic puts the tag of a union's member into a location (`image.vit.width`); a user does not.
+    """
     here: Any = cls
+    owner: type[Config] | None = cls
+    path: list[str] = []
     for part in location:
         options = list(_config_classes(here))
-        tagged = [c for c in options if part in _tags(c)]
-        if isinstance(part, int):
-            continue
+        tagged = [] if isinstance(part, int) else [c for c in options if part in _tags(c)]
         if tagged:
             here = tagged[0]
             continue
+        path.append(str(part))
+        owner = options[0] if len(options) == 1 else None
         holders = [c for c in options if part in c.model_fields]
         if holders:
-            here = holders[0].model_fields[part].annotation
-    found = list(_config_classes(here))
-    return found[0] if len(found) == 1 else None
+            here = holders[0].model_fields[str(part)].annotation
+    return owner, path
 
 
 def _config_classes(annotation: Any) -> Iterable[type[Config]]:

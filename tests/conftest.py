@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DECODER = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "context": 320, "token_shift": True}
 VIT = {"kind": "vit", "image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2}
 FOLD = {"kind": "fold", "stride": 2}
+CONFORMER = {"kind": "conformer", "rate": 8000, "mels": 16, "width": 16, "depth": 1, "heads": 2, "stem": 4, "kernel": 5}
 
 settings.register_profile("mmgpt", deadline=None)  # the first call of a kernel takes far longer than the rest
 settings.load_profile("mmgpt")
@@ -66,6 +67,7 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
         *,
         image: dict[str, Any] | None = VIT,
         adapter: dict[str, Any] = FOLD,
+        audio: dict[str, Any] | None = None,
         template: str = "plain",
         **decoder: Any,
     ) -> Bundle:
@@ -74,6 +76,8 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
             "encoders": {"image": {**VIT, **image}} if image is not None else {},
             "adapters": {"image": adapter} if image is not None else {},
         }
+        if audio is not None:
+            tree["encoders"]["audio"], tree["adapters"]["audio"] = CONFORMER, audio
         torch.manual_seed(0)
         return new_bundle(build(ModelConfig, tree, "tiny model"), tokenizer, template)
 

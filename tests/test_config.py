@@ -37,12 +37,16 @@ def tree(make_recipe) -> dict[str, Any]:
     ("override", "told"),
     [
         ("model.decoder.widht=3", r"model.decoder.widht is not a field of DecoderConfig; did you mean width\?"),
+        ("model.encoders.image.kind=vitt", r"model.encoders.image.kind=vitt is not known; did you mean vit\?"),
         ("model.encoders.image.patchsize=3", r"image.patchsize is not a field of ViTConfig; did you mean patch_size\?"),
-        ("model.adapters.image.strides=3", r"fold.strides is not a field of FoldConfig; did you mean stride\?"),
+        (
+            "model.adapters.image.strides=3",
+            r"adapters.image.strides is not a field of FoldConfig; did you mean stride\?",
+        ),
         ("stages.one.step=3", r"stages.0.step is not a field of StageConfig; did you mean steps\?"),
         (
             "stages.two.data.0.wieght=3",
-            r"stages.1.data.0.world.wieght is not a field of WorldConfig; did you mean weight\?",
+            r"stages.1.data.0.wieght is not a field of WorldConfig; did you mean weight\?",
         ),
         ("stages.two.optimizer.beta=3", r"optimizer.beta is not a field of OptimizerConfig; did you mean betas\?"),
         ("stage=3", r"stage is not a field of Recipe; did you mean stages\?"),

@@ -1,6 +1,7 @@
 """Adapters: encoder features to tokens of the decoder's width.
 
 Shape letters: M media, N features, K tokens, D width of the encoder, W width of the decoder.
+Every adapter is told how many features of each medium are real (M,); what it makes of the padding is not used.
 """
 
 import math
@@ -51,9 +52,11 @@ class FoldConfig(Config):
         """Tokens of a picture whose patches lie in `grid`.
 
         Raises:
-            ValueError: if `stride` does not divide the grid.
+            ValueError: if `stride` does not divide the grid, or it is no picture's.
         """
-        if len(grid) != 2 or any(side % self.stride for side in grid):
+        if len(grid) != 2:
+            raise ValueError("fold joins squares of a picture's patches; for a sound take mlp, which has a stride too")
+        if any(side % self.stride for side in grid):
             shape = "x".join(map(str, grid))
             good = [s for s in range(1, min(grid) + 1) if all(side % s == 0 for side in grid)]
             raise ValueError(f"fold: stride={self.stride} does not divide the {shape} patch grid; use one of {good}")
@@ -84,7 +87,7 @@ class LinearAdapter(nn.Module):
         self.project = nn.Linear(width, out_width)
         _scale_to_embeddings(self.project)
 
-    def forward(self, features_MND: Tensor) -> Tensor:
+    def forward(self, features_MND: Tensor, counts_M: Tensor) -> Tensor:
         """Features (M, N, D) to tokens (M, N, W)."""
         out_MNW: Tensor = self.project(features_MND)
         return out_MNW
@@ -98,10 +101,10 @@ class MLPAdapter(nn.Module):
         self.stride = config.stride
         self.project = _two_layers(config.stride * width, config.inner or out_width, out_width)
 
-    def forward(self, features_MND: Tensor) -> Tensor:
+    def forward(self, features_MND: Tensor, counts_M: Tensor) -> Tensor:
         """Features (M, N, D) to tokens (M, ceil(N / stride), W)."""
         missing = -features_MND.shape[1] % self.stride
-        padded_MND = F.pad(features_MND, (0, 0, 0, missing))
+        padded_MND = F.pad(features_MND * _is_real(features_MND, counts_M)[..., None], (0, 0, 0, missing))
         out_MKW: Tensor = self.project(rearrange(padded_MND, "m (k s) d -> m k (s d)", s=self.stride))
         return out_MKW
 
@@ -116,7 +119,7 @@ class FoldAdapter(nn.Module):
         self.fold = {"h": grid[0] // config.stride, "s": config.stride, "t": config.stride}
         self.project = _two_layers(config.stride**2 * width, config.inner or out_width, out_width)
 
-    def forward(self, features_MND: Tensor) -> Tensor:
+    def forward(self, features_MND: Tensor, counts_M: Tensor) -> Tensor:
         """Features (M, N, D) in row-major order to tokens (M, N / stride^2, W)."""
         folded_MKD = rearrange(features_MND, "m (h s w t) d -> m (h w) (s t d)", **self.fold)
         out_MKW: Tensor = self.project(folded_MKD)
@@ -146,14 +149,20 @@ class ResamplerAdapter(nn.Module):
         self.leave = nn.Linear(out_width, out_width)
         _scale_to_embeddings(self.leave)
 
-    def forward(self, features_MND: Tensor) -> Tensor:
+    def forward(self, features_MND: Tensor, counts_M: Tensor) -> Tensor:
         """Features (M, N, D) to tokens (M, queries, W)."""
-        memory_MNW = self.enter(features_MND) + self.places
+        memory_MNW = self.enter(features_MND) + self.places[: features_MND.shape[1]]
         x_MKW = self.queries.expand(len(features_MND), -1, -1)
+        padding_MN = ~_is_real(features_MND, counts_M)
         for layer in self.layers:
-            x_MKW = layer(x_MKW, memory_MNW)
+            x_MKW = layer(x_MKW, memory_MNW, memory_key_padding_mask=padding_MN)
         out_MKW: Tensor = self.leave(F.layer_norm(x_MKW, x_MKW.shape[-1:]))
         return out_MKW
+
+
+def _is_real(features_MND: Tensor, counts_M: Tensor) -> Tensor:
+    """Bool (M, N), False for the padding after each medium's features."""
+    return torch.arange(features_MND.shape[1], device=features_MND.device) < counts_M[:, None]
 
 
 def _two_layers(width: int, inner: int, out_width: int) -> nn.Sequential:

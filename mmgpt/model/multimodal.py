@@ -3,6 +3,7 @@
 Shape letters: B rows, T tokens, M media, K tokens of a medium, N target positions, D width, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,7 +11,8 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from mmgpt.config import Config
+from mmgpt.config import Config, UserError
+from mmgpt.datasets.media import MediaError
 from mmgpt.encoders import ENCODERS, EncoderConfig
 from mmgpt.inputs.batch import Batch, MediaBatch
 from mmgpt.inputs.chat import IGNORED, MediaSpec
@@ -39,7 +41,7 @@ class ModelConfig(Config):
                     f"encoder {encoder.kind} reads {ENCODERS[encoder.kind].modality}, it cannot be encoders.{modality}"
                 )
             adapter = self.adapters[modality]
-            adapter.num_tokens(encoder.grid)
+            adapter.num_tokens(encoder.grid_of(encoder.largest))
             if adapter.kind == "resampler" and self.decoder.width % adapter.heads:
                 raise ValueError(
                     f"resampler: heads={adapter.heads} does not divide the decoder's width={self.decoder.width}"
@@ -61,7 +63,12 @@ class _Prepare:
     encoder: EncoderConfig
 
     def __call__(self, part: Any) -> Tensor:
-        return self.encoder.prepare(part.load())
+        try:
+            return self.encoder.prepare(part.load())
+        except MediaError:
+            raise
+        except UserError as error:
+            raise MediaError(f"{part.name()}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class _TokenCount:
     adapter: AdapterConfig
 
     def __call__(self, shape: tuple[int, ...]) -> int:
-        return self.adapter.num_tokens(self.encoder.grid)
+        return self.adapter.num_tokens(self.encoder.grid_of(shape))
 
 
 class MultimodalModel(nn.Module):
@@ -95,7 +102,7 @@ class MultimodalModel(nn.Module):
                     adapter,
                     width=config.encoders[modality].width,
                     out_width=config.decoder.width,
-                    grid=config.encoders[modality].grid,
+                    grid=config.encoders[modality].grid_of(config.encoders[modality].largest),
                 )
                 for modality, adapter in config.adapters.items()
             }
@@ -113,15 +120,21 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: if a medium's tokens differ in number from its placeholders; names sample and medium.
         """
-        tokens_MKD = self.adapters[modality](self.encoders[modality](media.values))
-        for name, expected in zip(media.names, media.num_tokens, strict=True):
-            if expected != tokens_MKD.shape[1]:
+        encoder, adapter = self.config.encoders[modality], self.config.adapters[modality]
+        grids = [encoder.grid_of((*media.values.shape[1:-1], length)) for length in media.lengths.tolist()]
+        given = [adapter.num_tokens(grid) for grid in grids]
+        for name, expected, count in zip(media.names, media.num_tokens, given, strict=True):
+            if expected != count:
                 raise ValueError(
-                    f"{name}: the prompt holds {expected} {modality} tokens, encoder and adapter gave "
-                    f"{tokens_MKD.shape[1]}; render the batch with this model's own config.media_specs()"
+                    f"{name}: the prompt holds {expected} {modality} tokens, encoder and adapter give {count}; "
+                    "render the batch with this model's own config.media_specs()"
                 )
-        flat: Tensor = tokens_MKD.flatten(0, 1)
-        return flat
+        features_MND = self.encoders[modality](media.values, media.lengths)
+        counts_M = torch.tensor([math.prod(grid) for grid in grids], device=features_MND.device)
+        tokens_MKD = self.adapters[modality](features_MND, counts_M)
+        if tokens_MKD.shape[1] != max(given):
+            raise ValueError(f"{modality}: {tokens_MKD.shape[1]} tokens came of {max(given)} that its configs promise")
+        return torch.cat([tokens_KD[:count] for tokens_KD, count in zip(tokens_MKD, given, strict=True)])
 
     def embed(self, batch: Batch) -> Tensor:
         """Embeddings (B, T, D) of a batch, with the media written over their placeholders in reading order."""

@@ -170,6 +170,21 @@ def test_a_holdout_cuts_the_rows_into_two_splits_that_share_nothing(names, modul
     assert found["test"] == {name for name in names if zlib.crc32(name.encode()) % modulo == 0}
 
 
+def test_splits_by_column_take_their_rows_and_train_the_others(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("7_ann_0", "7_ann_1", "8_bob_0", "8_bob_2", "9_ann_3"):
+        (tmp_path / "a" / f"{name}.wav").write_bytes(b"")
+    splits = {"test": {"take": "0"}, "valid": {"take": ["1", "2"], "speaker": "ann"}}
+    options = {"path": "a", "files": "{digit}_{speaker}_{take}.wav", "answer": "{digit}{take}", "splits": splits}
+    parts = {split: read(tmp_path, **options, split=split) for split in ("train", "valid", "test")}
+    found = {split: [talk(source[n])[0] for n in range(len(source))] for split, source in parts.items()}
+    assert found == {"train": ["82", "93"], "valid": ["71"], "test": ["70", "80"]}
+    with pytest.raises(UserError, match=r"names \{taek\}, the rows do not; did you mean take\?"):
+        read(tmp_path, **{**options, "splits": {"test": {"taek": "0"}}})
+    with pytest.raises(UserError, match=r"split 'tset' of a does not exist; did you mean test\?"):
+        read(tmp_path, **options, split="tset")
+
+
 def test_missing_media_are_an_error_of_their_sample_or_left_out(root):
     (root / "easy" / "train" / "images" / "0.png").unlink()
     with pytest.raises(MediaError, match=r"0.png: no such file"):

@@ -1,13 +1,15 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.sample import Message
+from mmgpt.datasets.media import Audio, MediaError
+from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
 from mmgpt.model.multimodal import ModelConfig, splice
 
@@ -65,6 +67,55 @@ def test_rendering_writes_as_many_placeholders_as_the_model_makes_tokens(adapter
     tokens_ND = bundle.model.media_tokens("image", batch.media["image"])
     assert len(tokens_ND) == rendered.media[0].num_tokens == rendered.ids.count(bundle.model.slots["image"])
     assert tokens_ND.shape[1] == bundle.model.config.decoder.width
+
+
+def noise(seconds: float, seed: int) -> Audio:
+    return Audio(np.random.default_rng(seed).normal(size=round(8000 * seconds)).astype(np.float32), rate=8000)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [{"kind": "linear"}, {"kind": "mlp", "stride": 3}, {"kind": "resampler", "queries": 3, "depth": 1, "heads": 2}],
+    ids=lambda adapter: adapter["kind"],
+)
+def test_sounds_of_any_length_beside_pictures_give_the_same_loss_and_gradients_alone_and_together(
+    adapter, make_bundle, scenes, gradients
+):
+    bundle = make_bundle(audio=adapter)
+    picture = scenes[0].messages[0].parts[0]
+    asked = [
+        (noise(0.3, 0), "What is heard?"),
+        (picture, noise(0.05, 1), "What is seen, and then ", noise(0.7, 2), "?"),
+        (noise(0.001, 3), picture, noise(0.4, 4)),
+        ("Neither?",),
+        (picture, "What is seen?"),
+    ]
+    samples = [Sample((Message.of("user", *parts), Message.of("assistant", "a beep"))) for parts in asked]
+    rendered = [bundle.renderer.render(sample) for sample in samples]
+    for one in rendered:
+        assert one.ids.count(bundle.model.slots["audio"]) == sum(
+            m.num_tokens for m in one.media if m.modality == "audio"
+        )
+    together = gradients(bundle.model, [collate(rendered)])
+    alone = gradients(bundle.model, [collate([one]) for one in rendered])
+    torch.testing.assert_close(together, alone, **SAME)
+
+
+def test_a_sound_over_the_limit_names_sample_and_file_and_the_remedy(make_bundle):
+    renderer = make_bundle(audio={"kind": "linear"}).renderer
+    long = Sample((Message.of("user", noise(31, 0), "What?"), Message.of("assistant", "rain")), key="set/3")
+    with pytest.raises(MediaError, match=r"set/3: audio given as ndarray: 31.0 s of sound, .* limit of 30 s; cut it"):
+        renderer.render(long)
+
+
+def test_a_fold_does_not_fit_a_sound():
+    tree = {
+        "decoder": {"width": 32, "depth": 1, "heads": 2},
+        "encoders": {"audio": {"kind": "conformer", "width": 16, "heads": 2}},
+        "adapters": {"audio": {"kind": "fold"}},
+    }
+    with pytest.raises(UserError, match="fold joins squares of a picture's patches; for a sound take mlp"):
+        build(ModelConfig, tree, "m")
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
