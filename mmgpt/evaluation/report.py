@@ -202,7 +202,7 @@ def _verdict(score: Record, guesses: Mapping[str, Record]) -> Markup:
     best = max(guess["value"] for guess in guesses.values())
     gain = 100 * (score["value"] - best)
     if score["ci95"][0] > best:
-        return tag("p", f"+{gain:.1f} points from seeing the media", cls="verdict good")
+        return tag("p", f"+{gain:.1f} points from the media", cls="verdict good")
     return tag("p", f"{gain:+.1f} points: not clearly above guessing", cls="verdict bad")
 
 

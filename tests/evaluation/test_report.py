@@ -119,7 +119,7 @@ def test_a_finished_run_shows_scores_beside_what_needs_no_media(tmp_path):
         "85.5 \N{EN DASH} 89.5",
     ):
         assert wanted in text
-    assert "+56.3 points from seeing the media" in text
+    assert "+56.3 points from the media" in text
     assert "50 %" in text, "the trained share"
     assert "3.11.2" in text
     assert "steps: 60" in text, "the recipe"
@@ -179,13 +179,19 @@ def test_a_large_picture_is_shrunk(tmp_path):
     assert Image(shown["src"]).load().size == (640, 480)
 
 
-def test_sounds_can_be_played(tmp_path):
+def test_sounds_can_be_played_and_are_shown_by_time_and_pitch(tmp_path):
     run = make_run(tmp_path / "run")
-    soundfile.write(tmp_path / "beep.flac", np.zeros(800, dtype=np.float32), 8000)
+    beep = np.sin(np.arange(8000) * 2 * np.pi * 440 / 8000) * (np.arange(8000) < 4000)
+    soundfile.write(tmp_path / "beep.flac", beep.astype(np.float32), 8000)
     add_evaluation(run, [sample(media={"type": "audio", "path": str(tmp_path / "beep.flac")})])
     (player,) = page_of(run).attributes("audio")
     assert "controls" in player
     assert player["src"].startswith("data:audio/flac;base64,")
+    (shown,) = page_of(run).attributes("img")
+    dark_HW = -np.asarray(Image(shown["src"]).load()).astype(float).sum(axis=2)
+    assert dark_HW.shape == (48, 101)
+    assert dark_HW[:, 5:45].mean() > dark_HW[:, 55:95].mean() + 50
+    assert dark_HW[:, 20].argmax() > 24  # 440 Hz is low
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "video"])
