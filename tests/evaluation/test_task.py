@@ -6,12 +6,12 @@ from pydantic import TypeAdapter
 
 import mmgpt.configs
 from mmgpt.config import UserError, build, read_yaml
-from mmgpt.datasets.media import Image
+from mmgpt.datasets.media import Audio, Media
 from mmgpt.datasets.sample import Message, Sample, Text
 from mmgpt.evaluation.task import Task, TaskConfig, items_of, load_task
 
 TASKS = sorted(path.stem for path in (Path(mmgpt.configs.__file__).parent / "tasks").glob("*.yaml"))
-NOT_AT_HAND = {"noto_emoji", "cifar10", "easy_vqa"}
+NOT_AT_HAND = {"fsdd", "noto_emoji", "cifar10", "easy_vqa"}
 
 
 def make_task(tree: dict, root: Path) -> Task:
@@ -45,17 +45,20 @@ def test_a_task_without_files_opens_and_asks_questions(name):
 
 
 @pytest.mark.parametrize("name", sorted(NOT_AT_HAND & set(TASKS)))
-def test_a_task_on_real_data_opens_and_its_pictures_can_be_read(name, data_packs):
+def test_a_task_on_real_data_opens_and_its_media_can_be_read(name, data_packs):
     task = Task(load_task(name), data_packs)
     for item in task.items(limit=3):
-        pictures = [part for part in item.messages[-1].parts if isinstance(part, Image)]
-        assert [picture.load().mode for picture in pictures] == ["RGB"]
+        (medium,) = (part for part in item.messages[-1].parts if isinstance(part, Media))
+        if isinstance(medium, Audio):
+            assert medium.load().rate == 8000
+        else:
+            assert medium.load().mode == "RGB"
         assert not item.choices or item.reference in item.choices
     assert task.pool is not None
-    own = {str(part.source) for item in task.items() for part in item.messages[-1].parts if isinstance(part, Image)}
+    own = {str(part.source) for item in task.items() for part in item.messages[-1].parts if isinstance(part, Media)}
     for index in range(0, len(task.pool), 97):
         for item in items_of(task.pool[index]):
-            assert own.isdisjoint(str(part.source) for part in item.messages[-1].parts if isinstance(part, Image))
+            assert own.isdisjoint(str(part.source) for part in item.messages[-1].parts if isinstance(part, Media))
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name():
