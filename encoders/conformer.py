@@ -110,7 +110,7 @@ class ConformerEncoder(nn.Module):
 
     def _encode(self, mel_MFT: Tensor, lengths_M: Tensor) -> Tensor:
         x_MND, counts_M = self.subsample(mel_MFT, lengths_M)
-        real_MN = _is_real(counts_M, x_MND.shape[1])
+        real_MN = is_real(counts_M, x_MND.shape[1])
         distances_RD = _sinusoids(x_MND.shape[1], self.config.width, x_MND)
         visible_MNN = real_MN[:, None, :]
         if self.config.window:
@@ -155,7 +155,7 @@ class Subsampling(nn.Module):
         """Features (M, N, D) and their number (M,)."""
         x_MCFT = mel_MFT[:, None]
         for convolution in self.convolutions:
-            x_MCFT = x_MCFT * _is_real(lengths_M, x_MCFT.shape[-1])[:, None, None]
+            x_MCFT = x_MCFT * is_real(lengths_M, x_MCFT.shape[-1])[:, None, None]
             x_MCFT = F.gelu(convolution(x_MCFT))
             lengths_M = (lengths_M + 1) // 2
         out_MND: Tensor = self.project(rearrange(x_MCFT, "m c f n -> m n (c f)"))
@@ -240,8 +240,8 @@ class Block(nn.Module):
         return out_MND
 
 
-def _is_real(lengths_M: Tensor, size: int) -> Tensor:
-    """Bool (M, size), True before each clip's end."""
+def is_real(lengths_M: Tensor, size: int) -> Tensor:
+    """Bool (M, size), True before each clip's end, False in the padding after it."""
     return torch.arange(size, device=lengths_M.device) < lengths_M[:, None]
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from mmgpt.config import Config
+from mmgpt.encoders.conformer import is_real
 
 Grid = tuple[int, ...]  # how the features of a medium lie: (rows, columns) of a picture, (frames,) of a sound
 
@@ -104,7 +105,7 @@ class MLPAdapter(nn.Module):
     def forward(self, features_MND: Tensor, counts_M: Tensor) -> Tensor:
         """Features (M, N, D) to tokens (M, ceil(N / stride), W)."""
         missing = -features_MND.shape[1] % self.stride
-        padded_MND = F.pad(features_MND * _is_real(features_MND, counts_M)[..., None], (0, 0, 0, missing))
+        padded_MND = F.pad(features_MND * is_real(counts_M, features_MND.shape[1])[..., None], (0, 0, 0, missing))
         out_MKW: Tensor = self.project(rearrange(padded_MND, "m (k s) d -> m k (s d)", s=self.stride))
         return out_MKW
 
@@ -153,16 +154,11 @@ class ResamplerAdapter(nn.Module):
         """Features (M, N, D) to tokens (M, queries, W)."""
         memory_MNW = self.enter(features_MND) + self.places[: features_MND.shape[1]]
         x_MKW = self.queries.expand(len(features_MND), -1, -1)
-        padding_MN = ~_is_real(features_MND, counts_M)
+        padding_MN = ~is_real(counts_M, features_MND.shape[1])
         for layer in self.layers:
             x_MKW = layer(x_MKW, memory_MNW, memory_key_padding_mask=padding_MN)
         out_MKW: Tensor = self.leave(F.layer_norm(x_MKW, x_MKW.shape[-1:]))
         return out_MKW
-
-
-def _is_real(features_MND: Tensor, counts_M: Tensor) -> Tensor:
-    """Bool (M, N), False for the padding after each medium's features."""
-    return torch.arange(features_MND.shape[1], device=features_MND.device) < counts_M[:, None]
 
 
 def _two_layers(width: int, inner: int, out_width: int) -> nn.Sequential:
