@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from mmgpt.config import UserError, did_you_mean
+from mmgpt.training.muon import Muon
 from mmgpt.training.recipe import ScheduleConfig, StageConfig
 
 
@@ -56,7 +57,7 @@ def make_optimizers(model: nn.Module, stage: StageConfig) -> list[Optimizer]:
     options = stage.optimizer
     optimizers: list[Optimizer] = []
     if groups["muon"]:
-        optimizers.append(Muon(groups["muon"], momentum=options.momentum, adjust_lr_fn="original"))
+        optimizers.append(Muon(groups["muon"], momentum=options.momentum))
     if groups["rest"]:
         rest = groups["rest"]
         sgd = options.kind == "sgd"

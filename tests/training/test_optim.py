@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.optim import SGD, AdamW, Muon
+from torch.optim import SGD, AdamW
 
 from mmgpt.config import UserError
+from mmgpt.training.muon import Muon
 from mmgpt.training.optim import freeze_except, make_optimizers, set_rates, share_of_peak
 from mmgpt.training.recipe import ScheduleConfig, StageConfig
 
