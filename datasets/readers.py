@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from mmgpt.config import UserError
+from mmgpt.datasets.composed import ComposedConfig, ComposedSource
 from mmgpt.datasets.media import MEDIA, Media
 from mmgpt.datasets.sample import Message, Part, Sample, Text, parse_messages
 from mmgpt.datasets.source import Source, SourceConfig, resolve
@@ -130,11 +131,14 @@ class MessagesSource(Source):
         return type(part)(str(self.folder / source))
 
 
-AnySource = Annotated[TextConfig | MessagesConfig | TableConfig | WorldConfig, Field(discriminator="reader")]
+AnySource = Annotated[
+    TextConfig | MessagesConfig | TableConfig | ComposedConfig | WorldConfig, Field(discriminator="reader")
+]
 SOURCES: dict[type[SourceConfig], Any] = {
     TextConfig: TextSource,
     MessagesConfig: MessagesSource,
     TableConfig: TableSource,
+    ComposedConfig: ComposedSource,
     WorldConfig: WorldSource,
 }
 

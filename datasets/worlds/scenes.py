@@ -14,7 +14,17 @@ import PIL.Image
 import PIL.ImageDraw
 
 from mmgpt.datasets.media import Image
-from mmgpt.datasets.sample import Message, Sample
+from mmgpt.datasets.sample import Sample
+from mmgpt.datasets.worlds.things import (
+    Pair,
+    Turn,
+    Vocabulary,
+    ask_count,
+    ask_exists,
+    draw_pairs,
+    sample_of,
+    told_apart,
+)
 
 COLOURS = {
     "red": (214, 38, 38),
@@ -46,27 +56,6 @@ OVERSAMPLING = 3  # drawn larger and averaged down: soft edges
 NUM_QUESTIONS = 8
 CAPTION_PROMPT = "Describe the picture."
 
-Pair = tuple[str, str]  # how a thing looks, and what it is: ("red", "circle")
-Turn = tuple[str, str]  # question, answer
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The words of a scene: any pair of a look and a kind may occur, but those withheld."""
-
-    looks: tuple[str, ...]
-    kinds: tuple[str, ...]
-    look: str  # what the looks are called in a question
-    kind: str
-    withheld: frozenset[Pair] = frozenset()
-
-    @property
-    def pairs(self) -> tuple[Pair, ...]:
-        """Every pair that may occur."""
-        every = ((look, kind) for look in self.looks for kind in self.kinds)
-        return tuple(pair for pair in every if pair not in self.withheld)
-
-
 ALL = Vocabulary(tuple(COLOURS), SHAPES, "color", "shape")
 SEEN = Vocabulary(tuple(COLOURS), SHAPES, "color", "shape", UNSEEN)
 
@@ -81,6 +70,11 @@ class Thing:
     place: int  # index into PLACES
 
     @property
+    def pair(self) -> Pair:
+        """Look and kind."""
+        return self.look, self.kind
+
+    @property
     def noun(self) -> str:
         """Look and kind in words."""
         return f"{self.look} {self.kind}"
@@ -91,13 +85,8 @@ Scene = list[Thing]  # in reading order
 
 def draw_scene(rng: random.Random, words: Vocabulary, subjects: Sequence[Pair] = ()) -> tuple[Scene, Thing]:
     """One to three things of different pairs, and the one that is asked about: of one of the `subjects` if given."""
-    count = rng.randint(1, 3)
-    if subjects:
-        first = rng.choice(subjects)
-        pairs = [first, *rng.sample([pair for pair in words.pairs if pair != first], count - 1)]
-    else:
-        pairs = rng.sample(words.pairs, count)
-    places = rng.sample(range(9), count)
+    pairs = draw_pairs(rng, words, subjects)
+    places = rng.sample(range(9), len(pairs))
     things = [Thing(rng.choice(("small", "large")), *pair, place) for pair, place in zip(pairs, places, strict=True)]
     return sorted(things, key=lambda thing: thing.place), things[0]
 
@@ -161,11 +150,12 @@ def where(place: int) -> str:
 
 def questions(scene: Scene, subject: Thing, rng: random.Random, words: Vocabulary) -> list[Turn]:
     """Questions about a scene, those of a single thing about the subject where words can single it out."""
+    pairs = [thing.pair for thing in scene]
     turns = [
         (f"How many {words.kind}s are there?", str(len(scene))),
-        _count(scene, subject, rng, words),
-        _exists(scene, subject, rng, words),
-        _exists(scene, subject, rng, words),
+        ask_count(pairs, subject.pair, rng, words),
+        ask_exists(pairs, subject.pair, rng, words),
+        ask_exists(pairs, subject.pair, rng, words),
         _size(subject),
         (f"Where is the {subject.noun}?", where(subject.place)),
         _at_place(scene, subject.place),
@@ -173,43 +163,10 @@ def questions(scene: Scene, subject: Thing, rng: random.Random, words: Vocabular
         (f"What {words.look} is the {words.kind} {where(subject.place)}?", subject.look),
         (f"What {words.kind} is {where(subject.place)}?", subject.kind),
     ]
-    turns += _told_apart(scene, subject, words)
+    turns += told_apart(pairs, subject.pair, words)
     if len(scene) > 1:
         turns.append(_side(scene, subject, rng))
     return turns
-
-
-def _told_apart(scene: Scene, subject: Thing, words: Vocabulary) -> list[Turn]:
-    """The look of the only thing of its kind, and the kind of the only thing of its look."""
-    turns = []
-    if sum(other.kind == subject.kind for other in scene) == 1:
-        turns.append((f"What {words.look} is the {subject.kind}?", subject.look))
-    if sum(other.look == subject.look for other in scene) == 1:
-        turns.append((f"What {words.kind} is {subject.look}?", subject.kind))
-    return turns
-
-
-def _count(scene: Scene, subject: Thing, rng: random.Random, words: Vocabulary) -> Turn:
-    known = rng.random() < 0.75
-    if rng.random() < 0.5:
-        look = subject.look if known else rng.choice(words.looks)
-        return f"How many {look} {words.kind}s are there?", str(sum(thing.look == look for thing in scene))
-    kind = subject.kind if known else rng.choice(words.kinds)
-    plural = f"{kind}es" if kind.endswith("s") else f"{kind}s"
-    return f"How many {plural} are there?", str(sum(thing.kind == kind for thing in scene))
-
-
-def _exists(scene: Scene, subject: Thing, rng: random.Random, words: Vocabulary) -> Turn:
-    if rng.random() < 0.5:
-        return f"Is there {_with_article(subject.noun)}?", "yes"
-    present = {(thing.look, thing.kind) for thing in scene}
-    near = [p for p in words.pairs if p not in present and (p[0] == subject.look or p[1] == subject.kind)]
-    look, kind = rng.choice(near)
-    return f"Is there {_with_article(look)} {kind}?", "no"
-
-
-def _with_article(words: str) -> str:
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
 def _size(subject: Thing) -> Turn:
@@ -237,9 +194,9 @@ def _side(scene: Scene, subject: Thing, rng: random.Random) -> Turn:
 
 def scenes(rng: random.Random, split: str) -> Sample:
     """A picture with a caption and eight questions, as branches."""
-    words, scene, subject = _draw(rng, split)
+    words, scene, subject = scene_of(rng, split)
     chosen = rng.sample(questions(scene, subject, rng, words), NUM_QUESTIONS)
-    return _sample(paint(scene, rng), [(CAPTION_PROMPT, caption(scene)), *chosen])
+    return sample_of([Image(paint(scene, rng))], [(CAPTION_PROMPT, caption(scene)), *chosen])
 
 
 def scene_places(rng: random.Random, split: str) -> Sample:
@@ -247,36 +204,32 @@ def scene_places(rng: random.Random, split: str) -> Sample:
 
     Color and shape are asked for apart as well, so that each is learned whatever the other is.
     """
-    words, scene, _ = _draw(rng, split)
+    words, scene, _ = scene_of(rng, split)
     turns = [_at_place(scene, place) for place in range(9)]
     for thing in scene:
         turns.append((f"What {words.look} is the {words.kind} {where(thing.place)}?", thing.look))
         turns.append((f"What {words.kind} is {where(thing.place)}?", thing.kind))
-    return _sample(paint(scene, rng), turns)
+    return sample_of([Image(paint(scene, rng))], turns)
 
 
 def scene_lookups(rng: random.Random, split: str) -> Sample:
     """A picture with a caption and questions where something must be found by its look or kind before it is told."""
-    words, scene, _ = _draw(rng, split)
+    words, scene, _ = scene_of(rng, split)
+    pairs = [thing.pair for thing in scene]
     turns: list[Turn] = []
     for thing in scene:
         turns += [(f"Where is the {thing.noun}?", where(thing.place)), _size(thing)]
-        turns += [_count(scene, thing, rng, words), _exists(scene, thing, rng, words)]
-        turns += _told_apart(scene, thing, words)
+        turns += [ask_count(pairs, thing.pair, rng, words), ask_exists(pairs, thing.pair, rng, words)]
+        turns += told_apart(pairs, thing.pair, words)
         turns += [_side(scene, thing, rng) for _ in scene[1:]]
     chosen = rng.sample(turns, min(len(turns), NUM_QUESTIONS - 1))
-    return _sample(paint(scene, rng), [(CAPTION_PROMPT, caption(scene)), *chosen])
+    return sample_of([Image(paint(scene, rng))], [(CAPTION_PROMPT, caption(scene)), *chosen])
 
 
-def _draw(rng: random.Random, split: str) -> tuple[Vocabulary, Scene, Thing]:
+def scene_of(rng: random.Random, split: str) -> tuple[Vocabulary, Scene, Thing]:
     """Words, scene and subject of a split: training never holds an unseen pair, a test scene always does."""
     words = SEEN if split == "train" else ALL
     return words, *draw_scene(rng, words, () if split == "train" else sorted(UNSEEN))
-
-
-def _sample(picture: PIL.Image.Image, turns: list[Turn]) -> Sample:
-    branches = tuple((Message.of("user", question), Message.of("assistant", answer)) for question, answer in turns)
-    return Sample((Message.of("user", Image(picture)),), branches=branches)
 
 
 def scene_questions(rng: random.Random, split: str) -> Sample:

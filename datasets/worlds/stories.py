@@ -8,7 +8,8 @@ pairs occur would guess a shape from its color instead of looking.
 import random
 
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.datasets.worlds.scenes import COLOURS, SHAPES, Vocabulary, caption, draw_scene, questions
+from mmgpt.datasets.worlds.scenes import COLOURS, SHAPES, caption, draw_scene, questions
+from mmgpt.datasets.worlds.things import Vocabulary
 
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Finn", "Grace", "Hugo", "Iris", "Jonas")
 THINGS = ("ball", "book", "apple", "key", "cup", "hat", "coin", "lamp", "drum", "kite")

@@ -1,7 +1,7 @@
 """Worlds: seeded generators of samples. Index and seed give the same sample on every machine, without a file.
 
-Training never shows the `UNSEEN` pairs of colour and shape, in pictures or in words; every scene of the test split
-holds one, and what is asked of a single shape is asked of it.
+Training never holds the `UNSEEN` pairs of color and shape or the `UNSEEN_SOUNDS`, in media or in words; every picture
+and clip of the test split holds one, and what is asked of a single thing is asked of it.
 """
 
 import random
@@ -15,6 +15,7 @@ from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.worlds.scenes import scene_captions, scene_lookups, scene_places, scene_questions, scenes
+from mmgpt.datasets.worlds.sounds import scene_sounds, sound_captions, sound_places, sound_questions, sounds
 from mmgpt.datasets.worlds.stories import stories
 
 WORLDS: dict[str, Callable[[random.Random, str], Sample]] = {
@@ -24,6 +25,11 @@ WORLDS: dict[str, Callable[[random.Random, str], Sample]] = {
     "scene_lookups": scene_lookups,
     "scene_questions": scene_questions,
     "scene_captions": scene_captions,
+    "sounds": sounds,
+    "sound_places": sound_places,
+    "sound_questions": sound_questions,
+    "sound_captions": sound_captions,
+    "scene_sounds": scene_sounds,
 }
 
 

@@ -11,7 +11,7 @@ from mmgpt.datasets.sample import Message, Sample, Text
 from mmgpt.evaluation.task import Task, TaskConfig, items_of, load_task
 
 TASKS = sorted(path.stem for path in (Path(mmgpt.configs.__file__).parent / "tasks").glob("*.yaml"))
-NOT_AT_HAND = {"fsdd", "noto_emoji", "cifar10", "easy_vqa"}
+NOT_AT_HAND = {"fsdd", "noto_emoji", "cifar10", "easy_vqa", "digits_and_shapes"}
 
 
 def make_task(tree: dict, root: Path) -> Task:

@@ -1,0 +1,228 @@
+"""Short sounds one after the other, with captions and questions; and pictures with sounds that must be compared.
+
+A clip holds one to three sounds, no two of the same timbre and tone (how its pitch moves), played quickly or slowly.
+Pitch, level, duration and the noise behind them jitter. A clip's length is drawn without regard to what it holds, and
+the sounds begin anywhere in it: neither the number of its tokens nor the silence around tells the answer to anything.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmgpt.datasets.media import Audio, Image
+from mmgpt.datasets.sample import Sample
+from mmgpt.datasets.worlds.scenes import NUM_QUESTIONS, paint, scene_of
+from mmgpt.datasets.worlds.scenes import SEEN as SEEN_SHAPES
+from mmgpt.datasets.worlds.things import (
+    Pair,
+    Turn,
+    Vocabulary,
+    absent_pair,
+    ask_count,
+    ask_exists,
+    draw_pairs,
+    plural,
+    sample_of,
+    told_apart,
+    with_article,
+)
+
+RATE = 8_000  # Hz
+TONES = ("rising", "falling", "steady", "wavering")
+PITCHES = {"beep": (500, 900), "horn": (260, 420), "buzz": (90, 150), "bell": (420, 700), "trill": (600, 1000)}  # Hz
+PITCHES |= {"hiss": (1000, 1800)}  # the middle of a band of noise
+TIMBRES = tuple(PITCHES)
+UNSEEN_SOUNDS = frozenset(
+    {("rising", "horn"), ("falling", "beep"), ("steady", "hiss"), ("wavering", "buzz"), ("falling", "trill")}
+)
+SECONDS = (1.7, 2.0)  # of a clip
+LASTS = (0.20, 0.30)  # seconds of one sound
+PACES = {"quick": (0.32, 0.36), "slow": (0.50, 0.58)}  # seconds from one sound's start to the next
+ORDER = ("first", "second", "third")
+CAPTION_PROMPT = "Describe the sound."
+
+EVERY = Vocabulary(TONES, TIMBRES, "tone", "sound")
+SEEN = Vocabulary(TONES, TIMBRES, "tone", "sound", UNSEEN_SOUNDS)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Sounds in the order they are played, and how fast."""
+
+    sounds: tuple[Pair, ...]
+    pace: str
+
+
+def draw_clip(rng: random.Random, words: Vocabulary, subjects: Sequence[Pair] = ()) -> tuple[Clip, Pair]:
+    """One to three sounds, and the one that is asked about: one of the `subjects` if there are any."""
+    pairs = draw_pairs(rng, words, subjects)
+    return Clip(tuple(rng.sample(pairs, len(pairs))), rng.choice(tuple(PACES))), pairs[0]
+
+
+def play(clip: Clip, rng: random.Random) -> Audio:
+    """The clip as mono float32 samples at 8 kHz, between -1 and 1."""
+    noise = np.random.default_rng(rng.getrandbits(64))
+    total = rng.uniform(*SECONDS)
+    starts, at = [], 0.0
+    for _ in clip.sounds:
+        starts.append(at)
+        at += rng.uniform(*PACES[clip.pace])
+    pieces = [_tone(timbre, tone, rng.uniform(*LASTS), rng, noise) for tone, timbre in clip.sounds]
+    offset = rng.uniform(0.0, total - starts[-1] - LASTS[1])
+    samples = noise.standard_normal(round(total * RATE)) * 10 ** rng.uniform(-3.0, -2.0)
+    for start, piece in zip(starts, pieces, strict=True):
+        first = round((offset + start) * RATE)
+        samples[first : first + len(piece)] += piece * rng.uniform(0.3, 0.6)
+    return Audio(samples.clip(-1, 1).astype(np.float32), rate=RATE)
+
+
+def _tone(timbre: str, tone: str, seconds: float, rng: random.Random, noise: np.random.Generator) -> np.ndarray:
+    """One sound: a pitch that moves by a fifth to an octave, in one of six timbres, faded in and out."""
+    count = round(seconds * RATE)
+    progress = np.linspace(0, 1, count)
+    span = np.log2(rng.uniform(1.5, 2.0))
+    moves = {"rising": span * (progress - 0.5), "falling": span * (0.5 - progress), "steady": 0 * progress}
+    waves = 0.35 * span * np.sin(2 * np.pi * (progress * rng.uniform(2.5, 3.5) + rng.random()))
+    pitch = rng.uniform(*PITCHES[timbre]) * 2 ** moves.get(tone, waves)
+    phase = 2 * np.pi * np.cumsum(pitch) / RATE
+    fade = np.minimum(1, np.minimum(progress, 1 - progress) * seconds / 0.012)
+    if timbre == "beep":
+        return np.sin(phase) * fade
+    if timbre == "horn":
+        return sum(np.sin(k * phase) / k for k in (1, 3, 5, 7)) * fade
+    if timbre == "buzz":
+        return sum(np.sin(k * phase) / k**0.5 for k in range(1, 15)) * fade * 0.4
+    if timbre == "bell":
+        partials = sum(np.sin(ratio * phase) * share for ratio, share in ((1, 1.0), (2.76, 0.7), (4.1, 0.4)))
+        return partials * np.exp(-4 * progress) * np.minimum(1, progress * seconds / 0.003) * 1.2
+    if timbre == "trill":
+        return np.sin(phase) * (np.sin(2 * np.pi * rng.uniform(22, 28) * progress * seconds) > -0.2) * fade
+    width = np.exp(1j * np.cumsum(noise.standard_normal(count)) * 0.35)  # a phase that wanders: a band of noise
+    return (width * np.exp(1j * phase)).real * fade
+
+
+def caption(clip: Clip) -> str:
+    """The sounds in words, in their order."""
+    return ", ".join(map(with_article, clip.sounds)) + "."
+
+
+def questions(clip: Clip, subject: Pair, rng: random.Random, words: Vocabulary) -> list[Turn]:
+    """Questions about a clip, those of a single sound about the subject where words can single it out."""
+    place = clip.sounds.index(subject)
+    turns = [
+        ("How many sounds are there?", str(len(clip.sounds))),
+        ask_count(clip.sounds, subject, rng, words),
+        ask_exists(clip.sounds, subject, rng, words),
+        ask_exists(clip.sounds, subject, rng, words),
+        (f"When is the {' '.join(subject)} heard?", ORDER[place]),
+        _at_place(clip, place),
+        _at_place(clip, rng.randrange(3)),
+        (f"What tone is the {ORDER[place]} sound?", subject[0]),
+        *told_apart(clip.sounds, subject, words),
+    ]
+    if len(clip.sounds) > 1:
+        turns += [_before(clip, subject, rng), ("Are the sounds quick or slow?", clip.pace)]
+    return turns
+
+
+def _at_place(clip: Clip, place: int) -> Turn:
+    heard = with_article(clip.sounds[place]) if place < len(clip.sounds) else "nothing"
+    return f"What is the {ORDER[place]} sound?", heard
+
+
+def _before(clip: Clip, subject: Pair, rng: random.Random) -> Turn:
+    other = rng.choice([pair for pair in clip.sounds if pair != subject])
+    side = rng.choice(("before", "after"))
+    is_before = clip.sounds.index(subject) < clip.sounds.index(other)
+    answer = "yes" if is_before == (side == "before") else "no"
+    return f"Is the {' '.join(subject)} {side} the {' '.join(other)}?", answer
+
+
+def sounds(rng: random.Random, split: str) -> Sample:
+    """A clip with a caption and eight questions, as branches."""
+    words, clip, subject = clip_of(rng, split)
+    asked = questions(clip, subject, rng, words)
+    chosen = rng.sample(asked, min(len(asked), NUM_QUESTIONS))
+    return sample_of([play(clip, rng)], [(CAPTION_PROMPT, caption(clip)), *chosen])
+
+
+def sound_places(rng: random.Random, split: str) -> Sample:
+    """A clip and what is heard first, second and third, tone and timbre apart: to align an encoder with."""
+    _, clip, _ = clip_of(rng, split)
+    turns = [_at_place(clip, place) for place in range(3)]
+    for place, (tone, timbre) in enumerate(clip.sounds):
+        turns.append((f"What tone is the {ORDER[place]} sound?", tone))
+        turns.append((f"What kind is the {ORDER[place]} sound?", timbre))
+    return sample_of([play(clip, rng)], turns)
+
+
+def clip_of(rng: random.Random, split: str) -> tuple[Vocabulary, Clip, Pair]:
+    """Words, clip and subject of a split: training never holds an unseen sound, a test clip always does."""
+    words = SEEN if split == "train" else EVERY
+    return words, *draw_clip(rng, words, () if split == "train" else sorted(UNSEEN_SOUNDS))
+
+
+def sound_questions(rng: random.Random, split: str) -> Sample:
+    """The clip and questions of `sounds`, without the caption."""
+    made = sounds(rng, split)
+    return Sample(made.messages, branches=made.branches[1:])
+
+
+def sound_captions(rng: random.Random, split: str) -> Sample:
+    """The clip and caption of `sounds`, without the questions."""
+    made = sounds(rng, split)
+    return Sample(made.messages, branches=made.branches[:1])
+
+
+def scene_sounds(rng: random.Random, split: str) -> Sample:
+    """A picture and a clip, in either order, with eight questions that need both."""
+    shapes, scene, thing = scene_of(rng, split)
+    words, clip, subject = clip_of(rng, split)
+    pairs = [one.pair for one in scene]
+    difference = len(scene) - len(clip.sounds)
+    more, fewer = ("shapes", "sounds") if difference > 0 else ("sounds", "shapes")
+    turns = [
+        ("Are there as many sounds as shapes?", "no" if difference else "yes"),
+        ("Are there more shapes than sounds?", "yes" if difference > 0 else "no"),
+        ("Are there more sounds than shapes?", "yes" if difference < 0 else "no"),
+        ("How many shapes and sounds are there together?", str(len(scene) + len(clip.sounds))),
+        (f"How many more {more} than {fewer} are there?", str(abs(difference))),
+        ("Which are there more of?", f"{more}" if difference else "neither"),
+        _kinds_compared(pairs, clip, thing.pair, subject, rng),
+        _kinds_compared(pairs, clip, thing.pair, subject, rng),
+        _both_there(pairs, clip, thing.pair, subject, rng, shapes, words),
+        _both_there(pairs, clip, thing.pair, subject, rng, shapes, words),
+        _both_there(pairs, clip, thing.pair, subject, rng, shapes, words),
+    ]
+    media: list[Image | Audio] = [Image(paint(scene, rng)), play(clip, rng)]
+    return sample_of(rng.sample(media, 2), rng.sample(turns, NUM_QUESTIONS))
+
+
+def _kinds_compared(pairs: Sequence[Pair], clip: Clip, thing: Pair, subject: Pair, rng: random.Random) -> Turn:
+    """Whether there are as many of one timbre as of one shape: mostly of the subjects', which may be one of each."""
+    shape = thing[1] if rng.random() < 0.75 else rng.choice(SEEN_SHAPES.kinds)
+    timbre = subject[1] if rng.random() < 0.75 else rng.choice(TIMBRES)
+    seen, heard = sum(p[1] == shape for p in pairs), sum(p[1] == timbre for p in clip.sounds)
+    if rng.random() < 0.5:
+        return f"Are there as many {plural(timbre)} as {plural(shape)}?", "yes" if seen == heard else "no"
+    return f"How many {plural(shape)} and {plural(timbre)} are there together?", str(seen + heard)
+
+
+def _both_there(
+    pairs: Sequence[Pair],
+    clip: Clip,
+    thing: Pair,
+    subject: Pair,
+    rng: random.Random,
+    shapes: Vocabulary,
+    words: Vocabulary,
+) -> Turn:
+    """Whether a shape and a sound are both there: in half of the cases; else one of them is missing."""
+    is_there, missing = rng.random() < 0.5, rng.random() < 0.5
+    if not is_there and missing:
+        thing = absent_pair(pairs, thing, rng, shapes)
+    elif not is_there:
+        subject = absent_pair(clip.sounds, subject, rng, words)
+    return f"Are there both {with_article(thing)} and {with_article(subject)}?", "yes" if is_there else "no"
