@@ -100,12 +100,13 @@ ALONE = Ranks()
 def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Neighbours of one type, together up to BUCKET_BYTES."""
     buckets: list[list[Tensor]] = []
+    room = 0
     for tensor in tensors:
-        last = buckets[-1] if buckets else []
-        if last and last[0].dtype == tensor.dtype and sum(t.nbytes for t in last) + tensor.nbytes <= BUCKET_BYTES:
-            last.append(tensor)
-        else:
-            buckets.append([tensor])
+        if not buckets or buckets[-1][0].dtype != tensor.dtype or tensor.nbytes > room:
+            buckets.append([])
+            room = BUCKET_BYTES
+        buckets[-1].append(tensor)
+        room -= tensor.nbytes
     return buckets
 
 

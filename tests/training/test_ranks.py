@@ -161,8 +161,11 @@ def assert_same_run(run: Path, other: Path) -> None:
     for ours, theirs in zip(*logs, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() - TIMES:
-            assert ours[name] == pytest.approx(theirs[name], abs=1e-5) if "loss" in name else True
-            assert "loss" in name or name == "grad_norm" or ours[name] == theirs[name], name
+            rounded = name == "grad_norm" or name.startswith("loss")
+            assert ours[name] == (pytest.approx(theirs[name], rel=1e-5, abs=1e-5) if rounded else theirs[name]), name
+        for name in ("tokens_per_second", "media_per_second"):
+            amounts = [record["seconds"] * record[name] for record in (ours, theirs) if "loss" in record]
+            assert amounts == pytest.approx(amounts[::-1], rel=0.2), name  # of all ranks; one rank's are half as many
 
 
 def test_gradients_are_summed_where_any_rank_has_one_and_stay_absent_where_none_has(start):
