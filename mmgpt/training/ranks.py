@@ -112,7 +112,14 @@ def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 def is_main() -> bool:
     """True unless torchrun started this process as another rank than 0."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ["RANK"] == "0"
+    return _place()[0] == 0
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of the processes, as torchrun tells them; some clusters set WORLD_SIZE alone, for other ends."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 @contextlib.contextmanager
@@ -122,16 +129,16 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     Raises:
         UserError: if this machine has no such device, or fewer GPUs than processes.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield Ranks(device=pick_device(device))
-        return
+    rank, world = _place()
     chosen = pick_device(device)
+    if world == 1:
+        yield Ranks(device=chosen)
+        return
     if chosen.type == "cuda":
         chosen = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Ranks(int(os.environ["RANK"]), world, chosen)
+        yield Ranks(rank, world, chosen)
     finally:
         dist.destroy_process_group()
