@@ -172,7 +172,9 @@ class _Bars:
 def _run_recipe(config: str, overrides: list[str], out: Path | None, data_root: Path, device: str) -> "Finished":
     from mmgpt.evaluation.pipeline import run_recipe
     from mmgpt.training.progress import TrainingDisplay
+    from mmgpt.training.ranks import is_main
 
+    out_console.quiet = not is_main()
     with TrainingDisplay() as display:
         finished = run_recipe(
             config,
@@ -244,6 +246,7 @@ def main() -> None:
         errors.print(f"failed: {error}", style="red", markup=False, highlight=False)
         sys.exit(1)
     except Interrupted as stopped:
+        errors.quiet = out_console.quiet
         errors.print(str(stopped), style="yellow", markup=False, highlight=False)
         sys.exit(130)
 

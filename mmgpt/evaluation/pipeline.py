@@ -10,6 +10,7 @@ from mmgpt.evaluation.run import Evaluation, OnProgress, evaluate
 from mmgpt.evaluation.task import Task, load_task
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.training.loop import OnRecord, Run, train
+from mmgpt.training.ranks import is_main
 from mmgpt.training.recipe import Recipe, load_recipe
 
 
@@ -49,12 +50,15 @@ def run_recipe(
 ) -> Finished:
     """Train a recipe (or go on with it), evaluate its `tasks` with their blind baselines, and write report.html.
 
-    The arguments and errors are those of `train` and `evaluate`; the scores go to the run's `eval/`.
+    The arguments and errors are those of `train` and `evaluate`; the scores go to the run's `eval/`. Of the processes
+    of a torchrun, only the first evaluates and writes; the others come back without scores when the training is done.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
     for name in recipe.tasks:
         Task(load_task(name), data_root)  # a wrong name or absent data is told now, not after the training
     run: Run = train(recipe, out=out, data_root=data_root, device=device, on_record=on_record)
+    if not is_main():
+        return Finished(run.folder, None, run.folder / "report.html", [])
     evaluation = None
     if run.recipe.tasks:
         evaluation = evaluate(

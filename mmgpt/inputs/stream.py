@@ -1,10 +1,10 @@
 """The stream of training steps: samples drawn in order, rendered, and cut into micro-batches.
 
-Step k holds draws k * batch_size to (k + 1) * batch_size, whatever the number of workers, so the position of a
-training in its data is one integer.
+Step k holds draws k * batch_size to (k + 1) * batch_size, whatever the number of ranks and workers, so the position
+of a training in its data is one integer. Of W ranks, rank r takes every W-th draw of each step, from its r-th on.
 """
 
-import signal
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from mmgpt.inputs.chat import Objective, Renderer, TooLong
 
 @dataclass(frozen=True)
 class StepData:
-    """What one optimizer step learns from.
+    """What one optimizer step learns from, or a rank's share of it.
 
     Attributes:
         batches: micro-batches of similar lengths.
@@ -52,11 +52,13 @@ class StepStream(IterableDataset[StepData | UserError]):
         seed: int,
         start: int = 0,
         word_dropout: float = 0.0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.sources, self.renderer, self.objective = list(sources), renderer, objective
         self.order = Order([len(source) for source in sources], weights, seed)
         self.batch_size, self.micro_batch_tokens, self.start = batch_size, micro_batch_tokens, start
-        self.word_dropout = word_dropout
+        self.word_dropout, self.rank, self.world = word_dropout, rank, world
 
     def __iter__(self) -> Iterator[StepData | UserError]:
         worker = get_worker_info()
@@ -74,7 +76,8 @@ class StepStream(IterableDataset[StepData | UserError]):
     def _step(self, drawn: list[tuple[int, int]], step: int) -> StepData:
         rendered, faults = [], []
         counts = {source.name: Counter[str]() for source in self.sources}
-        for number, (which, index) in enumerate(drawn, start=step * self.batch_size):
+        numbered = list(enumerate(drawn, start=step * self.batch_size))
+        for number, (which, index) in numbered[self.rank :: self.world]:
             source = self.sources[which]
             counts[source.name]["samples"] += 1
             try:
@@ -106,7 +109,7 @@ def load_steps(stream: StepStream, workers: int) -> Iterator[StepData]:
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_ctrl_c_to_the_main_process,
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
     for data in loader:
         if isinstance(data, UserError):
@@ -114,6 +117,6 @@ def load_steps(stream: StepStream, workers: int) -> Iterator[StepData]:
         yield data
 
 
-def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
-    """A shell sends Ctrl-C to every process; the main one needs its workers until the step is done and saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A shell's Ctrl-C and torchrun's SIGTERM go to a group of processes; the main one needs its workers to the end."""
+    os.setpgrp()

@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.weights import Bundle, new_bundle, pick_device, read_json, save_bundle, write_file, write_folder
+from mmgpt.model.weights import Bundle, new_bundle, read_json, save_bundle, write_file, write_folder
 from mmgpt.training import checkpoint
 from mmgpt.training.interrupt import Interrupted, stop_signals
 from mmgpt.training.log import RunLog
 from mmgpt.training.optim import freeze_except, make_optimizers, rate_of, set_rates, share_of_peak
+from mmgpt.training.ranks import Ranks, join_ranks
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
 from mmgpt.training.step import StepStats, train_step
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, by name of the device
+COUNTS = ("samples", "skipped", "trimmed")
 
 Record = dict[str, Any]
 OnRecord = Callable[[Record], None]
@@ -52,6 +55,8 @@ def train(
 ) -> Run:
     """Train a recipe's stages, or go on where the run in `out` stopped.
 
+    The processes of a torchrun train together, to the weights of one; the first of them writes and tells.
+
     Args:
         recipe: a YAML file, the name of a recipe that comes with mmgpt, or a Recipe.
         overrides: dotted keys, as in `stages.instruct.steps=10`.
@@ -65,33 +70,44 @@ def train(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, list(overrides))
     run = Path(out or Path("runs") / recipe.name)
-    text = to_yaml(recipe)
-    checkpoint.check_same_recipe(run, text)
-    if (run / "final" / "config.json").is_file():
-        return Run(run, recipe)
+    checkpoint.check_same_recipe(run, to_yaml(recipe))
+    if not (run / "final" / "config.json").is_file():
+        with join_ranks(device) as ranks:
+            _train(recipe, run, data_root, ranks, on_record)
+    return Run(run, recipe)
+
+
+def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_record: OnRecord) -> None:
+    for stage in recipe.stages:
+        if stage.batch_size < ranks.world:
+            raise UserError(
+                f"stage {stage.name}: batch_size={stage.batch_size} is less than the {ranks.world} processes that "
+                "share each step; start fewer, or raise it"
+            )
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
     _keep_freed_memory()
-    run.mkdir(parents=True, exist_ok=True)
-    write_file(run / "config.yaml", text)
-    torch.manual_seed(recipe.seed)
-    bundle = new_bundle(recipe.model, _tokenizer(recipe, run, sources), recipe.template)
-    bundle.card = {
-        "recipe": recipe.name,
-        "seed": recipe.seed,
-        "stages": ", ".join(stage.name for stage in recipe.stages),
-    }
-    bundle.model.to(pick_device(device))
     names = [stage.name for stage in recipe.stages]
     start = checkpoint.newest(run, names)
     log = RunLog(run)
-    log.cut(names, start.stage if start else 0, start.step if start else -1)
+
+    def begin() -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        write_file(run / "config.yaml", to_yaml(recipe))
+        if not (run / "tokenizer.json").is_file():
+            write_file(run / "tokenizer.json", _tokenizer(recipe, sources).core.to_str(pretty=True))
+        log.cut(names, start.stage if start else 0, start.step if start else -1)
+
+    ranks.on_main(begin)
+    torch.manual_seed(recipe.seed)
+    bundle = new_bundle(recipe.model, Tokenizer.load(run), recipe.template)
+    bundle.card = {"recipe": recipe.name, "seed": recipe.seed, "stages": ", ".join(names)}
+    bundle.model.to(ranks.device)
     for number, stage in enumerate(recipe.stages):
         if start and number < start.stage:
             continue
         at = start if start and number == start.stage else None
-        _Stage(recipe, stage, bundle, sources[stage.name], run, log, on_record).run(at)
-    write_folder(run / "final", lambda draft: save_bundle(bundle, draft))
-    return Run(run, recipe)
+        _Stage(recipe, stage, bundle, sources[stage.name], run, log, ranks, on_record).run(at)
+    ranks.on_main(lambda: write_folder(run / "final", lambda draft: save_bundle(bundle, draft)))
 
 
 def _keep_freed_memory() -> None:
@@ -102,22 +118,15 @@ def _keep_freed_memory() -> None:
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD
 
 
-def _tokenizer(recipe: Recipe, run: Path, sources: dict[str, list[Source]]) -> Tokenizer:
-    if (run / "tokenizer.json").is_file():
-        return Tokenizer.load(run)
+def _tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenizer:
     if recipe.tokenizer.path:
-        tokenizer = Tokenizer.load(recipe.tokenizer.path)
-    else:
-        distinct = {
-            item.model_dump_json(exclude={"weight"}): source
-            for stage in recipe.stages
-            for item, source in zip(stage.data, sources[stage.name], strict=True)
-        }
-        tokenizer = Tokenizer.train(
-            _texts(list(distinct.values()), recipe.tokenizer.num_samples), recipe.tokenizer.vocab_size
-        )
-    write_file(run / "tokenizer.json", tokenizer.core.to_str(pretty=True))
-    return tokenizer
+        return Tokenizer.load(recipe.tokenizer.path)
+    distinct = {
+        item.model_dump_json(exclude={"weight"}): source
+        for stage in recipe.stages
+        for item, source in zip(stage.data, sources[stage.name], strict=True)
+    }
+    return Tokenizer.train(_texts(list(distinct.values()), recipe.tokenizer.num_samples), recipe.tokenizer.vocab_size)
 
 
 def _texts(sources: Sequence[Source], count: int) -> Iterator[str]:
@@ -153,16 +162,12 @@ class _Stage:
         sources: Sequence[Source],
         run: Path,
         log: RunLog,
+        ranks: Ranks,
         on_record: OnRecord,
     ) -> None:
-        self.stage, self.bundle, self.folder, self.log, self.on_record = (
-            stage,
-            bundle,
-            run / stage.name,
-            log,
-            on_record,
-        )
-        self.seed = zlib.crc32(f"{recipe.seed}/{stage.name}".encode())
+        self.stage, self.bundle, self.folder = stage, bundle, run / stage.name
+        self.log, self.ranks, self.on_record = log, ranks, on_record
+        self.seed, self.noise = noise_seed(recipe, stage, 0), noise_seed(recipe, stage, ranks.rank)
         self.sources = sources
         self.totals: Counter[str] = Counter()
         self.faults: list[str] = []
@@ -175,6 +180,7 @@ class _Stage:
         if at:
             checkpoint.load_checkpoint(self.bundle, self.optimizers, at.folder)
             self.totals.update(read_json(at.folder / "trainer_state.json")["counts"])
+        self.ranks.share_weights(self.bundle.model)
         step = at.step if at else 0
         if step == self.stage.steps:
             return
@@ -192,19 +198,19 @@ class _Stage:
         with stop_signals() as asked_to_stop:
             while step < self.stage.steps:
                 before = time.perf_counter()
-                data = next(steps)
+                data, learns = self._draw(steps)
                 interval.data_seconds += time.perf_counter() - before
-                self._count(data)
-                if data.batches:
+                if learns:
                     interval.stats.append(self._update(data, step))
                 step += 1
-                self.on_record({"event": "tick", "stage": self.stage.name, "step": step, "of": self.stage.steps})
+                self._tell({"event": "tick", "step": step, "of": self.stage.steps})
+                stops = self.ranks.any(bool(asked_to_stop))
                 if interval.stats and (step % self.stage.log_every == 0 or step == self.stage.steps):
                     self._log(interval, data, step)
                     interval = _Interval()
-                if asked_to_stop or step % self.stage.save_every == 0 or step == self.stage.steps:
+                if stops or step % self.stage.save_every == 0 or step == self.stage.steps:
                     self._save(step)
-                if asked_to_stop:
+                if stops:
                     where = self.folder / f"checkpoint-{step}"
                     raise Interrupted(
                         f"stopped after step {step} of {self.stage.name}, saved {where}; the same command goes on"
@@ -221,10 +227,12 @@ class _Stage:
             seed=self.seed,
             start=start,
             word_dropout=self.stage.word_dropout,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
         )
 
     def _update(self, data: StepData, step: int) -> StepStats:
-        torch.manual_seed(self.seed + step)
+        torch.manual_seed(self.noise + step)
         set_rates(self.optimizers, self.share(step))
         self.bundle.model.train()
         return train_step(
@@ -234,14 +242,33 @@ class _Stage:
             max_norm=self.stage.max_grad_norm,
             precision=self.stage.precision,
             step=step,
+            ranks=self.ranks,
+            sources=[source.name for source in self.sources],
         )
 
-    def _count(self, data: StepData) -> None:
-        for counts in data.counts.values():
-            self.totals.update(counts)
-        if data.faults and not self.faults:
-            self._record({"event": "skipped", "step": 0, "reason": data.faults[0]})
-        self.faults += data.faults[: 3 - len(self.faults)]
+    def _draw(self, steps: Iterator[StepData]) -> tuple[StepData, bool]:
+        """This rank's share of the next step, and whether any rank's share holds something to learn from."""
+        data, error = StepData([], {}, {}), None
+        try:
+            data = next(steps)
+        except UserError as found:
+            error = found
+        own = sum(data.counts.values(), Counter[str]())
+        wrong, batches, *counts = self.ranks.sum(
+            [error is not None, len(data.batches), *(own[name] for name in COUNTS)]
+        )
+        if wrong:
+            self.ranks.raise_together(error)
+        self._count(dict(zip(COUNTS, map(int, counts), strict=True)), data.faults)
+        return data, batches > 0
+
+    def _count(self, counts: dict[str, int], own_faults: list[str]) -> None:
+        self.totals.update(counts)
+        if counts["skipped"] and len(self.faults) < 3:
+            faults = list(chain(*self.ranks.gather(own_faults)))
+            if not self.faults:
+                self._record({"event": "skipped", "step": 0, "reason": faults[0]})
+            self.faults += faults[: 3 - len(self.faults)]
         skipped, samples = self.totals["skipped"], self.totals["samples"]
         if skipped > self.stage.max_skipped * max(samples, 1 / max(self.stage.max_skipped, 1e-9)):
             raise UserError(
@@ -277,12 +304,12 @@ class _Stage:
         )
 
     def _mfu(self, tokens_per_second: float) -> float | None:
-        """Share of the device's bf16 peak, counting 6 FLOPs a decoder parameter and token; None where it is unknown."""
+        """Share of the devices' bf16 peak, counting 6 FLOPs a decoder parameter and token; None where it is unknown."""
         if self.bundle.model.device.type != "cuda":
             return None
         peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
         parameters = sum(p.numel() for p in self.bundle.model.decoder.parameters())
-        return round(6 * parameters * tokens_per_second / peaks[0], 4) if peaks else None
+        return round(6 * parameters * tokens_per_second / (peaks[0] * self.ranks.world), 4) if peaks else None
 
     def _freeze_table(self) -> list[Record]:
         """A row a part: parameters, how many learn, their peak rate, and bytes of weights, gradients and states."""
@@ -299,12 +326,25 @@ class _Stage:
         return list(rows.values())
 
     def _record(self, record: Record) -> None:
-        record = {"stage": self.stage.name, **record}
-        self.log.write(record)
-        self.on_record(record)
+        if self.ranks.is_main:
+            self.log.write({"stage": self.stage.name, **record})
+        self._tell(record)
+
+    def _tell(self, record: Record) -> None:
+        if self.ranks.is_main:
+            self.on_record({"stage": self.stage.name, **record})
 
     def _save(self, step: int) -> None:
         folder = self.folder / f"checkpoint-{step}"
         state = {"stage": self.stage.name, "global_step": step, "counts": dict(self.totals)}
-        checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, state)
-        checkpoint.keep_last(self.folder, self.stage.keep_last)
+
+        def write() -> None:
+            checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, state)
+            checkpoint.keep_last(self.folder, self.stage.keep_last)
+
+        self.ranks.on_main(write)
+
+
+def noise_seed(recipe: Recipe, stage: StageConfig, rank: int) -> int:
+    """What a rank's dropout and masks depend on in a stage: no two ranks may drop the same units in each step."""
+    return zlib.crc32(f"{recipe.seed}/{stage.name}{f'/{rank}' if rank else ''}".encode())

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch.optim import Optimizer
@@ -10,11 +11,12 @@ from torch.optim import Optimizer
 from mmgpt.inputs.batch import Batch
 from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.training.optim import check_finite
+from mmgpt.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What a step tells: losses are nats a target token."""
+    """What a step tells, of all ranks together: losses are nats a target token."""
 
     loss: float
     grad_norm: float
@@ -32,20 +34,23 @@ def train_step(
     max_norm: float,
     precision: str = "float32",
     step: int = 0,
+    ranks: Ranks = ALONE,
+    sources: Sequence[str] = (),
 ) -> StepStats:
-    """Run one update over `batches` (gradient accumulation).
+    """Run one update over `batches` (gradient accumulation); all ranks call it, some perhaps without a batch.
 
     The loss is a sum over target tokens, divided once by the targets of the whole step: a mean for each
-    micro-batch would make a token in a short answer weigh more than one in a long answer.
+    micro-batch would make a token in a short answer weigh more than one in a long answer. `sources` names those
+    that any rank's batches can hold.
 
     Raises:
         FloatingPointError: if a gradient is not finite; the weights are left as they were.
     """
-    targets = sum(batch.num_targets for batch in batches)
+    (targets,) = ranks.sum([sum(batch.num_targets for batch in batches)])
     if targets == 0:
         raise ValueError(f"no target tokens in {len(batches)} micro-batches; are all turns user turns?")
     total = 0.0
-    sums: dict[str, list[float]] = {}
+    sums = {name: [0.0, 0.0] for name in sources}  # nats and targets
     for batch in batches:
         moved = batch.to(model.device)
         with _autocast(model.device, precision):
@@ -57,6 +62,7 @@ def train_step(
             entry = sums.setdefault(name, [0.0, 0.0])
             entry[0] += float(own.sum())
             entry[1] += len(own)
+    ranks.sum_gradients(model.parameters())
     learning = [p for p in model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
     check_finite(model, grad_norm, step)  # before clipping, which would spread one NaN over all gradients
@@ -64,13 +70,17 @@ def train_step(
     for optimizer in optimizers:
         optimizer.step()
     model.zero_grad(set_to_none=True)
+    num_tokens = sum(int((batch.documents >= 0).sum()) for batch in batches)
+    num_media = sum(len(media.names) for batch in batches for media in batch.media.values())
+    total, tokens, media, *by_source = ranks.sum([total, num_tokens, num_media, *chain(*sums.values())])
+    per_source = zip(sums, by_source[::2], by_source[1::2], strict=True)
     return StepStats(
         loss=total / targets,
         grad_norm=float(grad_norm),
-        source_losses={name: nats / max(1, count) for name, (nats, count) in sums.items()},
-        num_targets=targets,
-        num_tokens=sum(int((batch.documents >= 0).sum()) for batch in batches),
-        num_media=sum(len(media.names) for batch in batches for media in batch.media.values()),
+        source_losses={name: nats / count for name, nats, count in per_source if count},
+        num_targets=int(targets),
+        num_tokens=int(tokens),
+        num_media=int(media),
     )
 
 
