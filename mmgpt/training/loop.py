@@ -167,6 +167,8 @@ class _Stage:
         self.totals: Counter[str] = Counter()
         self.faults: list[str] = []
         self.share = share_of_peak(stage.schedule, stage.steps)
+        weights = stage.head_weights
+        self.heads = {head.name: weights[head.kind] for head in recipe.model.heads if head.kind in weights}
         freeze_except(bundle.model, stage.train)
         self.optimizers: list[Optimizer] = make_optimizers(bundle.model, stage)
 
@@ -234,6 +236,7 @@ class _Stage:
             max_norm=self.stage.max_grad_norm,
             precision=self.stage.precision,
             step=step,
+            heads=self.heads,
         )
 
     def _count(self, data: StepData) -> None:
@@ -256,7 +259,7 @@ class _Stage:
         tokens = sum(s.num_tokens for s in stats)
         per_source: dict[str, list[float]] = {}
         for one in stats:
-            for name, loss in one.source_losses.items():
+            for name, loss in (*one.source_losses.items(), *one.head_losses.items()):
                 per_source.setdefault(name, []).append(loss)
         self._record(
             {
