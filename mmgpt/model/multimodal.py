@@ -183,7 +183,7 @@ class MultimodalModel(nn.Module):
         """Embeddings (B, T, D) of a batch, with the media written over their placeholders in reading order."""
         x_BTD = self.decoder.embed(batch.ids)
         for modality, media in batch.media.items():
-            tokens_ND = self.media_tokens(modality, media, encoded and encoded[modality])
+            tokens_ND = self.media_tokens(modality, media, encoded[modality] if encoded else None)
             x_BTD = splice(x_BTD, batch.ids == self.slots[modality], tokens_ND, modality)
         return x_BTD
 

@@ -71,7 +71,7 @@ class StageConfig(Config):
     @property
     def head_weights(self) -> dict[str, float]:
         """The weight of each kind of head whose loss this stage takes."""
-        own = {self.objective: 1.0} if self.objective in get_args(HeadKind) else {}
+        own = {kind: 1.0 for kind in get_args(HeadKind) if kind == self.objective}
         return {**own, **self.auxiliary}
 
 
