@@ -259,20 +259,21 @@ class MultimodalModel(nn.Module):
 
     def embed_media(self, modality: str, media: MediaBatch) -> Tensor:
         """Media (M, W) of length 1 in the space of a contrastive head; their products with texts rank these."""
-        embedded: Tensor = self._head(modality, "contrastive").embed_media(*self.encode(modality, media))
+        embedded: Tensor = self.head(modality, "contrastive").embed_media(*self.encode(modality, media))
         return embedded
 
     def embed_texts(self, modality: str, texts: Sequence[Sequence[int]]) -> Tensor:
         """Texts (K, W) of length 1, given as token ids closed by the end token, in the space of a contrastive head."""
-        embedded: Tensor = self._head(modality, "contrastive").embed_texts(self.read_texts(texts))
+        embedded: Tensor = self.head(modality, "contrastive").embed_texts(self.read_texts(texts))
         return embedded
 
     def transcribe(self, media: MediaBatch) -> list[str]:
         """What the ctc head writes down of each clip, likeliest symbol by symbol."""
-        written: list[str] = self._head("audio", "ctc").transcribe(*self.encode("audio", media))
+        written: list[str] = self.head("audio", "ctc").transcribe(*self.encode("audio", media))
         return written
 
-    def _head(self, modality: str, kind: str) -> Any:
+    def head(self, modality: str, kind: str) -> Any:
+        """A head; UserError where the model has none of the kind."""
         if f"{modality}_{kind}" not in self.heads:
             raise UserError(
                 f"the model has no {kind} head for {modality}; "
