@@ -32,7 +32,7 @@ class MediaBatch:
     lengths: Tensor
     num_tokens: tuple[int, ...]
     names: tuple[str, ...]
-    texts: tuple[PairedText | None, ...] = ()
+    texts: tuple[PairedText | None, ...]
 
     def sizes(self) -> list[tuple[int, ...]]:
         """The shape of each medium's tensor without its padding."""

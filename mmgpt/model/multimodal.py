@@ -200,8 +200,8 @@ class MultimodalModel(nn.Module):
     def forward(self, batch: Batch, heads: Iterable[str] = ()) -> Loss:
         """Summed cross-entropy of a batch over its targets, and the summed losses of some heads over its pairs.
 
-        A causal position predicts the next token of its row; a masked one predicts itself. Without a target the
-        decoder does not run, and without one and a head for it no encoder does.
+        A causal position predicts the next token of its row; a masked one predicts itself. Each encoder runs once.
+        In a batch without targets only those run that a head learns on, and the decoder over no row.
         """
         lessons = {name: self.lessons(name, batch) for name in heads}
         used = {self.head_config(name).modality for name, pairs in lessons.items() if pairs}

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.optim import Optimizer
@@ -17,6 +17,7 @@ from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
+from mmgpt.inputs.chat import HeadKind
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.weights import Bundle, new_bundle, pick_device, read_json, save_bundle, write_file, write_folder
@@ -280,8 +281,8 @@ class _Stage:
         )
 
     def _mfu(self, tokens_per_second: float) -> float | None:
-        """Share of the device's bf16 peak, counting 6 FLOPs a decoder parameter and token; None where it is unknown."""
-        if self.bundle.model.device.type != "cuda":
+        """Share of the device's bf16 peak, counting 6 FLOPs a decoder parameter and token; None where unknown."""
+        if self.bundle.model.device.type != "cuda" or self.stage.objective in get_args(HeadKind):
             return None
         peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
         parameters = sum(p.numel() for p in self.bundle.model.decoder.parameters())

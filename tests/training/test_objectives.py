@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -16,7 +17,7 @@ from mmgpt.model.weights import load_bundle
 from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.optim import make_optimizers
-from mmgpt.training.recipe import StageConfig
+from mmgpt.training.recipe import StageConfig, load_recipe
 from mmgpt.training.step import train_step
 
 CTC = {"kind": "ctc", "modality": "audio"}
@@ -124,6 +125,19 @@ def test_bfloat16_keeps_the_losses_of_heads_near_and_scale_and_bias_in_float32(m
 def test_a_stage_that_asks_for_what_the_model_has_not_is_refused_when_it_is_read(changes, message, make_recipe):
     with pytest.raises(UserError, match=message):
         make_recipe(changes)
+
+
+def test_the_example_of_the_documentation_is_a_recipe(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "objectives.md").read_text()
+    (tmp_path / "own.yaml").write_text("name: own\n" + page.split("```yaml")[1].split("```")[0])
+    recipe = load_recipe(tmp_path / "own.yaml")
+    assert [stage.head_weights for stage in recipe.stages] == [{"ctc": 1.0}, {"contrastive": 0.1}]
+
+
+@pytest.mark.parametrize("name", ["real/speech_ctc", "real/emoji_contrastive"])
+def test_the_recipes_that_train_a_head_first_have_it_and_build(name):
+    recipe = load_recipe(name)
+    assert recipe.stages[0].head_weights == {head.kind: 1.0 for head in recipe.model.heads}
 
 
 class Stopped(Exception):
