@@ -85,6 +85,14 @@ def test_an_auxiliary_is_added_with_its_weight_to_the_loss_of_the_answers(mixed)
     assert both.source_losses == pytest.approx(plain.source_losses)
 
 
+def test_a_head_is_an_output_layer_which_adamw_trains_without_decay(mixed):
+    model = mixed[0].model
+    muon, adamw = make_optimizers(model, stage(optimizer={"kind": "muon", "weight_decay": 0.1}))
+    of_heads = set(model.heads.parameters())
+    assert not of_heads & {p for group in muon.param_groups for p in group["params"]}
+    assert {group["weight_decay"] for group in adamw.param_groups if of_heads & {*group["params"]}} == {0.0}
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon", "sgd"])
 def test_parts_that_take_no_part_in_an_encoders_stage_do_not_change_by_a_bit(kind, mixed):
     bundle, render = mixed
