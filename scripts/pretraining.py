@@ -5,12 +5,12 @@ python scripts/pretraining.py emoji --data-root ../shared/data     contrastive; 
 
 The arms share recipe, seed, data order and evaluation: `scratch` is the recipe's last stage alone, `pretrained` all of
 its stages, `auxiliary` the last stage with the head's loss added. Steps are those of the last stage; `total` adds the
-ones before it. A name's rank is that of its mean log-probability as the answer to the picture, the same for all arms.
+ones before it, and seconds are those of training, from the log. A name's rank is that of its mean log-probability as
+the answer to the picture, the same for all arms.
 """
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from mmgpt.evaluation.run import evaluate
 from mmgpt.evaluation.task import load_task
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.training.checkpoint import checkpoint_steps
+from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
 
@@ -69,17 +70,15 @@ def stages_of(recipe: Recipe, arm: str, weight: float) -> list[StageConfig]:
 def arm_recipe(recipe: Recipe, arm: str, every: int, weight: float) -> Recipe:
     """The recipe of an arm, with all the checkpoints that will be scored."""
     stages = stages_of(recipe, arm, weight)
-    stages[-1] = stages[-1].model_copy(update={"save_every": every, "keep_last": KEPT})
+    stages[-1] = stages[-1].model_copy(update={"save_every": every, "log_every": every, "keep_last": KEPT})
     tree = recipe.model_dump() | {"name": f"{recipe.name}_{arm}", "tasks": []}
     return build(Recipe, tree | {"stages": [stage.model_dump() for stage in stages]}, recipe.name)
 
 
 def run_arm(experiment: Experiment, recipe: Recipe, options: argparse.Namespace) -> Mapping[str, object]:
     """Train an arm, or take it where it was left, and score its checkpoints."""
-    started = time.perf_counter()
     folder = options.out / f"{recipe.name}_{recipe.seed}"
     train(recipe, out=folder, data_root=options.data_root, device=options.device)
-    seconds = time.perf_counter() - started
     last = recipe.stages[-1]
     curve = []
     for step in checkpoint_steps(folder / last.name):
@@ -87,14 +86,17 @@ def run_arm(experiment: Experiment, recipe: Recipe, options: argparse.Namespace)
         curve.append((step, round(experiment.score(assistant, options.data_root), 4)))
     before = sum(stage.steps for stage in recipe.stages[:-1])
     reached = next((step for step, score in curve if score >= options.threshold), None)
+    log = [record for record in read_log(folder / "log.jsonl") if "seconds" in record]
+    passed = [record["seconds"] for record in log if record["stage"] != last.name or record["step"] <= (reached or 0)]
     return {
         "metric": experiment.metric,
         "threshold": options.threshold,
         "steps_to_threshold": reached,
         "total": None if reached is None else before + reached,
+        "seconds_to_threshold": None if reached is None else round(sum(passed), 1),
         "steps_before": before,
         "curve": curve,
-        "seconds_of_training": round(seconds, 1),
+        "seconds": round(sum(record["seconds"] for record in log), 1),
         "seed": recipe.seed,
     }
 
