@@ -43,4 +43,4 @@ def recall_at_k(scores_MK: Tensor, matches_MK: Tensor, k: int) -> float:
     """
     best_M1 = scores_MK.masked_fill(~matches_MK, -math.inf).amax(dim=1, keepdim=True)
     higher_M = ((scores_MK >= best_M1) & ~matches_MK).sum(dim=1)
-    return float((higher_M < k).float().mean())
+    return int((higher_M < k).sum()) / len(scores_MK)
