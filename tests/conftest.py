@@ -69,12 +69,14 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
         adapter: dict[str, Any] = FOLD,
         audio: dict[str, Any] | None = None,
         template: str = "plain",
+        heads: list[dict[str, Any]] | None = None,
         **decoder: Any,
     ) -> Bundle:
         tree = {
             "decoder": {**DECODER, "zero_init": False, **decoder},
             "encoders": {"image": {**VIT, **image}} if image is not None else {},
             "adapters": {"image": adapter} if image is not None else {},
+            "heads": heads or [],
         }
         if audio is not None:
             tree["encoders"]["audio"], tree["adapters"]["audio"] = CONFORMER, audio

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmgpt.inputs.chat import IGNORED, Objective, Rendered
+from mmgpt.inputs.chat import IGNORED, Objective, PairedText, Rendered
 
 PADDING = -1  # the document number of padding
 
@@ -25,12 +25,18 @@ class MediaBatch:
         lengths: (M,) valid entries of the last axis.
         num_tokens: the placeholders that rendering wrote for each medium.
         names: sample and medium, for errors.
+        texts: what each medium forms a pair with, for the heads.
     """
 
     values: Tensor
     lengths: Tensor
     num_tokens: tuple[int, ...]
     names: tuple[str, ...]
+    texts: tuple[PairedText | None, ...]
+
+    def sizes(self) -> list[tuple[int, ...]]:
+        """The shape of each medium's tensor without its padding."""
+        return [(*self.values.shape[1:-1], length) for length in self.lengths.tolist()]
 
 
 @dataclass(frozen=True)
@@ -126,8 +132,13 @@ def _collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
         lengths = torch.tensor([value.shape[-1] for value in values])
         longest = int(lengths.max())
         padded = [torch.nn.functional.pad(value, (0, longest - value.shape[-1])) for value in values]
-        num_tokens = tuple(medium.num_tokens for medium, _ in media)
-        batches[modality] = MediaBatch(torch.stack(padded), lengths, num_tokens, tuple(name for _, name in media))
+        batches[modality] = MediaBatch(
+            torch.stack(padded),
+            lengths,
+            num_tokens=tuple(medium.num_tokens for medium, _ in media),
+            names=tuple(name for _, name in media),
+            texts=tuple(medium.text for medium, _ in media),
+        )
     return batches
 
 

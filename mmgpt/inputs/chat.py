@@ -4,9 +4,10 @@ A conversation is a list of pieces, each supervised or not by construction; noth
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from mmgpt.datasets.sample import Message, Part, Sample, Text
 from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer
 
 IGNORED = -100  # the label of a position that is not a target, as in torch's cross-entropy
-Objective = Literal["respond", "causal", "masked"]
+HeadKind = Literal["ctc", "contrastive", "classify"]  # objectives of an encoder, learned from pairs
+Objective = Literal["respond", "causal", "masked", HeadKind]
 TemplateName = Literal["plain", "chatml", "llama3"]
 
 
@@ -43,20 +45,35 @@ TEMPLATES: dict[str, Template] = {
 
 @dataclass(frozen=True)
 class MediaSpec:
-    """How one modality enters: `prepare` decodes a part to a tensor, `num_tokens` counts what its shape will take."""
+    """How one modality enters.
+
+    Attributes:
+        prepare: decodes a part to a tensor.
+        num_tokens: counts what a tensor's shape will take.
+        faults: for each kind of head there is, why it cannot learn from a text with a tensor of some shape, if so.
+    """
 
     prepare: Callable[[Media], Tensor]
     num_tokens: Callable[[tuple[int, ...]], int]
+    faults: Mapping[str, Callable[[str, tuple[int, ...]], UserError | None]] = field(default_factory=dict)
+
+
+class PairedText(NamedTuple):
+    """The reply that a medium forms a pair with: its words, and their tokens closed by the end token."""
+
+    text: str
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Medium:
-    """A decoded medium of a rendered sample."""
+    """A decoded medium of a rendered sample, with the text it forms a pair with."""
 
     modality: str
     values: Tensor
     num_tokens: int
     name: str
+    text: PairedText | None = None
 
 
 @dataclass(frozen=True)
@@ -117,17 +134,22 @@ class Renderer:
         One assistant message alone is a document: its text and an end token, without a template. A sample over
         the context loses whole branches from its end, or whole exchanges from its start; a document is cut.
         `word_dropout` is the chance of each target to be read as the mask token by the targets after it.
+        Under an encoder's objective no token is a target; its head learns from the pair that the sample gives.
 
         Raises:
-            UserError: if no token is a target, or a medium cannot be used; the message names the sample.
-            TooLong: if not even one exchange fits.
+            UserError: if no token is a target, there is no pair for an encoder's objective, or a medium cannot be
+                used; the message names the sample.
+            TooLong: if not even one exchange fits, or a transcript does not fit its clip.
         """
+        of_encoder = objective in get_args(HeadKind)
         if objective != "respond" and sample.branches:
             raise UserError(f"{sample.key}: branches are for the objective respond; use Sample.unbranched() first")
         if not sample.messages:
             raise UserError(f"{sample.key}: holds no messages; give it at least a user and an assistant turn")
         try:
-            rendered = self._fit(sample, objective)
+            rendered = self._pair(self._fit(sample, "respond" if of_encoder else objective), sample)
+            if of_encoder:
+                return self._only_pair(rendered, objective)
         except UserError as error:
             raise type(error)(f"{sample.key}: {error}") from None
         if all(label == IGNORED for label in rendered.labels):
@@ -258,6 +280,35 @@ class Renderer:
             values = spec.prepare(part)
             medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())
             out.add_medium(medium, self.tokenizer.special(SLOTS[part.modality]))
+
+    def _pair(self, rendered: Rendered, sample: Sample) -> Rendered:
+        """Give the sample's only reply, if it is in words, to each medium that is the only one of its modality."""
+        turns = [*sample.messages, *(turn for branch in sample.branches for turn in branch)]
+        replies = [turn for turn in turns if turn.role == "assistant"]
+        if len(replies) != 1 or not replies[0].text.strip() or not all(isinstance(p, Text) for p in replies[0].parts):
+            return rendered
+        text = replies[0].text
+        pair = PairedText(text, self.tokenizer.encode(text) + self.tokenizer.encode_markup(self.template.end))
+        counts = Counter(medium.modality for medium in rendered.media)
+        media = [replace(one, text=pair) if counts[one.modality] == 1 else one for one in rendered.media]
+        return replace(rendered, media=media)
+
+    def _only_pair(self, rendered: Rendered, objective: Objective) -> Rendered:
+        """Without targets, for a head learns from the pair; there must be one that it can learn from."""
+        modalities = [modality for modality, spec in self.specs.items() if objective in spec.faults]
+        pairs = [medium for medium in rendered.media if medium.text and medium.modality in modalities]
+        if not pairs:
+            counts = Counter(medium.modality for medium in rendered.media)
+            held = ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
+            raise UserError(
+                f"gives {objective} no pair, which is exactly one medium ({' or '.join(modalities)}) and exactly one "
+                f"assistant turn, in words; it holds {held}; leave it out of this stage's data"
+            )
+        for one in pairs:
+            fault = one.text and self.specs[one.modality].faults[objective](one.text.text, tuple(one.values.shape))
+            if fault:
+                raise fault
+        return replace(rendered, labels=[IGNORED] * len(rendered.labels))
 
     def _drop_words(self, rendered: Rendered, share: float, rng: random.Random) -> Rendered:
         """Hide words of a reply from those after, which then have to look (Bowman et al. 2016, arXiv:1511.06349)."""

@@ -4,7 +4,7 @@ The gradients are computed with the loss, chunk by chunk (the idea: Hsu et al. 2
 Shape letters: N targets, D width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,11 +21,13 @@ class Loss:
         total: scalar, differentiable.
         nll_N: each target's own, detached.
         sources_N: index of each target's source, in the batch's `source_names`.
+        heads: the summed loss of each head that found pairs; to be divided by what the step's pairs count.
     """
 
     total: Tensor
     nll_N: Tensor
     sources_N: Tensor
+    heads: dict[str, Tensor] = field(default_factory=dict)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

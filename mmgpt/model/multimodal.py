@@ -1,33 +1,39 @@
 """The multimodal model: encoders and adapters feed the decoder's token space.
 
-Shape letters: B rows, T tokens, M media, K tokens of a medium, N target positions, D width, V vocabulary.
+Shape letters: B rows, T tokens, M media, K tokens of a medium or distinct texts, N target positions, D width,
+V vocabulary, F features of a medium, E width of an encoder, W width of the space that media and texts share.
 """
 
-import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from mmgpt.config import Config, UserError
+from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.media import MediaError
 from mmgpt.encoders import ENCODERS, EncoderConfig
 from mmgpt.inputs.batch import Batch, MediaBatch
-from mmgpt.inputs.chat import IGNORED, MediaSpec
+from mmgpt.inputs.chat import IGNORED, MediaSpec, PairedText
 from mmgpt.model.adapters import ADAPTERS, AdapterConfig
 from mmgpt.model.decoder import Decoder
+from mmgpt.model.heads import HEADS, HeadConfig
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.loss import Loss, cross_entropy_sum
 
+Encoded = tuple[Tensor, Tensor]  # features (M, F, E) of the media of a batch, and how many of each are real (M,)
+
 
 class ModelConfig(Config):
-    """A decoder, and for each modality an encoder with its adapter."""
+    """A decoder, and for each modality an encoder with its adapter and perhaps heads of its own."""
 
     decoder: DecoderConfig
     encoders: dict[str, EncoderConfig] = {}
     adapters: dict[str, AdapterConfig] = {}
+    heads: list[HeadConfig] = []
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -48,10 +54,25 @@ class ModelConfig(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _heads_have_encoders(self) -> Self:
+        names = [head.name for head in self.heads]
+        for number, head in enumerate(self.heads):
+            if head.modality not in self.encoders:
+                known = did_you_mean(head.modality, self.encoders) if self.encoders else "this model has no encoders"
+                raise ValueError(f"head {head.kind} is for {head.modality}, which has no encoder; {known}")
+            if head.name in names[:number]:
+                raise ValueError(f"heads hold {head.kind} for {head.modality} twice; leave one of the two out")
+        return self
+
     def media_specs(self) -> dict[str, MediaSpec]:
         """How each modality is prepared and counted; picklable, so that data workers need no model."""
         return {
-            modality: MediaSpec(_Prepare(encoder), _TokenCount(encoder, self.adapters[modality]))
+            modality: MediaSpec(
+                _Prepare(encoder),
+                _TokenCount(encoder, self.adapters[modality]),
+                {head.kind: _PairFault(encoder, head) for head in self.heads if head.modality == modality},
+            )
             for modality, encoder in self.encoders.items()
         }
 
@@ -82,8 +103,19 @@ class _TokenCount:
         return self.adapter.num_tokens(self.encoder.grid_of(shape))
 
 
+@dataclass(frozen=True)
+class _PairFault:
+    """Why a head cannot learn from a text and a medium, by the shape of its tensor."""
+
+    encoder: EncoderConfig
+    head: HeadConfig
+
+    def __call__(self, text: str, shape: tuple[int, ...]) -> UserError | None:
+        return self.head.fault(text, self.encoder.num_tokens(shape))
+
+
 class MultimodalModel(nn.Module):
-    """Encoders, adapters and a decoder LM."""
+    """Encoders, adapters, a decoder LM, and heads on the encoders."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, slots: dict[str, int]) -> None:
         """Build with random weights.
@@ -108,60 +140,146 @@ class MultimodalModel(nn.Module):
             }
         )
         self.decoder = Decoder(config.decoder, vocab_size)
+        self.heads = nn.ModuleDict(
+            {
+                head.name: HEADS[head.kind](
+                    head, width=config.encoders[head.modality].width, text_width=config.decoder.width
+                )
+                for head in config.heads
+            }
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.decoder.embedding.weight.device
 
-    def media_tokens(self, modality: str, media: MediaBatch) -> Tensor:
-        """Tokens (all media's in a row, D) of one modality.
+    def encode(self, modality: str, media: MediaBatch) -> Encoded:
+        """Features (M, F, E) of one modality, and how many of each medium's are real (M,)."""
+        features_MFE = self.encoders[modality](media.values, media.lengths)
+        counts = [self.config.encoders[modality].num_tokens(size) for size in media.sizes()]
+        return features_MFE, torch.tensor(counts, device=features_MFE.device)
+
+    def media_tokens(self, modality: str, media: MediaBatch, encoded: Encoded | None = None) -> Tensor:
+        """Tokens (all media's in a row, D) of one modality; `encoded` if the encoder has run already.
 
         Raises:
             ValueError: if a medium's tokens differ in number from its placeholders; names sample and medium.
         """
         encoder, adapter = self.config.encoders[modality], self.config.adapters[modality]
-        grids = [encoder.grid_of((*media.values.shape[1:-1], length)) for length in media.lengths.tolist()]
-        given = [adapter.num_tokens(grid) for grid in grids]
+        given = [adapter.num_tokens(encoder.grid_of(size)) for size in media.sizes()]
         for name, expected, count in zip(media.names, media.num_tokens, given, strict=True):
             if expected != count:
                 raise ValueError(
                     f"{name}: the prompt holds {expected} {modality} tokens, encoder and adapter give {count}; "
                     "render the batch with this model's own config.media_specs()"
                 )
-        features_MND = self.encoders[modality](media.values, media.lengths)
-        counts_M = torch.tensor([math.prod(grid) for grid in grids], device=features_MND.device)
-        tokens_MKD = self.adapters[modality](features_MND, counts_M)
+        tokens_MKD = self.adapters[modality](*(encoded or self.encode(modality, media)))
         if tokens_MKD.shape[1] != max(given):
             raise ValueError(f"{modality}: {tokens_MKD.shape[1]} tokens came of {max(given)} that its configs promise")
         return torch.cat([tokens_KD[:count] for tokens_KD, count in zip(tokens_MKD, given, strict=True)])
 
-    def embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: Batch, encoded: Mapping[str, Encoded] | None = None) -> Tensor:
         """Embeddings (B, T, D) of a batch, with the media written over their placeholders in reading order."""
         x_BTD = self.decoder.embed(batch.ids)
         for modality, media in batch.media.items():
-            x_BTD = splice(x_BTD, batch.ids == self.slots[modality], self.media_tokens(modality, media), modality)
+            tokens_ND = self.media_tokens(modality, media, encoded[modality] if encoded else None)
+            x_BTD = splice(x_BTD, batch.ids == self.slots[modality], tokens_ND, modality)
         return x_BTD
 
-    def hidden(self, batch: Batch, wanted_BW: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, batch: Batch, wanted_BW: Tensor | None = None, encoded: Mapping[str, Encoded] | None = None
+    ) -> Tensor:
         """Hidden states (B, T, D) of a batch, or (B, W, D) of the tokens at some indexes."""
         visible = batch.visible()
         previous_BT = batch.previous() if visible is not None and self.config.decoder.token_shift else None
-        out: Tensor = self.decoder(self.embed(batch), batch.positions, visible, previous_BT, wanted_BW=wanted_BW)
+        x_BTD = self.embed(batch, encoded)
+        out: Tensor = self.decoder(x_BTD, batch.positions, visible, previous_BT, wanted_BW=wanted_BW)
         return out
 
-    def forward(self, batch: Batch) -> Loss:
-        """Summed cross-entropy of a batch over its targets.
+    def forward(self, batch: Batch, heads: Iterable[str] = ()) -> Loss:
+        """Summed cross-entropy of a batch over its targets, and the summed losses of some heads over its pairs.
 
-        A causal position predicts the next token of its row; a masked one predicts itself.
+        A causal position predicts the next token of its row; a masked one predicts itself. Each encoder runs once.
+        In a batch without targets only those run that a head learns on, and the decoder over no row.
         """
+        lessons = {name: self.lessons(name, batch) for name in heads}
+        used = {self.head_config(name).modality for name, pairs in lessons.items() if pairs}
+        encoded = {
+            modality: self.encode(modality, media)
+            for modality, media in batch.media.items()
+            if batch.num_targets or modality in used
+        }
+        sums = {name: self._head_loss(name, pairs, encoded) for name, pairs in lessons.items() if pairs}
         ahead = 1 if batch.is_causal else 0
         labels_BT = batch.labels[:, ahead:]
         is_target_BT = labels_BT != IGNORED
+        sources_N = batch.sources[:, ahead:][is_target_BT]
+        if not batch.num_targets:
+            none_N = torch.zeros(0, device=self.device)
+            return Loss(none_N.sum(), none_N, sources_N, sums)
         wanted_BW = _places(is_target_BT)
-        hidden_ND = self.hidden(batch, wanted_BW)[is_target_BT.gather(1, wanted_BW)]
+        hidden_ND = self.hidden(batch, wanted_BW, encoded)[is_target_BT.gather(1, wanted_BW)]
         total, nll_N = cross_entropy_sum(hidden_ND, self.decoder.head.weight, labels_BT[is_target_BT])
-        return Loss(total, nll_N, batch.sources[:, ahead:][is_target_BT])
+        return Loss(total, nll_N, sources_N, sums)
+
+    def head_config(self, name: str) -> HeadConfig:
+        """The config of a head."""
+        return next(head for head in self.config.heads if head.name == name)
+
+    def lessons(self, name: str, batch: Batch) -> dict[int, PairedText]:
+        """What a head can learn from in a batch: the text of each medium that has one it can use, by index."""
+        head = self.head_config(name)
+        if head.modality not in batch.media:
+            return {}
+        media, encoder = batch.media[head.modality], self.config.encoders[head.modality]
+        return {
+            at: text
+            for at, (text, size) in enumerate(zip(media.texts, media.sizes(), strict=True))
+            if text and not head.fault(text.text, encoder.num_tokens(size))
+        }
+
+    def head_count(self, name: str, batch: Batch) -> int:
+        """What the pairs of a batch count in the number that a head's loss is divided by: bytes for ctc, else pairs."""
+        return sum(self.head_config(name).weigh(text.text) for text in self.lessons(name, batch).values())
+
+    def _head_loss(self, name: str, lessons: Mapping[int, PairedText], encoded: Mapping[str, Encoded]) -> Tensor:
+        features_MFE, counts_M = encoded[self.head_config(name).modality]
+        at = torch.tensor(list(lessons), device=counts_M.device)
+        loss: Tensor = self.heads[name](features_MFE[at], counts_M[at], list(lessons.values()), self.read_texts)
+        return loss
+
+    def read_texts(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """The decoder's state (K, D) at the last token of each text, given as token ids."""
+        ids_KT = pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True).to(self.device)
+        lasts_K1 = torch.tensor([[len(ids) - 1] for ids in texts], device=self.device)
+        positions_KT = torch.arange(ids_KT.shape[1], device=self.device).expand_as(ids_KT)
+        states_K1D: Tensor = self.decoder(self.decoder.embed(ids_KT), positions_KT, wanted_BW=lasts_K1)
+        return states_K1D[:, 0]
+
+    def embed_media(self, modality: str, media: MediaBatch) -> Tensor:
+        """Media (M, W) of length 1 in the space of a contrastive head; their products with texts rank these."""
+        embedded: Tensor = self.head(modality, "contrastive").embed_media(*self.encode(modality, media))
+        return embedded
+
+    def embed_texts(self, modality: str, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Texts (K, W) of length 1, given as token ids closed by the end token, in the space of a contrastive head."""
+        embedded: Tensor = self.head(modality, "contrastive").embed_texts(self.read_texts(texts))
+        return embedded
+
+    def transcribe(self, media: MediaBatch) -> list[str]:
+        """What the ctc head writes down of each clip, likeliest symbol by symbol."""
+        written: list[str] = self.head("audio", "ctc").transcribe(*self.encode("audio", media))
+        return written
+
+    def head(self, modality: str, kind: str) -> Any:
+        """A head; UserError where the model has none of the kind."""
+        if f"{modality}_{kind}" not in self.heads:
+            raise UserError(
+                f"the model has no {kind} head for {modality}; "
+                f"train one, with {{kind: {kind}, modality: {modality}}} in model.heads"
+            )
+        return self.heads[f"{modality}_{kind}"]
 
 
 def _places(is_target_BT: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.optim import Optimizer
@@ -18,6 +18,7 @@ from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
+from mmgpt.inputs.chat import HeadKind
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.weights import Bundle, new_bundle, read_json, save_bundle, write_file, write_folder
@@ -172,6 +173,8 @@ class _Stage:
         self.totals: Counter[str] = Counter()
         self.faults: list[str] = []
         self.share = share_of_peak(stage.schedule, stage.steps)
+        weights = stage.head_weights
+        self.heads = {head.name: weights[head.kind] for head in recipe.model.heads if head.kind in weights}
         freeze_except(bundle.model, stage.train)
         self.optimizers: list[Optimizer] = make_optimizers(bundle.model, stage)
 
@@ -244,6 +247,7 @@ class _Stage:
             step=step,
             ranks=self.ranks,
             sources=[source.name for source in self.sources],
+            heads=self.heads,
         )
 
     def _draw(self, steps: Iterator[StepData]) -> tuple[StepData, bool]:
@@ -283,7 +287,7 @@ class _Stage:
         tokens = sum(s.num_tokens for s in stats)
         per_source: dict[str, list[float]] = {}
         for one in stats:
-            for name, loss in one.source_losses.items():
+            for name, loss in (*one.source_losses.items(), *one.head_losses.items()):
                 per_source.setdefault(name, []).append(loss)
         self._record(
             {
@@ -305,7 +309,7 @@ class _Stage:
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         """Share of the devices' bf16 peak, counting 6 FLOPs a decoder parameter and token; None where it is unknown."""
-        if self.bundle.model.device.type != "cuda":
+        if self.bundle.model.device.type != "cuda" or self.stage.objective in get_args(HeadKind):
             return None
         peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
         parameters = sum(p.numel() for p in self.bundle.model.decoder.parameters())

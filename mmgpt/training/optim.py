@@ -72,11 +72,11 @@ def rate_of(name: str, stage: StageConfig) -> float:
 
 
 def _matrices(model: nn.Module) -> set[str]:
-    """Names of the weights of linear layers inside the network: not embeddings, not the output layer."""
+    """Names of the weights of linear layers inside the network: not embeddings, not the output layers."""
     return {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.endswith("head")
+        if isinstance(module, nn.Linear) and not name.endswith("head") and not name.startswith("heads.")
     }
 
 

@@ -1,13 +1,13 @@
 """Recipes: one YAML is one run. Stages differ in data, in what trains and how fast, never in code."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
 from mmgpt.datasets.readers import AnySource
-from mmgpt.inputs.chat import Objective, TemplateName
+from mmgpt.inputs.chat import HeadKind, Objective, TemplateName
 from mmgpt.inputs.tokenizer import TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig
 
@@ -36,6 +36,7 @@ class StageConfig(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     objective: Objective = "respond"
+    auxiliary: dict[HeadKind, PositiveFloat] = {}  # losses of heads, with their weights, added to the objective's
     train: list[str] = Field(default=["*"], min_length=1)  # globs over parameter names; the rest is frozen
     data: list[AnySource] = Field(min_length=1)
     steps: PositiveInt
@@ -56,9 +57,22 @@ class StageConfig(Config):
 
     @model_validator(mode="after")
     def _words_are_hidden_once(self) -> Self:
-        if self.word_dropout and self.objective == "masked":
-            raise ValueError(f"word_dropout={self.word_dropout} is for causal and respond; masked hides words itself")
+        if self.word_dropout and self.objective not in ("causal", "respond"):
+            why = "masked hides words itself" if self.objective == "masked" else f"{self.objective} reads no replies"
+            raise ValueError(f"word_dropout={self.word_dropout} is for causal and respond; {why}")
         return self
+
+    @model_validator(mode="after")
+    def _auxiliaries_add_something(self) -> Self:
+        if self.objective in self.auxiliary:
+            raise ValueError(f"auxiliary holds {self.objective}, which is the objective already; leave it out of one")
+        return self
+
+    @property
+    def head_weights(self) -> dict[str, float]:
+        """The weight of each kind of head whose loss this stage takes."""
+        own = {kind: 1.0 for kind in get_args(HeadKind) if kind == self.objective}
+        return {**own, **self.auxiliary}
 
 
 class Recipe(Config):
@@ -79,6 +93,17 @@ class Recipe(Config):
             raise ValueError(
                 f"stages {names} must have different names; their checkpoints go to folders of those names"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_exist(self) -> Self:
+        kinds = {head.kind for head in self.model.heads}
+        for stage in self.stages:
+            for kind in stage.head_weights.keys() - kinds:
+                raise ValueError(
+                    f"stage {stage.name} learns {kind}, and the model has no such head; "
+                    f"add {{kind: {kind}, modality: ...}} to model.heads"
+                )
         return self
 
 

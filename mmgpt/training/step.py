@@ -1,14 +1,14 @@
 """One optimizer update over micro-batches."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch.optim import Optimizer
 
 from mmgpt.inputs.batch import Batch
+from mmgpt.model.loss import Loss
 from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.training.optim import check_finite
 from mmgpt.training.ranks import ALONE, Ranks
@@ -16,11 +16,18 @@ from mmgpt.training.ranks import ALONE, Ranks
 
 @dataclass(frozen=True)
 class StepStats:
-    """What a step tells, of all ranks together: losses are nats a target token."""
+    """What a step tells, of all ranks together.
+
+    Attributes:
+        loss: what is optimised, in nats a target token, the weighted losses of heads included.
+        head_losses: nats a pair, or a byte for ctc.
+        num_targets: target tokens; under an encoder's objective what its loss is divided by.
+    """
 
     loss: float
     grad_norm: float
     source_losses: dict[str, float]
+    head_losses: dict[str, float]
     num_targets: int
     num_tokens: int
     num_media: int
@@ -36,32 +43,33 @@ def train_step(
     step: int = 0,
     ranks: Ranks = ALONE,
     sources: Sequence[str] = (),
+    heads: Mapping[str, float] | None = None,
 ) -> StepStats:
     """Run one update over `batches` (gradient accumulation); all ranks call it, some perhaps without a batch.
 
     The loss is a sum over target tokens, divided once by the targets of the whole step: a mean for each
-    micro-batch would make a token in a short answer weigh more than one in a long answer. `sources` names those
-    that any rank's batches can hold.
+    micro-batch would make a token in a short answer weigh more than one in a long answer. To it are added the
+    losses of `heads`, by name, each a sum over the pairs of the step divided by what they count, times its weight.
+    `sources` names those that any rank's batches can hold.
 
     Raises:
         FloatingPointError: if a gradient is not finite; the weights are left as they were.
     """
-    (targets,) = ranks.sum([sum(batch.num_targets for batch in batches)])
-    if targets == 0:
+    heads = heads or {}
+    counted = [sum(model.head_count(name, batch) for batch in batches) for name in heads]
+    targets, *counted = map(int, ranks.sum([sum(batch.num_targets for batch in batches), *counted]))
+    if targets == 0 and not any(counted):
         raise ValueError(f"no target tokens in {len(batches)} micro-batches; are all turns user turns?")
-    total = 0.0
-    sums = {name: [0.0, 0.0] for name in sources}  # nats and targets
+    counts = dict(zip(heads, counted, strict=True))
+    figures = _Figures(heads, sources)
     for batch in batches:
-        moved = batch.to(model.device)
         with _autocast(model.device, precision):
-            loss = model(moved)
-        (loss.total / targets).backward()
-        total += float(loss.total.detach())
-        for number, name in enumerate(batch.source_names):
-            own = loss.nll_N[loss.sources_N == number]
-            entry = sums.setdefault(name, [0.0, 0.0])
-            entry[0] += float(own.sum())
-            entry[1] += len(own)
+            loss = model(batch.to(model.device), heads)
+            objective = loss.total / max(1, targets)
+            for name, nats in loss.heads.items():
+                objective = objective + nats * (heads[name] / counts[name])
+        objective.backward()
+        figures.add(batch, loss, float(objective.detach()))
     ranks.sum_gradients(model.parameters())
     learning = [p for p in model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
@@ -70,18 +78,44 @@ def train_step(
     for optimizer in optimizers:
         optimizer.step()
     model.zero_grad(set_to_none=True)
-    num_tokens = sum(int((batch.documents >= 0).sum()) for batch in batches)
-    num_media = sum(len(media.names) for batch in batches for media in batch.media.values())
-    total, tokens, media, *by_source = ranks.sum([total, num_tokens, num_media, *chain(*sums.values())])
-    per_source = zip(sums, by_source[::2], by_source[1::2], strict=True)
+    total = figures.over(ranks)
     return StepStats(
-        loss=total / targets,
+        loss=total["objective", ""],
         grad_norm=float(grad_norm),
-        source_losses={name: nats / count for name, nats, count in per_source if count},
-        num_targets=int(targets),
-        num_tokens=int(tokens),
-        num_media=int(media),
+        source_losses={name: total["nats", name] / n for name in figures.sources if (n := total["targets", name])},
+        head_losses={name: total["head", name] / n for name, n in counts.items() if n},
+        num_targets=targets or sum(counted),
+        num_tokens=int(total["tokens", ""]),
+        num_media=int(total["media", ""]),
     )
+
+
+class _Figures:
+    """Sums over the micro-batches of a step, by kind and name, which are the same on every rank."""
+
+    def __init__(self, heads: Iterable[str], sources: Iterable[str]) -> None:
+        self.sources = list(sources)
+        names = [("head", name) for name in heads]
+        names += [(kind, name) for name in self.sources for kind in ("nats", "targets")]
+        self.sums = dict.fromkeys([("objective", ""), ("tokens", ""), ("media", ""), *names], 0.0)
+
+    def add(self, batch: Batch, loss: Loss, objective: float) -> None:
+        """Count a micro-batch."""
+        self.sums["objective", ""] += objective
+        self.sums["tokens", ""] += int((batch.documents >= 0).sum())
+        self.sums["media", ""] += sum(len(media.names) for media in batch.media.values())
+        for name, nats in loss.heads.items():
+            self.sums["head", name] += float(nats.detach())
+        for number, name in enumerate(batch.source_names):
+            own = loss.nll_N[loss.sources_N == number]
+            if name not in self.sources:
+                self.sources.append(name)
+            for kind, value in (("nats", float(own.sum())), ("targets", len(own))):
+                self.sums[kind, name] = self.sums.get((kind, name), 0.0) + value
+
+    def over(self, ranks: Ranks) -> dict[tuple[str, str], float]:
+        """The sums over all ranks."""
+        return dict(zip(self.sums, ranks.sum(list(self.sums.values())), strict=True))
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
