@@ -30,16 +30,28 @@ from mmgpt.datasets.worlds.things import (
 )
 
 RATE = 8_000  # Hz
-TONES = ("rising", "falling", "steady", "wavering")
-PITCHES = {"beep": (500, 900), "horn": (260, 420), "buzz": (90, 150), "bell": (420, 700), "trill": (600, 1000)}  # Hz
-PITCHES |= {"hiss": (1000, 1800)}  # the middle of a band of noise
-TIMBRES = tuple(PITCHES)
+TONES = ("rising", "falling", "steady", "wavering", "arching", "dipping")
+TIMBRES = ("beep", "horn", "buzz", "bell", "trill", "hiss", "organ", "rattle")
+PITCH = (560.0, 840.0)  # Hz, of every timbre: what moves in one place of the spectrum is learned for all of them
 UNSEEN_SOUNDS = frozenset(
-    {("rising", "horn"), ("falling", "beep"), ("steady", "hiss"), ("wavering", "buzz"), ("falling", "trill")}
+    {
+        ("rising", "horn"),
+        ("falling", "beep"),
+        ("steady", "hiss"),
+        ("wavering", "buzz"),
+        ("falling", "trill"),
+        ("dipping", "bell"),
+    }
 )
-SECONDS = (1.7, 2.0)  # of a clip
-LASTS = (0.20, 0.30)  # seconds of one sound
-PACES = {"quick": (0.32, 0.36), "slow": (0.50, 0.58)}  # seconds from one sound's start to the next
+PARTIALS = {  # multiples of the pitch and their levels, for timbres that have more than one
+    "horn": {1.0: 1.0, 3.0: 0.6, 5.0: 0.4, 7.0: 0.3},
+    "buzz": {float(k): 0.8 for k in range(1, 11)},
+    "bell": {1.0: 1.0, 2.76: 0.7, 5.4: 0.4},
+    "organ": {1.0: 1.0, 2.0: 0.8, 4.0: 0.6},
+}
+SECONDS = (1.9, 2.2)  # of a clip
+LASTS = (0.28, 0.36)  # seconds of one sound
+PACES = {"quick": (0.40, 0.44), "slow": (0.60, 0.68)}  # seconds from one sound's start to the next
 ORDER = ("first", "second", "third")
 CAPTION_PROMPT = "Describe the sound."
 
@@ -79,28 +91,28 @@ def play(clip: Clip, rng: random.Random) -> Audio:
 
 
 def _tone(timbre: str, tone: str, seconds: float, rng: random.Random, noise: np.random.Generator) -> np.ndarray:
-    """One sound: a pitch that moves by a fifth to an octave, in one of six timbres, faded in and out."""
+    """One sound: a pitch that moves by an octave or more, in one of eight timbres, faded in and out."""
     count = round(seconds * RATE)
     progress = np.linspace(0, 1, count)
-    span = np.log2(rng.uniform(1.5, 2.0))
-    moves = {"rising": span * (progress - 0.5), "falling": span * (0.5 - progress), "steady": 0 * progress}
-    waves = 0.35 * span * np.sin(2 * np.pi * (progress * rng.uniform(2.5, 3.5) + rng.random()))
-    pitch = rng.uniform(*PITCHES[timbre]) * 2 ** moves.get(tone, waves)
+    waves = 0.7 * np.sin(2 * np.pi * (progress * rng.uniform(2.5, 3.5) + rng.random()))
+    moves = {"rising": 2 * progress - 1, "falling": 1 - 2 * progress, "steady": 0 * progress, "wavering": waves}
+    moves |= {"arching": 1 - np.abs(4 * progress - 2), "dipping": np.abs(4 * progress - 2) - 1}
+    octaves = moves[tone] * rng.uniform(0.5, 0.7)
+    pitch = PITCH[0] * (PITCH[1] / PITCH[0]) ** rng.random() * 2**octaves
     phase = 2 * np.pi * np.cumsum(pitch) / RATE
-    fade = np.minimum(1, np.minimum(progress, 1 - progress) * seconds / 0.012)
-    if timbre == "beep":
-        return np.sin(phase) * fade
-    if timbre == "horn":
-        return sum(np.sin(k * phase) / k for k in (1, 3, 5, 7)) * fade
-    if timbre == "buzz":
-        return sum(np.sin(k * phase) / k**0.5 for k in range(1, 15)) * fade * 0.4
+    envelope = np.minimum(1, np.minimum(progress, 1 - progress) * seconds / 0.012)
+    if timbre in ("trill", "rattle"):
+        envelope = envelope * (np.sin(2 * np.pi * rng.uniform(22, 28) * progress * seconds) > -0.2)
     if timbre == "bell":
-        partials = sum(np.sin(ratio * phase) * share for ratio, share in ((1, 1.0), (2.76, 0.7), (4.1, 0.4)))
-        return partials * np.exp(-4 * progress) * np.minimum(1, progress * seconds / 0.003) * 1.2
-    if timbre == "trill":
-        return np.sin(phase) * (np.sin(2 * np.pi * rng.uniform(22, 28) * progress * seconds) > -0.2) * fade
-    width = np.exp(1j * np.cumsum(noise.standard_normal(count)) * 0.35)  # a phase that wanders: a band of noise
-    return (width * np.exp(1j * phase)).real * fade
+        envelope = 1.2 * np.exp(-4 * progress) * np.minimum(1, progress * seconds / 0.003)
+    if timbre in ("hiss", "rattle"):  # slow noise that carries the pitch: a band of noise
+        slow = np.convolve(noise.standard_normal(count) + 1j * noise.standard_normal(count), np.hanning(64), "same")
+        envelope, phase = envelope * np.abs(slow) / 5, phase + np.angle(slow)
+    partials = PARTIALS.get(timbre, {1.0: 1.0})
+    levels = {ratio: level * 10 ** rng.uniform(-0.15, 0.15) for ratio, level in partials.items()}  # 3 dB up or down
+    voices = [level * np.sin(ratio * phase) * (ratio * pitch < RATE / 2) for ratio, level in levels.items()]
+    wave: np.ndarray = sum(voices) * envelope / sum(levels.values()) ** 0.5
+    return wave
 
 
 def caption(clip: Clip) -> str:

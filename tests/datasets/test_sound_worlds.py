@@ -27,7 +27,8 @@ def singular(plural: str) -> str:
 def solve(question: str, sounds: list[tuple[str, str]], pace: str) -> str:
     def nth(word: str) -> str:
         place = ORDER.index(word)
-        return f"a {' '.join(sounds[place])}" if place < len(sounds) else "nothing"
+        article = "an" if place < len(sounds) and sounds[place][0] == "arching" else "a"
+        return f"{article} {' '.join(sounds[place])}" if place < len(sounds) else "nothing"
 
     def order(tone: str, timbre: str, side: str, other_tone: str, other: str) -> str:
         gap = sounds.index((other_tone, other)) - sounds.index((tone, timbre))
@@ -129,25 +130,29 @@ def test_each_sound_of_the_caption_is_heard_once_and_as_fast_as_is_said(open_wor
         assert len(heard_at) == len(clip.sounds), f"{index}: {clip}"
         if len(heard_at) > 1:
             gap = np.diff(heard_at).mean() / RATE
-            assert ("quick" if gap < 0.43 else "slow") == clip.pace
+            assert ("quick" if gap < 0.52 else "slow") == clip.pace
 
 
-@pytest.mark.parametrize("timbre", [timbre for timbre in TIMBRES if timbre != "hiss"])
+@pytest.mark.parametrize("timbre", [timbre for timbre in TIMBRES if timbre not in ("hiss", "rattle")])
 def test_the_pitch_moves_as_the_tone_says(timbre):
     """By the lowest strong frequency, every 15 ms."""
-    for tone in TONES:
+    for tone in TONES[:3] if timbre == "bell" else TONES:  # a bell has faded before it turns
         for number in range(8):
             samples = play(Clip(((tone, timbre),), "slow"), random.Random(f"{tone}/{number}")).source
             loud = np.flatnonzero(np.abs(samples) > 0.05)  # a bell fades
             pitches = [np.log2(_lowest_peak(samples[at : at + 480])) for at in range(loud[0], loud[-1] - 480, 120)]
+            middle = pitches[len(pitches) // 2]
             moved, span = pitches[-1] - pitches[0], max(pitches) - min(pitches)
-            if tone in ("rising", "falling"):
-                assert (moved > 0.1) if tone == "rising" else (moved < -0.1), f"{tone} {timbre} {pitches}"
-            elif tone == "steady":
-                assert span < 0.25, f"{tone} {timbre} {pitches}"
-            else:
-                turns = np.diff(np.sign(np.diff(pitches)))
-                assert np.count_nonzero(turns) >= 2, f"{tone} {timbre} {pitches}"
+            turns = np.count_nonzero(np.diff(np.sign(np.diff(pitches))))
+            heard = {
+                "rising": moved > 0.2,
+                "falling": moved < -0.2,
+                "steady": span < 0.25,
+                "wavering": turns >= 2,
+                "arching": middle > max(pitches[0], pitches[-1]) - 0.1 and span > 0.2,
+                "dipping": middle < min(pitches[0], pitches[-1]) + 0.1 and span > 0.2,
+            }
+            assert heard[tone], f"{tone} {timbre} {pitches}"
 
 
 def _lowest_peak(samples: np.ndarray) -> float:
@@ -173,9 +178,9 @@ def test_neither_length_nor_tokens_of_a_clip_tell_what_it_holds(open_world):
     assert abs(np.corrcoef(lengths, counts)[0, 1]) < 0.06
 
 
-def test_there_are_24_sounds_of_which_training_holds_19_and_each_test_clip_one_of_the_others(open_world):
-    assert len(EVERY.pairs) == 24
-    assert len(UNSEEN_SOUNDS) == 5
+def test_there_are_48_sounds_of_which_training_holds_42_and_each_test_clip_one_of_the_others(open_world):
+    assert len(EVERY.pairs) == 48
+    assert len(UNSEEN_SOUNDS) == 6
     trained = set()
     for world in ("sounds", "sound_places"):
         source = open_world(world)
