@@ -68,6 +68,7 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
         image: dict[str, Any] | None = VIT,
         adapter: dict[str, Any] = FOLD,
         audio: dict[str, Any] | None = None,
+        conformer: dict[str, Any] | None = None,
         template: str = "plain",
         heads: list[dict[str, Any]] | None = None,
         **decoder: Any,
@@ -79,7 +80,7 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
             "heads": heads or [],
         }
         if audio is not None:
-            tree["encoders"]["audio"], tree["adapters"]["audio"] = CONFORMER, audio
+            tree["encoders"]["audio"], tree["adapters"]["audio"] = {**CONFORMER, **(conformer or {})}, audio
         torch.manual_seed(0)
         return new_bundle(build(ModelConfig, tree, "tiny model"), tokenizer, template)
 

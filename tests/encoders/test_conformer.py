@@ -139,6 +139,7 @@ def test_spectrogram_masks_hide_stretches_inside_the_clip_and_only_while_trainin
     assert torch.equal(encoder(clip, length), encoder(clip, length))
     encoder.train()
     assert not torch.equal(encoder(clip, length), encoder(clip, length))
+    assert mask_spectrogram(clip, length, ConformerConfig(**TINY)) is clip
 
 
 def test_a_clip_over_the_limit_is_refused_with_the_remedy():
