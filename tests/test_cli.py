@@ -1,4 +1,3 @@
-import io
 import json
 import subprocess
 import sys
@@ -26,22 +25,6 @@ def checkpoint(make_bundle, tmp_path) -> Path:
 def picture(tmp_path) -> str:
     PIL.Image.effect_noise((30, 30), 90).save(tmp_path / "scene.png")
     return str(tmp_path / "scene.png")
-
-
-@pytest.fixture
-def mmgpt_says(monkeypatch, capsys):
-    """Run a command line in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object, typed: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["mmgpt", *map(str, arguments)])
-        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return run
 
 
 @pytest.fixture
