@@ -143,7 +143,7 @@ def test_a_run_killed_three_times_at_random_ends_with_the_weights_of_an_unbroken
     rng = random.Random(KILL_SEED)
     print("kill seed", KILL_SEED)
     for _ in range(3):
-        process = start(tmp_path / "recipe.yaml", killed, pause=0.01)
+        process = start(tmp_path / "recipe.yaml", killed, pause=0.03)
         wait_for_tick(killed, process)
         seconds = rng.uniform(0.1, 1.2)
         time.sleep(seconds)
