@@ -112,6 +112,10 @@ class Image(Media):
         return f"image/{kind.lower()}", payload
 
 
+LOUDEST = 1e12  # a sample beyond it is damage, and its square would overflow float32
+UNKNOWN_BYTES = 0x7FFF0000  # a WAV written to a pipe states this size of its data or more, not knowing better
+
+
 class Sound(NamedTuple):
     """A decoded sound: mono float32 samples (S,), and how many of them make a second."""
 
@@ -144,10 +148,11 @@ class Audio(Media):
         samples_SC, rate = self._decode()
         if not len(samples_SC):
             raise MediaError(f"{self.name()}: the sound is empty; remove it")
-        strange = int((~np.isfinite(samples_SC)).sum())
+        strange = int((~(np.abs(samples_SC) <= LOUDEST)).sum())  # NaN is not below anything
         if strange:
             raise MediaError(
-                f"{self.name()}: {strange} of {samples_SC.size} samples are not finite; replace or remove it"
+                f"{self.name()}: {strange} of {samples_SC.size} samples are not finite or over {LOUDEST:g}; "
+                "replace or remove it"
             )
         return Sound(samples_SC.mean(axis=1, dtype=np.float32), rate)
 
@@ -155,6 +160,9 @@ class Audio(Media):
         payload = self.read()
         if payload is None:
             return self._from_array()
+        stated, held = _wav_bytes(payload)
+        if held < stated < UNKNOWN_BYTES:
+            raise MediaError(f"{self.name()}: truncated, {held:,} of {stated:,} bytes of samples; replace or remove it")
         try:
             with soundfile.SoundFile(io.BytesIO(payload)) as file:
                 self._check_length(file.frames, file.samplerate)
@@ -217,6 +225,17 @@ class Video(Media):
 
 
 MEDIA: dict[str, type[Media]] = {"image": Image, "audio": Audio, "video": Video}
+
+
+def _wav_bytes(payload: bytes) -> tuple[int, int]:
+    """Bytes of samples that a WAV's header states, and those that follow it; zeros for any other file."""
+    at = 12 if payload[:4] == b"RIFF" and payload[8:12] == b"WAVE" else len(payload)
+    while at + 8 <= len(payload):
+        size = int.from_bytes(payload[at + 4 : at + 8], "little")
+        if payload[at : at + 4] == b"data":
+            return size, len(payload) - at - 8
+        at += 8 + size + size % 2
+    return 0, 0
 
 
 def _read_data_url(url: str) -> bytes:

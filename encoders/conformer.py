@@ -8,16 +8,18 @@ where the paper has batch norm, whose statistics would mix clips.
 
 import itertools
 import math
+import random
 from typing import Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from mmgpt.config import Config, UserError
+from mmgpt.encoders.augment import add_noise, change_speed
 from mmgpt.encoders.mel import log_mel, num_frames
 
 
@@ -42,6 +44,8 @@ class ConformerConfig(Config):
     time_mask: PositiveFloat = 0.1  # the longest, as a share of the clip
     band_masks: NonNegativeInt = 0  # the same for bands
     band_mask: PositiveFloat = 0.2
+    speed: float = Field(default=0.0, ge=0, lt=1)  # while training: played at 1 - speed to 1 + speed, whole percents
+    noise_snr: tuple[float, float] | None = None  # while training: lowest and highest, in dB
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
@@ -51,6 +55,8 @@ class ConformerConfig(Config):
             raise ValueError(f"kernel={self.kernel} is even; an odd one has a middle")
         if self.chunk and not self.window:
             raise ValueError(f"chunk={self.chunk} needs a window: attention without one reaches the whole clip")
+        if self.noise_snr and self.noise_snr[0] > self.noise_snr[1]:
+            raise ValueError(f"noise_snr={list(self.noise_snr)}: the lowest ratio comes first; write it the other way")
         return self
 
     @property
@@ -71,9 +77,12 @@ class ConformerConfig(Config):
         """Features of a clip whose tensor has the shape `size` (F, T)."""
         return self.grid_of(size)[0]
 
-    def prepare(self, sound: tuple[np.ndarray, int]) -> Tensor:
+    def prepare(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
         """Resample a mono sound (samples, rate) and make its log-mel features: float32 (mels, T).
 
+        Args:
+            sound: float32 samples (S,), and how many make a second.
+            rng: draws the speed and the noise of this showing; None leaves the sound as it is.
         Raises:
             UserError: if it is longer than `max_seconds`.
         """
@@ -83,7 +92,14 @@ class ConformerConfig(Config):
                 f"{len(samples) / rate:.1f} s of sound, over the encoder's limit of {self.max_seconds:g} s; "
                 "cut it, or raise max_seconds of the encoder"
             )
-        return log_mel(torch.from_numpy(samples), rate=rate, target_rate=self.rate, bands=self.mels)
+        samples_S = torch.from_numpy(samples)
+        if rng and self.speed:
+            slowest = math.ceil(100 * len(samples) / (self.max_seconds * rate))  # which the limit leaves room for
+            width = round(100 * self.speed)
+            samples_S = change_speed(samples_S, max(slowest, rng.randint(100 - width, 100 + width)))
+        if rng and self.noise_snr:
+            samples_S = add_noise(samples_S, rng.uniform(*self.noise_snr), rng.getrandbits(63))
+        return log_mel(samples_S, rate=rate, target_rate=self.rate, bands=self.mels)
 
 
 class ConformerEncoder(nn.Module):
@@ -255,6 +271,8 @@ def _sinusoids(length: int, width: int, like: Tensor) -> Tensor:
 
 def mask_spectrogram(mel_MFT: Tensor, lengths_M: Tensor, config: ConformerConfig) -> Tensor:
     """Set random stretches of time and of bands to zero, the clip's mean (SpecAugment, arXiv:1904.08779)."""
+    if not config.time_masks and not config.band_masks:
+        return mel_MFT
     clips, bands, frames = mel_MFT.shape
     keep_MFT = torch.ones_like(mel_MFT, dtype=torch.bool)
     for count, share, axis, sizes_M in (

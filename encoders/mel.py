@@ -4,6 +4,8 @@ Shape letters: S samples, F mel bands, T frames.
 Source: Stevens et al. 1937 (the mel scale); computed by torchaudio's MelSpectrogram.
 """
 
+import math
+from fractions import Fraction
 from functools import lru_cache
 
 from torch import Tensor
@@ -25,13 +27,23 @@ def log_mel(samples_S: Tensor, *, rate: int, target_rate: int, bands: int) -> Te
     Args:
         samples_S: float32 samples.
         rate: what they were recorded at, in Hz.
-        target_rate: what they are resampled to, by a windowed sinc.
+        target_rate: what they are resampled to, by a windowed sinc; odd ratios of rates to 0.05 %.
         bands: F.
     """
     if rate != target_rate:
-        samples_S = resample(samples_S, rate, target_rate)
+        samples_S = resample(samples_S, *_small_terms(rate, target_rate))
     log_FT = (_transform(target_rate, bands)(samples_S) + FLOOR).log()
     return (log_FT - log_FT.mean()) / (log_FT.std(correction=0) + 1e-3)
+
+
+def _small_terms(rate: int, target_rate: int) -> tuple[int, int]:
+    """Numbers in the ratio of two rates whose product, the size of the resampling filters, is at most a million or so.
+
+    The rates in use are met exactly; a header's 44,101 Hz would take filters of gigabytes.
+    """
+    ratio = Fraction(max(rate, target_rate), min(rate, target_rate))
+    more, less = ratio.limit_denominator(max(1, math.isqrt(int(10**6 / ratio)))).as_integer_ratio()
+    return (more, less) if rate > target_rate else (less, more)
 
 
 @lru_cache(maxsize=8)

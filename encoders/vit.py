@@ -6,6 +6,7 @@ Source: Dosovitskiy et al. 2021, arXiv:2010.11929; the convolutional stem: Xiao 
 
 import itertools
 import math
+import random
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -58,8 +59,11 @@ class ViTConfig(Config):
         """Features of a picture whose tensor has the shape `size` (C, H, W)."""
         return math.prod(self.grid_of(size))
 
-    def prepare(self, picture: PIL.Image.Image) -> Tensor:
-        """Resize an RGB picture (bicubic, aspect ratio not kept) and normalise: float32 (3, image_size, image_size)."""
+    def prepare(self, picture: PIL.Image.Image, rng: random.Random | None = None) -> Tensor:
+        """Resize an RGB picture (bicubic, aspect ratio not kept) and normalise: float32 (3, image_size, image_size).
+
+        `rng`, from which encoders draw what differs from one showing to the next, changes nothing here.
+        """
         if picture.size != (self.image_size,) * 2:
             picture = picture.resize((self.image_size,) * 2, PIL.Image.Resampling.BICUBIC)
         pixels_HWC = np.asarray(picture, dtype=np.float32) / np.float32(255)

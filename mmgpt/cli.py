@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from typer.core import TyperCommand
 
 from mmgpt.config import UserError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mmgpt.evaluation.run import Evaluation
 
 app = typer.Typer(
-    help="Train, evaluate and prompt multimodal models: text and pictures in, text out.",
+    help="Train, evaluate and prompt multimodal models: text, pictures and sounds in, text out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -107,11 +108,23 @@ def evaluate(
         out_console.print(f"answers and scores: {out}")
 
 
-@app.command()
+class _Typed(TyperCommand):
+    """A command that keeps the names of its options in the order in which they were typed, in `ctx.meta["typed"]`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        *_, typed = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta["typed"] = [parameter.name for parameter in typed]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_Typed)
 def ask(
+    context: typer.Context,
     checkpoint: Checkpoint,
     question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several, in order.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture; repeat for several. Media go in the order typed.")
+    ] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="A sound; repeat for several.")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="A video; repeat for several.")] = None,
     choices: Annotated[str | None, typer.Option(help="Answer with one of these, with commas between them.")] = None,
@@ -120,13 +133,13 @@ def ask(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Ask one question about pictures, sounds or nothing but itself."""
+    """Ask one question about pictures, sounds, several of both in any order, or nothing but itself."""
     from mmgpt.datasets.media import MEDIA
     from mmgpt.datasets.sample import Message
     from mmgpt.generation.assistant import load
 
-    given = {"image": image, "audio": audio, "video": video}
-    media: list[Any] = [MEDIA[kind](str(path)) for kind, paths in given.items() for path in paths or []]
+    given = {kind: iter(paths or []) for kind, paths in (("image", image), ("audio", audio), ("video", video))}
+    media: list[Any] = [MEDIA[kind](str(next(given[kind]))) for kind in context.meta["typed"] if kind in given]
     assistant = load(checkpoint, device=device)
     if choices is not None:
         options = choices.split(",")
@@ -149,7 +162,10 @@ def chat(
     temperature: Temperature = 0.0,
     device: Device = "auto",
 ) -> None:
-    """Talk to a model. /image PATH adds a picture to the next question, /new starts over, /quit or Ctrl-D ends."""
+    """Talk to a model about pictures and sounds.
+
+    /image PATH or /audio PATH adds one to the next question, /new starts over, /quit or Ctrl-D ends.
+    """
     from mmgpt.generation.assistant import load
     from mmgpt.generation.terminal import talk
 

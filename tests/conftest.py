@@ -1,3 +1,4 @@
+import io
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from mmgpt import cli
 from mmgpt.config import build
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
@@ -68,6 +70,7 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
         image: dict[str, Any] | None = VIT,
         adapter: dict[str, Any] = FOLD,
         audio: dict[str, Any] | None = None,
+        conformer: dict[str, Any] | None = None,
         template: str = "plain",
         heads: list[dict[str, Any]] | None = None,
         **decoder: Any,
@@ -79,7 +82,7 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
             "heads": heads or [],
         }
         if audio is not None:
-            tree["encoders"]["audio"], tree["adapters"]["audio"] = CONFORMER, audio
+            tree["encoders"]["audio"], tree["adapters"]["audio"] = {**CONFORMER, **(conformer or {})}, audio
         torch.manual_seed(0)
         return new_bundle(build(ModelConfig, tree, "tiny model"), tokenizer, template)
 
@@ -127,3 +130,21 @@ def make_recipe() -> Callable[..., Recipe]:
 @pytest.fixture(scope="session")
 def first_branches() -> Callable[[Sample, int], Sample]:
     return lambda sample, count: replace(sample, branches=sample.branches[:count])
+
+
+@pytest.fixture
+def mmgpt_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object, typed: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["mmgpt", *map(str, arguments)])
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out, shown.err
+
+    return run

@@ -1,16 +1,19 @@
-import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
+import soundfile
 import typer.testing
 import yaml
 
 from mmgpt import cli
 from mmgpt.config import Config
+from mmgpt.datasets.sample import Message
+from mmgpt.inputs.chat import Renderer
 from mmgpt.model.weights import save_bundle, write_folder
 
 COMMANDS = ("quickstart", "train", "eval", "ask", "chat")
@@ -26,22 +29,6 @@ def checkpoint(make_bundle, tmp_path) -> Path:
 def picture(tmp_path) -> str:
     PIL.Image.effect_noise((30, 30), 90).save(tmp_path / "scene.png")
     return str(tmp_path / "scene.png")
-
-
-@pytest.fixture
-def mmgpt_says(monkeypatch, capsys):
-    """Run a command line in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object, typed: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["mmgpt", *map(str, arguments)])
-        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return run
 
 
 @pytest.fixture
@@ -93,6 +80,8 @@ def test_every_command_has_help(command):
     assert f"{command} [OPTIONS]" in done.stdout
     registered = {info.name or info.callback.__name__: info.callback for info in cli.app.registered_commands}
     assert set(registered) == set(COMMANDS)
+    if command in ("ask", "chat"):
+        assert "sounds" in done.stdout
     assert registered[command].__doc__.split(".")[0][:40] in " ".join(done.stdout.split())
 
 
@@ -168,6 +157,29 @@ def test_ask_prints_the_answer_alone(mmgpt_says, checkpoint, picture):
     code, shown, told = mmgpt_says("ask", checkpoint, "What is this?", "--image", picture, "--max-new-tokens", 6)
     assert (code, told) == (0, "")
     assert shown.replace("\n", "").strip() == wanted.replace("\n", "").strip()
+
+
+@pytest.mark.parametrize("choices", [(), ("--choices", "yes,no")])
+@pytest.mark.parametrize("kinds", [("image", "audio", "image"), ("audio", "audio", "image"), ("audio", "image"), ()])
+def test_pictures_and_sounds_reach_the_model_in_the_order_typed(
+    kinds, choices, mmgpt_says, make_bundle, picture, tmp_path, monkeypatch
+):
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(4000)), 8000)
+    write_folder(tmp_path / "hearing", lambda draft: save_bundle(make_bundle(audio={"kind": "linear"}), draft))
+    read, prepare = list[Message](), Renderer._prompt_pieces
+
+    def watched(self, messages):
+        read.extend(messages)
+        return prepare(self, messages)
+
+    monkeypatch.setattr(Renderer, "_prompt_pieces", watched)
+    files = {"image": picture, "audio": str(tmp_path / "a.wav")}
+    media = [word for kind in kinds for word in (f"--{kind}", files[kind])]
+    code, _, told = mmgpt_says("ask", *media[:2], tmp_path / "hearing", *media[2:], "?", *choices, "--max-new-tokens=2")
+    assert (code, told) == (0, "")
+    *parts, question = read[0].parts
+    assert [(part.modality, part.source) for part in parts] == [(kind, files[kind]) for kind in kinds]
+    assert question.text == "?"
 
 
 def test_ask_with_choices_prints_the_choices_and_marks_the_best(mmgpt_says, checkpoint, picture):
@@ -257,6 +269,6 @@ def test_chat_talks_through_the_standard_input(mmgpt_says, checkpoint, picture):
     typed = f"/image {picture}\nWhat is this?\n/nwe\n/new\n/image no.png\nAnd?\n/quit\nnot read\n"
     code, shown, told = mmgpt_says("chat", checkpoint, "--max-new-tokens", 4, typed=typed)
     assert (code, told) == (0, "")
-    assert "/nwe is not a command; /image PATH adds a picture" in shown
+    assert "/nwe is not a command; /image PATH or /audio PATH adds a picture" in shown
     assert "no.png: no such file" in shown
     assert shown.count(" a second)") == 2

@@ -1,4 +1,4 @@
-"""A talk in the terminal: streamed answers, pictures by /image, speed after each answer."""
+"""A talk in the terminal: streamed answers, pictures by /image, sounds by /audio, speed after each answer."""
 
 import time
 
@@ -10,7 +10,7 @@ from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.chat import TooLong
 
-HELP = "/image PATH adds a picture to the next question, /new starts over, /quit ends"
+HELP = "/image PATH or /audio PATH adds a picture or a sound to the next question, /new starts over, /quit ends"
 
 
 def talk(assistant: Assistant, console: Console, *, max_new_tokens: int, temperature: float) -> None:
@@ -42,6 +42,9 @@ def talk(assistant: Assistant, console: Console, *, max_new_tokens: int, tempera
 
 def _add_medium(assistant: Assistant, console: Console, kind: str, path: str) -> list[Part]:
     """The medium, looked at once, so that a wrong path is told before the question is written."""
+    if not path:
+        console.print(f"/{kind} needs a path; {HELP}", style="red", markup=False, highlight=False)
+        return []
     part = MEDIA[kind](path)
     try:
         assistant.renderer.prompt((Message("user", (part,)),))  # type: ignore[arg-type]

@@ -48,12 +48,12 @@ class MediaSpec:
     """How one modality enters.
 
     Attributes:
-        prepare: decodes a part to a tensor.
+        prepare: decodes a part to a tensor; augments it where a generator is given to draw from.
         num_tokens: counts what a tensor's shape will take.
         faults: for each kind of head there is, why it cannot learn from a text with a tensor of some shape, if so.
     """
 
-    prepare: Callable[[Media], Tensor]
+    prepare: Callable[[Media, random.Random | None], Tensor]
     num_tokens: Callable[[tuple[int, ...]], int]
     faults: Mapping[str, Callable[[str, tuple[int, ...]], UserError | None]] = field(default_factory=dict)
 
@@ -99,6 +99,7 @@ class Rendered:
 
 @dataclass
 class _Pieces:
+    rng: random.Random | None = None  # augments the media; None leaves them as they are
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     media: list[Medium] = field(default_factory=list)
@@ -127,9 +128,11 @@ class Renderer:
     context: int
 
     def render(
-        self, sample: Sample, objective: Objective = "respond", draw: int = 0, word_dropout: float = 0.0
+        self, sample: Sample, objective: Objective = "respond", draw: int | None = None, word_dropout: float = 0.0
     ) -> Rendered:
         """Render a sample to learn from; `draw` varies what is hidden from one showing to the next.
+
+        Only the showings of a training have a `draw`; it augments their media, which are left as they came without one.
 
         One assistant message alone is a document: its text and an end token, without a template. A sample over
         the context loses whole branches from its end, or whole exchanges from its start; a document is cut.
@@ -146,15 +149,16 @@ class Renderer:
             raise UserError(f"{sample.key}: branches are for the objective respond; use Sample.unbranched() first")
         if not sample.messages:
             raise UserError(f"{sample.key}: holds no messages; give it at least a user and an assistant turn")
+        rng = random.Random(f"{sample.key}/{draw or 0}")
         try:
-            rendered = self._pair(self._fit(sample, "respond" if of_encoder else objective), sample)
+            fitted = self._fit(sample, "respond" if of_encoder else objective, None if draw is None else rng)
+            rendered = self._pair(fitted, sample)
             if of_encoder:
                 return self._only_pair(rendered, objective)
         except UserError as error:
             raise type(error)(f"{sample.key}: {error}") from None
         if all(label == IGNORED for label in rendered.labels):
             raise UserError(f"{sample.key}: no token is a target; give it an assistant turn with text to learn")
-        rng = random.Random(f"{rendered.key}/{draw}")
         if objective == "masked":
             return self._mask(rendered, rng)
         return self._drop_words(rendered, word_dropout, rng) if word_dropout else rendered
@@ -184,7 +188,7 @@ class Renderer:
         context.labels.pop()
         branches = []
         for choice in choices:
-            branch = _Pieces([opening], [IGNORED])
+            branch = _Pieces(ids=[opening], labels=[IGNORED])
             branch.add(self.tokenizer.encode(choice), True)
             branch.add(self.tokenizer.encode_markup(self.template.end), True)
             branches.append(branch)
@@ -205,9 +209,9 @@ class Renderer:
         pieces.labels = [IGNORED] * len(pieces.ids)  # earlier replies are not to be scored
         return pieces
 
-    def _fit(self, sample: Sample, objective: Objective) -> Rendered:
+    def _fit(self, sample: Sample, objective: Objective, rng: random.Random | None) -> Rendered:
         if is_document(sample):
-            pieces = _Pieces()
+            pieces = _Pieces(rng)
             self._add_parts(pieces, sample.messages[0].parts, True)
             pieces.add((self.tokenizer.special(END),), True)
             pieces.labels[0] = IGNORED
@@ -217,15 +221,17 @@ class Renderer:
             del pieces.ids[self.context :], pieces.labels[self.context :]
             return replace(_rendered(pieces, [], sample), is_trimmed=is_trimmed)
         for number, shorter in enumerate(_ever_shorter(sample)):
-            context, branches = self._conversation(shorter, objective)
+            context, branches = self._conversation(shorter, objective, rng)
             if len(context.ids) + sum(len(branch.ids) for branch in branches) <= self.context:
                 return replace(_rendered(context, branches, sample), is_trimmed=number > 0)
         raise TooLong(
             f"{len(context.ids)} tokens in its last exchange alone, over the context of {self.context}; raise it"
         )
 
-    def _conversation(self, sample: Sample, objective: Objective) -> tuple[_Pieces, list[_Pieces]]:
-        context = _Pieces()
+    def _conversation(
+        self, sample: Sample, objective: Objective, rng: random.Random | None
+    ) -> tuple[_Pieces, list[_Pieces]]:
+        context = _Pieces(rng)
         context.add(self.tokenizer.encode_markup(self.template.begin), objective != "respond")
         if not sample.branches:
             self._add_turns(context, sample.messages, objective)
@@ -236,7 +242,7 @@ class Renderer:
         role = sample.messages[-1].role
         branches = []
         for turns in sample.branches:
-            branch = _Pieces()
+            branch = _Pieces(rng)
             if turns[0].role == role:
                 self._add_turns(branch, turns, objective, reopen=False)
             else:
@@ -277,7 +283,7 @@ class Renderer:
                 known = ", ".join(["text", *self.specs])
                 raise UserError(f"{part.name()}: this model has no {part.modality} encoder; it takes {known}")
             spec = self.specs[part.modality]
-            values = spec.prepare(part)
+            values = spec.prepare(part, out.rng)
             medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())
             out.add_medium(medium, self.tokenizer.special(SLOTS[part.modality]))
 

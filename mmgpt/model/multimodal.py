@@ -4,6 +4,7 @@ Shape letters: B rows, T tokens, M media, K tokens of a medium or distinct texts
 V vocabulary, F features of a medium, E width of an encoder, W width of the space that media and texts share.
 """
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -79,13 +80,13 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True)
 class _Prepare:
-    """Decodes a part and makes the encoder's tensor of it."""
+    """Decodes a part and makes the encoder's tensor of it, augmented where there is an `rng` to draw from."""
 
     encoder: EncoderConfig
 
-    def __call__(self, part: Any) -> Tensor:
+    def __call__(self, part: Any, rng: random.Random | None) -> Tensor:
         try:
-            return self.encoder.prepare(part.load())
+            return self.encoder.prepare(part.load(), rng)
         except MediaError:
             raise
         except UserError as error:

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.media import Image
+from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import TEMPLATES, Renderer
+from mmgpt.inputs.chat import TEMPLATES, Renderer, TooLong
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 
@@ -264,15 +264,35 @@ def golden_logits(bundle: Bundle, messages: tuple[Message, ...]) -> Tensor:
     return bundle.model.decoder.logits(bundle.model.hidden(batch)[0, -1]).cpu()
 
 
+def _ramp() -> Image:
+    """A small picture."""
+    ramp_HWC = np.arange(16 * 16 * 3, dtype=np.uint32).reshape(16, 16, 3) % 251
+    return Image(PIL.Image.fromarray(ramp_HWC.astype(np.uint8)))
+
+
+def _chirp() -> Audio:
+    """A quarter of a second that rises from 200 Hz to 3200 Hz."""
+    seconds_S = np.arange(2000, dtype=np.float32) / 8000
+    return Audio(0.5 * np.sin(2 * np.pi * (200 * seconds_S + 6000 * seconds_S**2)), rate=8000)
+
+
+GOLDEN_MEDIA: dict[str, Callable[[], Image | Audio]] = {"image": _ramp, "audio": _chirp}
+
+
 def make_golden(bundle: Bundle) -> dict[str, Any]:
-    """A prompt with every modality of the model, and the logits that it gets."""
-    message = Message.of("user", "What is this?")
-    if "image" in bundle.model.config.encoders:
-        ramp = np.arange(16 * 16 * 3, dtype=np.uint32).reshape(16, 16, 3) % 251
-        message = Message.of("user", Image(PIL.Image.fromarray(ramp.astype(np.uint8))), "What is this?")
-    logits = golden_logits(bundle, (message,))
+    """A prompt with every modality of the model, or the first of them that the context holds, and its logits."""
+    media = [GOLDEN_MEDIA[modality]() for modality in bundle.model.config.encoders]
+    while True:
+        messages = [Message.of("user", *media, "What is this?").to_dict()]
+        try:
+            logits = golden_logits(bundle, parse_messages(messages))  # of the media as they will be read again
+            break
+        except (MediaError, TooLong):
+            if not media:
+                raise
+            media.pop()
     return {
-        "messages": [message.to_dict()],
+        "messages": messages,
         "argmax": int(logits.argmax()),
         "first_logits": logits[:256].tolist(),
     }

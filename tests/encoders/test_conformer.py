@@ -14,7 +14,7 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
 
 from mmgpt.config import UserError, build
 from mmgpt.encoders.conformer import ConformerConfig, ConformerEncoder, RelativeAttention, _sinusoids, mask_spectrogram
-from mmgpt.encoders.mel import log_mel
+from mmgpt.encoders.mel import _small_terms, log_mel
 
 TINY = {"mels": 10, "width": 16, "depth": 2, "heads": 2, "stem": 4, "kernel": 5}
 SAME = {"atol": 1e-5, "rtol": 1e-5}
@@ -39,6 +39,19 @@ def test_the_mel_front_end_gives_torchaudios_features(rate, bands):
     log = (theirs + 1e-6).log()
     expected = (log - log.mean()) / (log.std(correction=0) + 1e-3)
     torch.testing.assert_close(log_mel(samples, rate=rate, target_rate=16000, bands=bands), expected, **SAME)
+
+
+RATES = [8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 88_200, 96_000, 176_400, 192_000]
+
+
+@given(rate=st.integers(1, 2**31 - 1) | st.integers(7000, 50_000), target_rate=st.sampled_from(RATES))
+def test_the_rates_in_use_are_met_exactly_and_any_other_to_half_a_thousandth_by_small_filters(rate, target_rate):
+    for usual in RATES:
+        before, after = _small_terms(usual, target_rate)
+        assert before * target_rate == after * usual
+    before, after = _small_terms(rate, target_rate)
+    assert before / after == pytest.approx(rate / target_rate, rel=5e-4)
+    assert before * after <= 1.1 * max(10**6, rate / target_rate)
 
 
 @given(
@@ -139,6 +152,7 @@ def test_spectrogram_masks_hide_stretches_inside_the_clip_and_only_while_trainin
     assert torch.equal(encoder(clip, length), encoder(clip, length))
     encoder.train()
     assert not torch.equal(encoder(clip, length), encoder(clip, length))
+    assert mask_spectrogram(clip, length, ConformerConfig(**TINY)) is clip
 
 
 def test_a_clip_over_the_limit_is_refused_with_the_remedy():

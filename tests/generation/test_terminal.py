@@ -1,35 +1,48 @@
 import io
+from functools import partial
 
+import numpy as np
 import PIL.Image
 import pytest
+import soundfile
 from rich.console import Console
 
-from mmgpt.datasets.media import Image
-from mmgpt.datasets.sample import Message
+from mmgpt.datasets.media import Audio, Image
+from mmgpt.datasets.sample import Message, Text
+from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.terminal import talk
 
 
 @pytest.fixture
-def converse(monkeypatch, assistant):
+def converse_with(monkeypatch):
     """Type lines into a talk; what was shown, and the messages of every answer asked for."""
-    asked: list[list[Message]] = []
-    original = assistant.stream
 
-    def watched(messages, **options):
-        pieces = original(messages, **options)
-        asked.append(list(messages))
-        return pieces
+    def run(assistant: Assistant, *lines: str) -> tuple[str, list[list[Message]]]:
+        asked: list[list[Message]] = []
+        original, shown = assistant.stream, io.StringIO()
 
-    def run(*lines: str) -> tuple[str, list[list[Message]]]:
-        shown = io.StringIO()
+        def watched(messages, **options):
+            pieces = original(messages, **options)
+            asked.append(list(messages))
+            return pieces
+
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         monkeypatch.setattr("sys.stdout", io.StringIO())
         monkeypatch.setattr(assistant, "stream", watched)
-        asked.clear()
         talk(assistant, Console(file=shown, width=200), max_new_tokens=6, temperature=0.0)
-        return shown.getvalue(), list(asked)
+        return shown.getvalue(), asked
 
     return run
+
+
+@pytest.fixture
+def converse(converse_with, assistant):
+    return partial(converse_with, assistant)
+
+
+@pytest.fixture
+def hearing(make_assistant) -> Assistant:
+    return make_assistant(audio={"kind": "linear"})
 
 
 @pytest.fixture
@@ -55,6 +68,37 @@ def test_a_picture_goes_with_the_next_question_alone(converse, picture):
     assert asked[1][-1] == Message.of("user", "And this?")
 
 
+@pytest.fixture
+def sound(tmp_path) -> str:
+    soundfile.write(tmp_path / "a short sound.wav", np.sin(np.arange(4000)), 8000)
+    return str(tmp_path / "a short sound.wav")
+
+
+def test_pictures_and_sounds_go_with_the_next_question_in_the_order_given(converse_with, hearing, picture, sound):
+    lines = [f"/audio {sound}", f"/image {picture}", f"/audio {sound}", "What are these?", "And this?"]
+    shown, asked = converse_with(hearing, *lines)
+    parts = asked[0][0].parts
+    assert [type(part) for part in parts] == [Audio, Image, Audio, Text]
+    assert [part.source for part in parts[:3]] == [sound, picture, sound]
+    assert hearing.chat(asked[0], max_new_tokens=6).text in shown
+    assert asked[1][-1] == Message.of("user", "And this?")
+
+
+def test_a_sound_that_cannot_be_used_is_told_at_once_and_the_talk_goes_on(converse_with, hearing, tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 8000)
+    soundfile.write(tmp_path / "long.wav", np.zeros(31 * 8000), 8000)
+    lines = [f"/audio {tmp_path}/{name}.wav" for name in ("no", "empty", "long")]
+    shown, asked = converse_with(hearing, *lines, "/audio", "2 + 2 =")
+    for told in (
+        "no.wav: no such file; check the audio's path",
+        "empty.wav: the sound is empty; remove it",
+        "long.wav: 31.0 s of sound, over the encoder's limit of 30 s; cut it",
+        "/audio needs a path; /image PATH or /audio PATH adds",
+    ):
+        assert told in " ".join(shown.split())  # whatever the width of the terminal
+    assert asked == [[Message.of("user", "2 + 2 =")]]
+
+
 def test_new_forgets_the_talk_and_the_waiting_picture(converse, picture):
     _, asked = converse("2 + 2 =", f"/image {picture}", "/new", "And?")
     assert asked[1] == [Message.of("user", "And?")]
@@ -63,11 +107,11 @@ def test_new_forgets_the_talk_and_the_waiting_picture(converse, picture):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("/imag a.png", "/imag is not a command; /image PATH adds"),
-        ("/[/red]", "/[/red] is not a command; /image PATH adds"),
-        ("/image", "cannot be read"),
+        ("/imag a.png", "/imag is not a command; /image PATH or /audio PATH adds"),
+        ("/[/red]", "/[/red] is not a command; /image PATH or /audio PATH adds"),
+        ("/image", "/image needs a path; "),
         ("/image not/there.png", "not/there.png: no such file"),
-        ("/audio a.wav", "this model has no audio encoder"),
+        ("/audio a.wav", "a.wav: this model has no audio encoder; it takes text, image"),
         ("1" * 400, "too many for the context of 320"),
     ],
 )

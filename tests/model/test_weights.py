@@ -5,9 +5,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmgpt.config import UserError
+from mmgpt.datasets.sample import parse_messages
 from mmgpt.inputs.batch import collate
 from mmgpt.model import weights as weights_module
-from mmgpt.model.weights import load_bundle, load_weights, save_bundle, save_weights, write_file, write_folder
+from mmgpt.model.weights import (
+    golden_logits,
+    load_bundle,
+    load_weights,
+    make_golden,
+    save_bundle,
+    save_weights,
+    write_file,
+    write_folder,
+)
 
 FILE = "model.safetensors"
 
@@ -148,13 +158,50 @@ def test_a_tokenizer_of_another_size_is_refused_with_both_sizes(saved):
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("name", ["decoder.blocks.1.mlp.down.weight", "encoders.image.vit.pos_embed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "decoder.blocks.1.mlp.down.weight",
+        "encoders.image.vit.pos_embed",
+        "encoders.audio.blocks.0.attention.value.weight",
+        "adapters.audio.project.weight",
+    ],
+)
 def test_verifying_the_golden_logits_catches_a_changed_weight(name, saved):
-    _, folder = saved()
+    _, folder = saved(audio={"kind": "linear"})
     edit(folder, lambda weights: weights[name].mul_(1.5))
     load_bundle(folder)
     with pytest.raises(UserError, match=r"golden.json's logits are off by"):
         load_bundle(folder, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"image": None}, ["text"]),
+        ({}, ["image", "text"]),
+        ({"audio": {"kind": "linear"}}, ["image", "audio", "text"]),
+        ({"audio": {"kind": "linear"}, "image": None}, ["audio", "text"]),
+        ({"audio": {"kind": "linear"}, "context": 15}, ["image", "text"]),  # too few tokens for both
+    ],
+)
+def test_golden_holds_a_medium_of_every_modality_that_fits_and_stays_small(options, expected, saved):
+    bundle, folder = saved(**options)
+    golden = json.loads((folder / "golden.json").read_text())
+    assert [part["type"] for part in golden["messages"][0]["content"]] == expected
+    assert (folder / "golden.json").stat().st_size < 20_000
+    assert make_golden(bundle) == golden
+    load_bundle(folder, verify=True)
+
+
+def test_a_golden_of_a_picture_alone_verifies_also_where_the_model_hears(saved):
+    bundle, folder = saved(audio={"kind": "linear"})
+    golden = json.loads((folder / "golden.json").read_text())
+    golden["messages"][0]["content"] = [p for p in golden["messages"][0]["content"] if p["type"] != "audio"]
+    logits = golden_logits(bundle, parse_messages(golden["messages"]))
+    golden |= {"argmax": int(logits.argmax()), "first_logits": logits[:256].tolist()}
+    (folder / "golden.json").write_text(json.dumps(golden))
+    load_bundle(folder, verify=True)
 
 
 def test_a_model_is_found_by_its_run_its_final_folder_or_its_newest_checkpoint(saved, tmp_path):

@@ -133,6 +133,20 @@ def test_dropout_draws_the_same_after_a_resume(make_recipe, tmp_path):
 
 
 @pytest.mark.train
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmented_sounds_are_the_same_after_a_resume(workers, make_bundle, make_recipe, tmp_path):
+    augmented = {"speed": 0.1, "noise_snr": [10, 30], "time_masks": 2, "band_masks": 1}
+    model = make_bundle(audio={"kind": "linear"}, conformer=augmented).model.config.model_dump(mode="json")
+    data = [{"reader": "world", "name": "sounds", "size": 3}]  # each is shown again before and after the stop
+    recipe = make_recipe({"data": data, "save_every": 1, "steps": 5, "workers": workers}, model=model)
+    train(recipe, out=tmp_path / "straight", device="cpu")
+    with pytest.raises(Stopped):
+        train(recipe, out=tmp_path / "broken", device="cpu", on_record=stop_after("stage0", 3))
+    train(recipe, out=tmp_path / "broken", device="cpu")
+    assert_same_weights(tmp_path / "straight" / "final", tmp_path / "broken" / "final")
+
+
+@pytest.mark.train
 @pytest.mark.timeout(200)
 def test_a_run_killed_three_times_at_random_ends_with_the_weights_of_an_unbroken_one(make_recipe, tmp_path):
     stage = {"steps": 24, "save_every": 3, "optimizer": {"kind": "muon"}}
@@ -143,7 +157,7 @@ def test_a_run_killed_three_times_at_random_ends_with_the_weights_of_an_unbroken
     rng = random.Random(KILL_SEED)
     print("kill seed", KILL_SEED)
     for _ in range(3):
-        process = start(tmp_path / "recipe.yaml", killed, pause=0.01)
+        process = start(tmp_path / "recipe.yaml", killed, pause=0.03)
         wait_for_tick(killed, process)
         seconds = rng.uniform(0.1, 1.2)
         time.sleep(seconds)
