@@ -11,6 +11,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import Progress
 from rich.table import Table
 
@@ -47,9 +48,9 @@ def quickstart(
     finished = _run_recipe("quickstart", [], out, Path("."), device)
     _show_answers(finished)
     _show_where(finished)
-    picture = finished.examples[0].picture if finished.examples else "PICTURE.png"
-    question = f'ask it:  mmgpt ask {finished.folder} "How many shapes are there?" --image {picture}'
-    out_console.print(question, markup=False, highlight=False, soft_wrap=True)
+    if finished.examples:
+        richest = max(finished.examples, key=lambda one: len(one.files))
+        out_console.print(f"ask it:  {richest.command(finished.folder)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -216,16 +217,16 @@ def score_table(found: "Evaluation") -> Table:
 
 
 def _show_answers(finished: "Finished") -> None:
-    """A few of the questions just scored, with their answers and pictures."""
-    if finished.examples:
-        out_console.print("[bold]answers about pictures it never saw[/bold]")
+    """A few of the questions just scored: the files of their pictures and sounds, and what the model answered."""
+    if not finished.examples:
+        return
+    out_console.print("[bold]answers about pictures and sounds it never saw or heard[/bold]\n", highlight=False)
     for one in finished.examples:
-        is_right = one.prediction == one.reference
-        mark = "[green]right[/green]" if is_right else f"[red]wrong: {escape(one.reference)}[/red]"
-        line = (
-            f"  {escape(str(one.picture))}  {escape(one.question)} -> [bold]{escape(one.prediction)}[/bold]  ({mark})"
-        )
-        out_console.print(line, highlight=False, soft_wrap=True)
+        mark = "[green]right[/green]" if one.is_right else f"[red]wrong, it is: {escape(one.reference)}[/red]"
+        files = "  ".join(map(str, one.files))
+        out_console.print(f"  {files}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        told = f"{escape(one.question)}\n[bold]{escape(one.prediction)}[/bold]  {mark}\n"
+        out_console.print(Padding(told, (0, 0, 0, 2)), highlight=False)
 
 
 def _show_where(finished: "Finished") -> None:

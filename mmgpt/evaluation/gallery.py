@@ -45,7 +45,7 @@ def gallery(file: Path, title: str) -> Markup:
     samples = read_log(file)
     if not samples:
         return tag("div", tag("h3", title), tag("p", f"{file} is missing or empty.", cls="note"))
-    wrong, right = [s for s in samples if _is_wrong(s)], [s for s in samples if not _is_wrong(s)]
+    wrong, right = [s for s in samples if is_wrong(s)], [s for s in samples if not is_wrong(s)]
     chosen = spread(wrong, max(MAX_WRONG, MAX_CARDS - len(right)))
     chosen += spread(right, MAX_CARDS - len(chosen))
     heading = tag("h3", title, tag("small", f"{len(wrong):,} of {len(samples):,} wrong"))
@@ -60,7 +60,8 @@ def spread(items: Sequence[Record], count: int) -> list[Record]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _is_wrong(sample: Record) -> bool:
+def is_wrong(sample: Record) -> bool:
+    """Whether the first score of a sample says so; without scores, none is wrong."""
     scores = list(sample["scores"].values())
     return bool(scores) and scores[0] < 0.5
 
@@ -74,12 +75,12 @@ def _card(sample: Record, folder: Path) -> Markup:
     if before:
         lines = [tag("p", tag("b", f"{message.role}: "), _in_words(message.parts)) for message in before]
         earlier = tag("details", tag("summary", f"{len(lines)} turns before it"), *lines)
-    mark = ("✗", "wrong", "bad") if _is_wrong(sample) else ("✓", "right", "good")
+    mark = ("✗", "wrong", "bad") if is_wrong(sample) else ("✓", "right", "good")
     shown = mark if sample["scores"] else ("·", "not scored", "soft")
     answers = tag(
         "dl",
         tag("dt", "predicted", tag("span", shown[0], cls="mark", role="img", aria_label=shown[1])),
-        tag("dd", *_said(sample["prediction"], reference if _is_wrong(sample) else None)),
+        tag("dd", *_said(sample["prediction"], reference if is_wrong(sample) else None)),
         tag("dt", "reference"),
         tag("dd", reference),
     )
