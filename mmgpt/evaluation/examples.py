@@ -14,7 +14,7 @@ from mmgpt.datasets.sample import parse_messages
 from mmgpt.evaluation.gallery import is_wrong
 from mmgpt.evaluation.run import Evaluation
 
-SUFFIX = {Image: ".png", Audio: ".wav"}
+SUFFIX: dict[type[Image] | type[Audio], str] = {Image: ".png", Audio: ".wav"}
 
 Record = dict[str, Any]
 
