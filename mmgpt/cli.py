@@ -44,7 +44,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs/quickstart"),
     device: Device = "auto",
 ) -> None:
-    """Train a small model that sees, in minutes on two cores: three stages, scores, answers and a report."""
+    """Train a small model that sees and hears, in minutes on two cores: three stages, scores, answers and a report."""
     finished = _run_recipe("quickstart", [], out, Path("."), device)
     _show_answers(finished)
     _show_where(finished)
@@ -211,7 +211,7 @@ def score_table(found: "Evaluation") -> Table:
                 f"{100 * guess['value']:.1f}" if guess else "-",
             )
     if any(result["blind"] for result in found.results):
-        table.caption = "blind: media removed; text-only: the best answer to the question's words found in training"
+        table.caption = "blind: media removed; text-only: best answer to the same words in training\n"
         table.caption_justify = "left"
     return table
 
@@ -222,11 +222,14 @@ def _show_answers(finished: "Finished") -> None:
         return
     out_console.print("[bold]answers about pictures and sounds it never saw or heard[/bold]\n", highlight=False)
     for one in finished.examples:
-        mark = "[green]right[/green]" if one.is_right else f"[red]wrong, it is: {escape(one.reference)}[/red]"
         files = "  ".join(map(str, one.files))
         out_console.print(f"  {files}", style="dim", markup=False, highlight=False, soft_wrap=True)
-        told = f"{escape(one.question)}\n[bold]{escape(one.prediction)}[/bold]  {mark}\n"
-        out_console.print(Padding(told, (0, 0, 0, 2)), highlight=False)
+        lines = Table.grid(padding=(0, 2, 0, 0))
+        lines.add_row("asked", escape(one.question), style="dim")
+        lines.add_row("[green]right[/green]" if one.is_right else "[red]wrong[/red]", escape(one.prediction))
+        if not one.is_right:
+            lines.add_row("truth", escape(one.reference))
+        out_console.print(Padding(lines, (0, 0, 1, 2)))
 
 
 def _show_where(finished: "Finished") -> None:

@@ -266,7 +266,7 @@ def test_quickstart_shows_its_answers_and_the_command_that_asks_one_again(mmgpt_
         monkeypatch.setattr("mmgpt.evaluation.pipeline.run_recipe", lambda *_, finished=finished, **__: finished)
         code, shown, _ = mmgpt_says("quickstart", "--out", tmp_path)
         assert code == 0
-        for words in ("e/0.png", "What [shape]?", "ring  right", "e/1.wav  e/1.png", "2  wrong, it is: [3]"):
+        for words in ("e/0.png", "What [shape]?", "right  ring", "e/1.wav  e/1.png", "wrong  2", "truth  [3]"):
             assert (words in shown) == bool(given)
         command = f"mmgpt ask {tmp_path} 'How many?' --audio e/1.wav --image e/1.png"
         assert (command in shown) == bool(given)
