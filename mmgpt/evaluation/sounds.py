@@ -19,7 +19,7 @@ QUIET = 1e-3  # a peak below that is not drawn larger
 MEL_SECONDS = 60.0  # a longer sound has no mel picture
 MEL_RATE = 16_000  # Hz; pitches are shown up to half of it
 MEL_PAPER = -0.3  # deviations from a sound's mean loudness; what is softer, mostly noise, is left blank
-SOFT, MIDDLE, LOUD = "#f3f1ec", "#7f9fe0", "#17357f"  # dark pages invert them
+SOFT, MIDDLE, LOUD = "#f2f2f2", "#7f9fe0", "#17357f"  # dark pages invert them
 
 
 def sound_figure(sound: Sound) -> Markup:
