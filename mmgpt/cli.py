@@ -11,6 +11,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperCommand
@@ -44,13 +45,13 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs/quickstart"),
     device: Device = "auto",
 ) -> None:
-    """Train a small model that sees, in minutes on two cores: three stages, scores, answers and a report."""
+    """Train a small model that sees and hears, in minutes on two cores: three stages, scores, answers and a report."""
     finished = _run_recipe("quickstart", [], out, Path("."), device)
     _show_answers(finished)
     _show_where(finished)
-    picture = finished.examples[0].picture if finished.examples else "PICTURE.png"
-    question = f'ask it:  mmgpt ask {finished.folder} "How many shapes are there?" --image {picture}'
-    out_console.print(question, markup=False, highlight=False, soft_wrap=True)
+    if finished.examples:
+        richest = max(finished.examples, key=lambda one: len(one.files))
+        out_console.print(f"ask it:  {richest.command(finished.folder)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -226,22 +227,25 @@ def score_table(found: "Evaluation") -> Table:
                 f"{100 * guess['value']:.1f}" if guess else "-",
             )
     if any(result["blind"] for result in found.results):
-        table.caption = "blind: media removed; text-only: the best answer to the question's words found in training"
+        table.caption = "blind: media removed; text-only: best answer to the same words in training\n"
         table.caption_justify = "left"
     return table
 
 
 def _show_answers(finished: "Finished") -> None:
-    """A few of the questions just scored, with their answers and pictures."""
-    if finished.examples:
-        out_console.print("[bold]answers about pictures it never saw[/bold]")
+    """A few of the questions just scored: the files of their pictures and sounds, and what the model answered."""
+    if not finished.examples:
+        return
+    out_console.print("[bold]answers about pictures and sounds it never saw or heard[/bold]\n", highlight=False)
     for one in finished.examples:
-        is_right = one.prediction == one.reference
-        mark = "[green]right[/green]" if is_right else f"[red]wrong: {escape(one.reference)}[/red]"
-        line = (
-            f"  {escape(str(one.picture))}  {escape(one.question)} -> [bold]{escape(one.prediction)}[/bold]  ({mark})"
-        )
-        out_console.print(line, highlight=False, soft_wrap=True)
+        files = "  ".join(map(str, one.files))
+        out_console.print(f"  {files}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        lines = Table.grid(padding=(0, 2, 0, 0))
+        lines.add_row("asked", escape(one.question), style="dim")
+        lines.add_row("[green]right[/green]" if one.is_right else "[red]wrong[/red]", escape(one.prediction))
+        if not one.is_right:
+            lines.add_row("truth", escape(one.reference))
+        out_console.print(Padding(lines, (0, 0, 1, 2)))
 
 
 def _show_where(finished: "Finished") -> None:

@@ -265,6 +265,26 @@ def test_a_wrong_evaluation_is_refused(arguments, told, mmgpt_says, checkpoint):
     assert told in refused(mmgpt_says("eval", checkpoint, *arguments))
 
 
+def test_quickstart_shows_its_answers_and_the_command_that_asks_one_again(mmgpt_says, tmp_path, monkeypatch):
+    from mmgpt.evaluation.examples import Example
+    from mmgpt.evaluation.pipeline import Finished
+
+    examples = [
+        Example((Path("e/0.png"),), "What [shape]?", "ring", "ring", is_right=True),
+        Example((Path("e/1.wav"), Path("e/1.png")), "How many?", "2", "[3]", is_right=False),
+    ]
+    for given in (examples, []):
+        finished = Finished(tmp_path, None, tmp_path / "report.html", given)
+        monkeypatch.setattr("mmgpt.evaluation.pipeline.run_recipe", lambda *_, finished=finished, **__: finished)
+        code, shown, _ = mmgpt_says("quickstart", "--out", tmp_path)
+        assert code == 0
+        for words in ("e/0.png", "What [shape]?", "right  ring", "e/1.wav  e/1.png", "wrong  2", "truth  [3]"):
+            assert (words in shown) == bool(given)
+        command = f"mmgpt ask {tmp_path} 'How many?' --audio e/1.wav --image e/1.png"
+        assert (command in shown) == bool(given)
+        assert str(finished.report) in shown
+
+
 def test_chat_talks_through_the_standard_input(mmgpt_says, checkpoint, picture):
     typed = f"/image {picture}\nWhat is this?\n/nwe\n/new\n/image no.png\nAnd?\n/quit\nnot read\n"
     code, shown, told = mmgpt_says("chat", checkpoint, "--max-new-tokens", 4, typed=typed)

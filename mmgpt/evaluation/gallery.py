@@ -1,6 +1,5 @@
 """Scored samples as cards with their pictures and sounds, for the page of a run."""
 
-import base64
 import io
 import re
 from collections.abc import Sequence
@@ -8,15 +7,10 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-import PIL.ImageOps
-import torch
-
 from mmgpt.datasets.media import Audio, Image, Media, MediaError, Video
 from mmgpt.datasets.sample import Message, Part, Text, parse_messages
-from mmgpt.encoders.mel import log_mel
-from mmgpt.evaluation.plots import Markup, tag
+from mmgpt.evaluation.plots import Markup, data_url, tag
+from mmgpt.evaluation.sounds import sound_figure
 from mmgpt.training.log import read_log
 
 MAX_CARDS = 12  # of a task
@@ -25,7 +19,6 @@ LONG_TEXT = 40  # letters; with longer references the cards are wider
 LARGE_BYTES = 200_000  # a picture above that is shrunk
 LARGE_SIDE = 640  # pixels, to that
 SMALL_SIDE = 128  # pixels; a picture up to that is shown with its pixels sharp
-SHOWN_SECONDS = 60.0  # a longer sound has no picture
 MAX_MEDIUM_BYTES = 4_000_000  # of a sound or video
 SHOWN = {"image/png", "image/jpeg", "image/webp", "image/gif"}  # by every browser
 MAGIC = {  # first bytes of what browsers play
@@ -45,7 +38,7 @@ def gallery(file: Path, title: str) -> Markup:
     samples = read_log(file)
     if not samples:
         return tag("div", tag("h3", title), tag("p", f"{file} is missing or empty.", cls="note"))
-    wrong, right = [s for s in samples if _is_wrong(s)], [s for s in samples if not _is_wrong(s)]
+    wrong, right = [s for s in samples if is_wrong(s)], [s for s in samples if not is_wrong(s)]
     chosen = spread(wrong, max(MAX_WRONG, MAX_CARDS - len(right)))
     chosen += spread(right, MAX_CARDS - len(chosen))
     heading = tag("h3", title, tag("small", f"{len(wrong):,} of {len(samples):,} wrong"))
@@ -60,7 +53,8 @@ def spread(items: Sequence[Record], count: int) -> list[Record]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _is_wrong(sample: Record) -> bool:
+def is_wrong(sample: Record) -> bool:
+    """Whether the first score of a sample says so; without scores, none is wrong."""
     scores = list(sample["scores"].values())
     return bool(scores) and scores[0] < 0.5
 
@@ -74,12 +68,12 @@ def _card(sample: Record, folder: Path) -> Markup:
     if before:
         lines = [tag("p", tag("b", f"{message.role}: "), _in_words(message.parts)) for message in before]
         earlier = tag("details", tag("summary", f"{len(lines)} turns before it"), *lines)
-    mark = ("✗", "wrong", "bad") if _is_wrong(sample) else ("✓", "right", "good")
+    mark = ("✗", "wrong", "bad") if is_wrong(sample) else ("✓", "right", "good")
     shown = mark if sample["scores"] else ("·", "not scored", "soft")
     answers = tag(
         "dl",
         tag("dt", "predicted", tag("span", shown[0], cls="mark", role="img", aria_label=shown[1])),
-        tag("dd", *_said(sample["prediction"], reference if _is_wrong(sample) else None)),
+        tag("dd", *_said(sample["prediction"], reference if is_wrong(sample) else None)),
         tag("dt", "reference"),
         tag("dd", reference),
     )
@@ -134,7 +128,7 @@ def _picture(image: Image) -> Markup:
         picture.save(buffer, format=kind, quality=85)
         mime, payload = f"image/{kind.lower()}", buffer.getvalue()
     is_small = max(picture.size) <= SMALL_SIDE
-    return tag("img", src=_data_url(mime, payload), alt="", cls="pixels" if is_small else None)
+    return tag("img", src=data_url(mime, payload), alt="", cls="pixels" if is_small else None)
 
 
 def _player(medium: Media) -> Markup:
@@ -147,25 +141,8 @@ def _player(medium: Media) -> Markup:
     if len(payload) > MAX_MEDIUM_BYTES:
         raise MediaError(f"{medium.name()}: {size(len(payload))}, too large to put into a page")
     name = "audio" if isinstance(medium, Audio) else "video"
-    player = tag(name, controls="", preload="metadata", src=_data_url(mime, payload))
-    return Markup(_spectrogram(medium) + player) if isinstance(medium, Audio) else player
-
-
-def _spectrogram(audio: Audio) -> Markup:
-    """The sound's log-mel picture, low bands below, as far as it is no longer than a minute."""
-    sound = audio.load()
-    if sound.seconds > SHOWN_SECONDS:
-        return Markup("")
-    mel_FT = log_mel(torch.from_numpy(sound.samples), rate=sound.rate, target_rate=16_000, bands=48).numpy()[::-1]
-    span = max(float(np.ptp(mel_FT)), 1e-6)
-    grey = PIL.Image.fromarray(((mel_FT - mel_FT.min()) / span * 255).astype(np.uint8))
-    picture, buffer = PIL.ImageOps.colorize(grey, black="#f3f1ec", mid="#7f9fe0", white="#17357f"), io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return tag("img", src=_data_url("image/png", buffer.getvalue()), alt=f"{sound.seconds:.2f} s of sound", cls="mel")
-
-
-def _data_url(mime: str, payload: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(payload).decode()}"
+    player = tag(name, controls="", preload="metadata", src=data_url(mime, payload))
+    return tag("div", sound_figure(medium.load()), player, cls="heard") if isinstance(medium, Audio) else player
 
 
 def size(count: int) -> str:

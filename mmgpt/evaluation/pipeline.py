@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmgpt.datasets.media import Image
+from mmgpt.evaluation.examples import Example, save_examples
 from mmgpt.evaluation.report import write_report
 from mmgpt.evaluation.run import Evaluation, OnProgress, evaluate
 from mmgpt.evaluation.task import Task, load_task
@@ -12,16 +12,6 @@ from mmgpt.generation.assistant import Assistant, load
 from mmgpt.training.loop import OnRecord, Run, train
 from mmgpt.training.ranks import is_main
 from mmgpt.training.recipe import Recipe, load_recipe
-
-
-@dataclass(frozen=True)
-class Example:
-    """A question that was scored, with its picture as a file to ask more about."""
-
-    picture: Path
-    question: str
-    prediction: str
-    reference: str
 
 
 @dataclass(frozen=True)
@@ -71,21 +61,3 @@ def run_recipe(
         )
     examples = save_examples(evaluation, run.folder / "examples") if evaluation else []
     return Finished(run.folder, evaluation, write_report(run.folder), examples)
-
-
-def save_examples(evaluation: Evaluation, folder: Path, count: int = 3) -> list[Example]:
-    """Pick scored questions with a picture, from each task in turn, and write the pictures as PNG files."""
-    examples: list[Example] = []
-    tasks = list(evaluation.samples.values())
-    for number in range(count):
-        rows = tasks[number % len(tasks)]
-        sample = rows[number * len(rows) // count]
-        content = sample["messages"][-1]["content"]
-        pictures = [part for part in content if part["type"] == "image"]
-        if pictures:
-            folder.mkdir(exist_ok=True)
-            file = folder / f"{number}.png"
-            Image(pictures[0].get("path") or pictures[0]["url"]).load().save(file)
-            question = "".join(part["text"] for part in content if part["type"] == "text")
-            examples.append(Example(file, question, sample["prediction"], sample["reference"]))
-    return examples

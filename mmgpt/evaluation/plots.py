@@ -4,6 +4,7 @@ A chart is an SVG stretched over its box, with labels and hover texts laid over 
 size at any width. Colours are the classes `s0` to `s6` of report.css, which knows light and dark.
 """
 
+import base64
 import html
 import math
 from bisect import bisect_left
@@ -40,6 +41,11 @@ def _join(children: Sequence[str | None]) -> str:
 
 def _escape(text: str) -> str:
     return html.escape(text.translate(CONTROLS))
+
+
+def data_url(mime: str, payload: bytes) -> str:
+    """Bytes as the `src` of an element."""
+    return f"data:{mime};base64,{base64.b64encode(payload).decode()}"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -60,7 +61,8 @@ class TrainingDisplay:
 
 def freeze_table(stage: str, record: dict[str, Any]) -> Table:
     """What trains in a stage: part, parameters, peak learning rate, memory of weights, gradients and optimizer."""
-    table = Table(title=f"{stage} ({record['objective']})", title_justify="left", title_style="bold")
+    title = f"{stage} ({record['objective']})"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("part", "parameters", "trained", "learning rate", "memory"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for row in record["parts"]:

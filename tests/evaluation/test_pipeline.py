@@ -61,7 +61,7 @@ def test_a_small_quickstart_learns_is_scored_reported_and_answers(tmp_path, task
     assert "few_questions" in finished.report.read_text()
     stored = json.loads((finished.folder / "eval" / "results.json").read_text())
     assert stored["results"] == finished.evaluation.results
-    assert [example.picture.name for example in finished.examples] == ["0.png", "1.png", "2.png"]
+    assert [file.name for example in finished.examples for file in example.files] == ["0.png", "1.png", "2.png"]
     shown = re.search(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
     exec(shown[1].replace("runs/quickstart", str(finished.folder)), {})
     assert stored["model"] == str(finished.folder)
