@@ -7,8 +7,8 @@ from mmgpt.training.recipe import Recipe, load_recipe
 
 
 def test_overrides_are_laid_over_a_recipe_by_the_name_of_the_stage():
-    recipe = load_recipe("quickstart", ["stages.align.steps=3", "seed=9", "stages.pretrain.learning_rate=3e-4"])
-    assert {stage.name: stage.steps for stage in recipe.stages}["align"] == 3
+    recipe = load_recipe("quickstart", ["stages.look.steps=3", "seed=9", "stages.pretrain.learning_rate=3e-4"])
+    assert {stage.name: stage.steps for stage in recipe.stages}["look"] == 3
     assert recipe.seed == 9
     assert recipe.stages[0].learning_rate == 3e-4
 
