@@ -200,7 +200,7 @@ class Audio(Media):
     def _check_length(self, samples: int, rate: int) -> None:
         if samples > self.max_seconds * rate:
             raise MediaError(
-                f"{self.name()}: {samples / rate:,.0f} s of sound, limit {self.max_seconds:,.0f}; cut it into pieces"
+                f"{self.name()}: {samples / rate:,.0f} s of sound, limit {self.max_seconds:,.0f} s; cut it into pieces"
             )
 
     def encoded(self) -> tuple[str, bytes]:

@@ -89,7 +89,7 @@ class ConformerConfig(Config):
         samples, rate = sound
         if len(samples) > self.max_seconds * rate:
             raise UserError(
-                f"{len(samples) / rate:.1f} s of sound, over the encoder's limit of {self.max_seconds:g} s; "
+                f"{len(samples) / rate:.2f} s of sound, over the encoder's limit of {self.max_seconds:g} s; "
                 "cut it, or raise max_seconds of the encoder"
             )
         samples_S = torch.from_numpy(samples)

@@ -67,11 +67,11 @@ WRONG = {
         encode(np.array([0, 1e38]), subtype="FLOAT"),
         "1 of 2 samples are not finite or over 1e+12; replace or remove it",
     ),
-    "over-an-hour": (encode(np.zeros(36_010), 10), "3,601 s of sound, limit 3,600; cut it into pieces"),
+    "over-an-hour": (encode(np.zeros(36_010), 10), "3,601 s of sound, limit 3,600 s; cut it into pieces"),
 }
 TOO_LONG_TO_HEAR = (
     encode(np.zeros(31 * RATE)),
-    "31.0 s of sound, over the encoder's limit of 30 s; cut it, or raise max_seconds of the encoder",
+    "31.00 s of sound, over the encoder's limit of 30 s; cut it, or raise max_seconds of the encoder",
 )
 
 
@@ -119,7 +119,7 @@ def test_a_sound_that_cannot_be_used_is_refused_in_one_line_with_file_reason_and
 def test_a_sound_given_to_a_model_that_does_not_hear_is_refused(give, make_bundle, mmgpt_says, tmp_path):
     write_folder(tmp_path / "model", lambda draft: save_bundle(make_bundle(), draft))
     file = give(encode(TONE))
-    told = f"error: {file}: this model has no audio encoder; it takes text, image\n"
+    told = f"error: {file}: this model has no audio encoder; it takes text, image: leave it out\n"
     assert mmgpt_says("ask", tmp_path / "model", "What is this?", "--audio", file) == (2, "", told)
 
 

@@ -39,10 +39,10 @@ def envelope(samples_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _waveform(samples_S: np.ndarray) -> Markup:
     low_N, high_N = envelope(samples_S)
-    there = [f"{column} {100 - 100 * value:.0f}" for column, value in enumerate(high_N)]
-    back = [f"{column} {101 - 100 * value:.0f}" for column, value in enumerate(low_N)]  # silence is a thin line
+    there = [f"{column} {99 - 99 * value:.0f}" for column, value in enumerate(high_N)]
+    back = [f"{column} {103 - 99 * value:.0f}" for column, value in enumerate(low_N)]  # silence is a thin line
     path = tag("path", d=f"M{'L'.join(there + back[::-1])}Z")
-    box = f"0 0 {max(len(there) - 1, 1)} 201"
+    box = f"0 0 {max(len(there) - 1, 1)} 202"
     return tag("svg", path, viewBox=box, preserveAspectRatio="none", cls="wave", aria_hidden="true")
 
 

@@ -281,7 +281,9 @@ class Renderer:
                 continue
             if part.modality not in self.specs:
                 known = ", ".join(["text", *self.specs])
-                raise UserError(f"{part.name()}: this model has no {part.modality} encoder; it takes {known}")
+                raise UserError(
+                    f"{part.name()}: this model has no {part.modality} encoder; it takes {known}: leave it out"
+                )
             spec = self.specs[part.modality]
             values = spec.prepare(part, out.rng)
             medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())

@@ -203,7 +203,7 @@ def test_one_sample_and_silence_are_sounds():
         (np.array(["a"]), RATE, "is no sound"),
         (b"RIFF", None, "not a sound that can be read; give a WAV"),
         (b"", None, "not a sound that can be read"),
-        (np.zeros(3601 * 10, np.float32), 10, "3,601 s of sound, limit 3,600; cut it"),
+        (np.zeros(3601 * 10, np.float32), 10, "3,601 s of sound, limit 3,600 s; cut it"),
         (wav(np.zeros(3601 * 10), 10), None, "3,601 s of sound, limit 3,600"),
     ],
 )

@@ -156,7 +156,7 @@ def test_spectrogram_masks_hide_stretches_inside_the_clip_and_only_while_trainin
 
 
 def test_a_clip_over_the_limit_is_refused_with_the_remedy():
-    with pytest.raises(UserError, match=r"31.0 s of sound, over the encoder's limit of 30 s; cut it, or raise"):
+    with pytest.raises(UserError, match=r"31.00 s of sound, over the encoder's limit of 30 s; cut it, or raise"):
         ConformerConfig(**TINY).prepare((np.zeros(31 * 8000, np.float32), 8000))
 
 

@@ -92,7 +92,7 @@ def test_a_sound_that_cannot_be_used_is_told_at_once_and_the_talk_goes_on(conver
     for told in (
         "no.wav: no such file; check the audio's path",
         "empty.wav: the sound is empty; remove it",
-        "long.wav: 31.0 s of sound, over the encoder's limit of 30 s; cut it",
+        "long.wav: 31.00 s of sound, over the encoder's limit of 30 s; cut it",
         "/audio needs a path; /image PATH or /audio PATH adds",
     ):
         assert told in " ".join(shown.split())  # whatever the width of the terminal

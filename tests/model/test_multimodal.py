@@ -104,7 +104,7 @@ def test_sounds_of_any_length_beside_pictures_give_the_same_loss_and_gradients_a
 def test_a_sound_over_the_limit_names_sample_and_file_and_the_remedy(make_bundle):
     renderer = make_bundle(audio={"kind": "linear"}).renderer
     long = Sample((Message.of("user", noise(31, 0), "What?"), Message.of("assistant", "rain")), key="set/3")
-    with pytest.raises(MediaError, match=r"set/3: audio given as ndarray: 31.0 s of sound, .* limit of 30 s; cut it"):
+    with pytest.raises(MediaError, match=r"set/3: audio given as ndarray: 31.00 s of sound, .* limit of 30 s; cut it"):
         renderer.render(long)
 
 
