@@ -15,7 +15,7 @@ from mmgpt.training.log import read_log
 README = Path(__file__).resolve().parents[2] / "README.md"
 SMALL = [
     "model.decoder.width=64",
-    "model.decoder.depth=2",
+    "model.decoder.heads=4",
     "model.encoders.image.width=48",
     "model.encoders.image.depth=1",
     "tokenizer.num_samples=300",
