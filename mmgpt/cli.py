@@ -45,7 +45,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs/quickstart"),
     device: Device = "auto",
 ) -> None:
-    """Train a small model that sees and hears, in minutes on two cores: three stages, scores, answers and a report."""
+    """Train a small model that sees and hears, in minutes on two cores: stages, scores, answers and a report."""
     finished = _run_recipe("quickstart", [], out, Path("."), device)
     _show_answers(finished)
     _show_where(finished)

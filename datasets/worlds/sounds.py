@@ -201,7 +201,7 @@ def scene_sounds(rng: random.Random, split: str) -> Sample:
         ("Are there more sounds than shapes?", "yes" if difference < 0 else "no"),
         ("How many shapes and sounds are there together?", str(len(scene) + len(clip.sounds))),
         (f"How many more {more} than {fewer} are there?", str(abs(difference))),
-        ("Which are there more of?", f"{more}" if difference else "neither"),
+        ("Which are there more of?", more if difference else "neither"),
         _kinds_compared(pairs, clip, thing.pair, subject, rng),
         _kinds_compared(pairs, clip, thing.pair, subject, rng),
         _both_there(pairs, clip, thing.pair, subject, rng, shapes, words),

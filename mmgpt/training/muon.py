@@ -1,4 +1,4 @@
-"""Muon over stacks: matrices of one shape are orthogonalised together, in a third of the time of one after another.
+"""Muon over stacks: matrices of one shape are orthogonalised together, which is faster than one after another.
 
 Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), as torch.optim.Muon with adjust_lr_fn="original" has it.
 Shape letters: K matrices of one shape, R rows, C columns.
