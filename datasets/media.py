@@ -1,4 +1,4 @@
-"""Pictures, sounds and videos: held as they came (path, bytes, data URL, array, PIL object), decoded late."""
+"""Pictures, sounds and videos: held as they came (path, bytes, data URL, array, object, function), decoded late."""
 
 import base64
 import binascii
@@ -6,7 +6,7 @@ import io
 import os
 import zipfile
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -25,15 +25,26 @@ class MediaError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """A medium, not decoded yet: a path (also into a zip: `a.zip/b.png`), bytes, a data URL, an array or an object."""
+    """A medium, not decoded yet.
+
+    Its source is a path (also into a zip: `a.zip/b.png`), bytes, a data URL, an array, an object, or a function without
+    arguments that makes one of the last two, the same at every call.
+    """
 
     source: Any
     modality: ClassVar[str] = "media"
+
+    @cached_property
+    def made(self) -> Any:
+        """The source, or what it makes where it is a function: made once, for eight questions may be asked about it."""
+        return self.source() if callable(self.source) else self.source
 
     def name(self) -> str:
         """What to call it in an error: its path, or its kind."""
         if isinstance(self.source, str | Path) and not str(self.source).startswith("data:"):
             return str(self.source)
+        if callable(self.source):
+            return f"{self.modality} made by a function"
         return f"{self.modality} given as {type(self.source).__name__}"
 
     def read(self) -> bytes | None:
@@ -89,13 +100,14 @@ class Image(Media):
             raise MediaError(f"{self.name()}: the picture is damaged ({error}); replace or remove it") from None
 
     def _open(self) -> PIL.Image.Image:
-        if isinstance(self.source, PIL.Image.Image):
-            return self.source
+        made = self.made
+        if isinstance(made, PIL.Image.Image):
+            return made
         payload = self.read()
         try:
             if payload is not None:
                 return PIL.Image.open(io.BytesIO(payload))
-            return PIL.Image.fromarray(np.asarray(self.source).astype(np.uint8))
+            return PIL.Image.fromarray(np.asarray(made).astype(np.uint8))
         except PIL.Image.DecompressionBombError as error:
             raise MediaError(f"{self.name()}: {error}; shrink it") from None
         except (OSError, ValueError, TypeError, SyntaxError):
@@ -148,13 +160,14 @@ class Audio(Media):
         samples_SC, rate = self._decode()
         if not len(samples_SC):
             raise MediaError(f"{self.name()}: the sound is empty; remove it")
-        strange = int((~(np.abs(samples_SC) <= LOUDEST)).sum())  # NaN is not below anything
-        if strange:
+        if not np.abs(samples_SC).max() <= LOUDEST:  # NaN is not below anything
+            strange = int((~(np.abs(samples_SC) <= LOUDEST)).sum())
             raise MediaError(
                 f"{self.name()}: {strange} of {samples_SC.size} samples are not finite or over {LOUDEST:g}; "
                 "replace or remove it"
             )
-        return Sound(samples_SC.mean(axis=1, dtype=np.float32), rate)
+        channels = samples_SC.shape[1]
+        return Sound(samples_SC.mean(axis=1, dtype=np.float32) if channels > 1 else samples_SC[:, 0], rate)
 
     def _decode(self) -> tuple[np.ndarray, int]:
         payload = self.read()
@@ -180,7 +193,7 @@ class Audio(Media):
             ) from None
 
     def _from_array(self) -> tuple[np.ndarray, int]:
-        given = np.asarray(self.source)
+        given = np.asarray(self.made)
         if given.ndim not in (1, 2) or given.dtype.kind not in "fiu":
             raise MediaError(
                 f"{self.name()}: shape {given.shape} of {given.dtype} is no sound; give (samples,) of floats"

@@ -9,6 +9,7 @@ yes/no and small/large questions are balanced, so that the words of a question g
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import PIL.Image
 import PIL.ImageDraw
@@ -91,8 +92,14 @@ def draw_scene(rng: random.Random, words: Vocabulary, subjects: Sequence[Pair] =
     return sorted(things, key=lambda thing: thing.place), things[0]
 
 
-def paint(scene: Scene, rng: random.Random) -> PIL.Image.Image:
+def picture_of(scene: Scene, rng: random.Random) -> Image:
+    """The picture of a scene, painted when it is looked at."""
+    return Image(partial(paint, scene, rng.getrandbits(64)))
+
+
+def paint(scene: Scene, seed: int) -> PIL.Image.Image:
     """The picture of a scene: 48 x 48 pixels, RGB."""
+    rng = random.Random(seed)
     light = rng.randint(170, 250)
     scale = OVERSAMPLING
     ground = tuple(light + rng.randint(-5, 5) for _ in range(3))
@@ -196,7 +203,7 @@ def scenes(rng: random.Random, split: str) -> Sample:
     """A picture with a caption and eight questions, as branches."""
     words, scene, subject = scene_of(rng, split)
     chosen = rng.sample(questions(scene, subject, rng, words), NUM_QUESTIONS)
-    return sample_of([Image(paint(scene, rng))], [(CAPTION_PROMPT, caption(scene)), *chosen])
+    return sample_of([picture_of(scene, rng)], [(CAPTION_PROMPT, caption(scene)), *chosen])
 
 
 def scene_places(rng: random.Random, split: str) -> Sample:
@@ -209,7 +216,7 @@ def scene_places(rng: random.Random, split: str) -> Sample:
     for thing in scene:
         turns.append((f"What {words.look} is the {words.kind} {where(thing.place)}?", thing.look))
         turns.append((f"What {words.kind} is {where(thing.place)}?", thing.kind))
-    return sample_of([Image(paint(scene, rng))], turns)
+    return sample_of([picture_of(scene, rng)], turns)
 
 
 def scene_lookups(rng: random.Random, split: str) -> Sample:
@@ -223,7 +230,7 @@ def scene_lookups(rng: random.Random, split: str) -> Sample:
         turns += told_apart(pairs, thing.pair, words)
         turns += [_side(scene, thing, rng) for _ in scene[1:]]
     chosen = rng.sample(turns, min(len(turns), NUM_QUESTIONS - 1))
-    return sample_of([Image(paint(scene, rng))], [(CAPTION_PROMPT, caption(scene)), *chosen])
+    return sample_of([picture_of(scene, rng)], [(CAPTION_PROMPT, caption(scene)), *chosen])
 
 
 def scene_of(rng: random.Random, split: str) -> tuple[Vocabulary, Scene, Thing]:

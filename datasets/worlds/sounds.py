@@ -5,15 +5,17 @@ Pitch, level, duration and the noise behind them jitter. A clip's length is draw
 the sounds begin anywhere in it: neither the number of its tokens nor the silence around tells the answer to anything.
 """
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Sample
-from mmgpt.datasets.worlds.scenes import NUM_QUESTIONS, paint, scene_of
+from mmgpt.datasets.worlds.scenes import NUM_QUESTIONS, picture_of, scene_of
 from mmgpt.datasets.worlds.scenes import SEEN as SEEN_SHAPES
 from mmgpt.datasets.worlds.things import (
     Pair,
@@ -30,7 +32,15 @@ from mmgpt.datasets.worlds.things import (
 )
 
 RATE = 8_000  # Hz
-TONES = ("rising", "falling", "steady", "wavering", "arching", "dipping")
+MOVES: dict[str, Callable[[np.ndarray, random.Random], np.ndarray]] = {  # of the pitch, over a sound's course of 0 to 1
+    "rising": lambda course, rng: 2 * course - 1,
+    "falling": lambda course, rng: 1 - 2 * course,
+    "steady": lambda course, rng: 0 * course,
+    "wavering": lambda course, rng: 0.7 * np.sin(2 * math.pi * (course * rng.uniform(2.5, 3.5) + rng.random())),
+    "arching": lambda course, rng: 1 - np.abs(4 * course - 2),
+    "dipping": lambda course, rng: np.abs(4 * course - 2) - 1,
+}
+TONES = tuple(MOVES)
 TIMBRES = ("beep", "horn", "buzz", "bell", "trill", "hiss", "organ", "rattle")
 PITCH = (560.0, 840.0)  # Hz, of every timbre: what moves in one place of the spectrum is learned for all of them
 UNSEEN_SOUNDS = frozenset(
@@ -49,6 +59,7 @@ PARTIALS = {  # multiples of the pitch and their levels, for timbres that have m
     "bell": {1.0: 1.0, 2.76: 0.7, 5.4: 0.4},
     "organ": {1.0: 1.0, 2.0: 0.8, 4.0: 0.6},
 }
+SLOW = np.hanning(64).astype(np.float32)  # smooths noise until it changes some 100 times a second
 SECONDS = (1.9, 2.2)  # of a clip
 LASTS = (0.28, 0.36)  # seconds of one sound
 PACES = {"quick": (0.40, 0.44), "slow": (0.60, 0.68)}  # seconds from one sound's start to the next
@@ -73,9 +84,14 @@ def draw_clip(rng: random.Random, words: Vocabulary, subjects: Sequence[Pair] = 
     return Clip(tuple(rng.sample(pairs, len(pairs))), rng.choice(tuple(PACES))), pairs[0]
 
 
-def play(clip: Clip, rng: random.Random) -> Audio:
-    """The clip as mono float32 samples at 8 kHz, between -1 and 1."""
-    noise = np.random.default_rng(rng.getrandbits(64))
+def sound_of(clip: Clip, rng: random.Random) -> Audio:
+    """The sound of a clip, played when it is listened to."""
+    return Audio(partial(play, clip, rng.getrandbits(64)), rate=RATE)
+
+
+def play(clip: Clip, seed: int) -> np.ndarray:
+    """The clip as mono float32 samples (S,) at 8 kHz, between -1 and 1."""
+    rng, noise = random.Random(seed), np.random.default_rng(seed)
     total = rng.uniform(*SECONDS)
     starts, at = [], 0.0
     for _ in clip.sounds:
@@ -83,36 +99,35 @@ def play(clip: Clip, rng: random.Random) -> Audio:
         at += rng.uniform(*PACES[clip.pace])
     pieces = [_tone(timbre, tone, rng.uniform(*LASTS), rng, noise) for tone, timbre in clip.sounds]
     offset = rng.uniform(0.0, total - starts[-1] - LASTS[1])
-    samples = noise.standard_normal(round(total * RATE)) * 10 ** rng.uniform(-3.0, -2.0)
+    samples = noise.standard_normal(round(total * RATE), np.float32) * 10 ** rng.uniform(-3.0, -2.0)
     for start, piece in zip(starts, pieces, strict=True):
         first = round((offset + start) * RATE)
         samples[first : first + len(piece)] += piece * rng.uniform(0.3, 0.6)
-    return Audio(samples.clip(-1, 1).astype(np.float32), rate=RATE)
+    return samples.clip(-1, 1)
 
 
 def _tone(timbre: str, tone: str, seconds: float, rng: random.Random, noise: np.random.Generator) -> np.ndarray:
     """One sound: a pitch that moves by an octave or more, in one of eight timbres, faded in and out."""
     count = round(seconds * RATE)
-    progress = np.linspace(0, 1, count)
-    waves = 0.7 * np.sin(2 * np.pi * (progress * rng.uniform(2.5, 3.5) + rng.random()))
-    moves = {"rising": 2 * progress - 1, "falling": 1 - 2 * progress, "steady": 0 * progress, "wavering": waves}
-    moves |= {"arching": 1 - np.abs(4 * progress - 2), "dipping": np.abs(4 * progress - 2) - 1}
-    octaves = moves[tone] * rng.uniform(0.5, 0.7)
-    pitch = PITCH[0] * (PITCH[1] / PITCH[0]) ** rng.random() * 2**octaves
-    phase = 2 * np.pi * np.cumsum(pitch) / RATE
-    envelope = np.minimum(1, np.minimum(progress, 1 - progress) * seconds / 0.012)
+    course = np.linspace(0, 1, count, dtype=np.float32)
+    octaves = MOVES[tone](course, rng) * rng.uniform(0.5, 0.7)
+    pitch = PITCH[0] * (PITCH[1] / PITCH[0]) ** rng.random() * np.exp2(octaves)
+    phase = np.cumsum(pitch) * (2 * math.pi / RATE)
+    envelope = np.minimum(1, np.minimum(course, 1 - course) * seconds / 0.012)
     if timbre in ("trill", "rattle"):
-        envelope = envelope * (np.sin(2 * np.pi * rng.uniform(22, 28) * progress * seconds) > -0.2)
+        envelope *= np.sin(2 * math.pi * rng.uniform(22, 28) * course * seconds) > -0.2
     if timbre == "bell":
-        envelope = 1.2 * np.exp(-4 * progress) * np.minimum(1, progress * seconds / 0.003)
+        envelope = 1.2 * np.exp(-4 * course) * np.minimum(1, course * seconds / 0.003)
     if timbre in ("hiss", "rattle"):  # slow noise that carries the pitch: a band of noise
-        slow = np.convolve(noise.standard_normal(count) + 1j * noise.standard_normal(count), np.hanning(64), "same")
-        envelope, phase = envelope * np.abs(slow) / 5, phase + np.angle(slow)
-    partials = PARTIALS.get(timbre, {1.0: 1.0})
-    levels = {ratio: level * 10 ** rng.uniform(-0.15, 0.15) for ratio, level in partials.items()}  # 3 dB up or down
-    voices = [level * np.sin(ratio * phase) * (ratio * pitch < RATE / 2) for ratio, level in levels.items()]
-    wave: np.ndarray = sum(voices) * envelope / sum(levels.values()) ** 0.5
-    return wave
+        real, imaginary = (np.convolve(noise.standard_normal(count, np.float32), SLOW, "same") for _ in range(2))
+        envelope, phase = envelope * np.hypot(real, imaginary) / 5, phase + np.arctan2(imaginary, real)
+    wave, power = np.zeros(count, np.float32), 0.0
+    for ratio, level in PARTIALS.get(timbre, {1.0: 1.0}).items():
+        level *= 10 ** rng.uniform(-0.15, 0.15)  # 3 dB up or down
+        wave += level * np.sin(ratio * phase) * (ratio * pitch < RATE / 2)
+        power += level
+    quieter: np.ndarray = wave * envelope / power**0.5
+    return quieter
 
 
 def caption(clip: Clip) -> str:
@@ -157,7 +172,7 @@ def sounds(rng: random.Random, split: str) -> Sample:
     words, clip, subject = clip_of(rng, split)
     asked = questions(clip, subject, rng, words)
     chosen = rng.sample(asked, min(len(asked), NUM_QUESTIONS))
-    return sample_of([play(clip, rng)], [(CAPTION_PROMPT, caption(clip)), *chosen])
+    return sample_of([sound_of(clip, rng)], [(CAPTION_PROMPT, caption(clip)), *chosen])
 
 
 def sound_places(rng: random.Random, split: str) -> Sample:
@@ -167,7 +182,7 @@ def sound_places(rng: random.Random, split: str) -> Sample:
     for place, (tone, timbre) in enumerate(clip.sounds):
         turns.append((f"What tone is the {ORDER[place]} sound?", tone))
         turns.append((f"What kind is the {ORDER[place]} sound?", timbre))
-    return sample_of([play(clip, rng)], turns)
+    return sample_of([sound_of(clip, rng)], turns)
 
 
 def clip_of(rng: random.Random, split: str) -> tuple[Vocabulary, Clip, Pair]:
@@ -208,7 +223,7 @@ def scene_sounds(rng: random.Random, split: str) -> Sample:
         _both_there(pairs, clip, thing.pair, subject, rng, shapes, words),
         _both_there(pairs, clip, thing.pair, subject, rng, shapes, words),
     ]
-    media: list[Image | Audio] = [Image(paint(scene, rng)), play(clip, rng)]
+    media: list[Image | Audio] = [picture_of(scene, rng), sound_of(clip, rng)]
     return sample_of(rng.sample(media, 2), rng.sample(turns, NUM_QUESTIONS))
 
 

@@ -6,6 +6,7 @@ A picture's things are colored shapes, a sound's are tones of a timbre, a text's
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mmgpt.datasets.media import Media
 from mmgpt.datasets.sample import Message, Sample
@@ -25,7 +26,7 @@ class Vocabulary:
     kind: str
     withheld: frozenset[Pair] = frozenset()
 
-    @property
+    @cached_property
     def pairs(self) -> tuple[Pair, ...]:
         """Every pair that may occur."""
         every = ((look, kind) for look in self.looks for kind in self.kinds)

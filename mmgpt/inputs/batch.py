@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.inputs.chat import IGNORED, Objective, PairedText, Rendered
 
@@ -120,7 +120,10 @@ def collate(samples: Sequence[Rendered], objective: Objective = "respond") -> Ba
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for at, row in enumerate(rows):
+        padded[at, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def _collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:

@@ -44,6 +44,7 @@ class Tokenizer:
         self.special_ids = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
         self._split = re.compile("(" + "|".join(map(re.escape, self.special_ids)) + ")") if self.special_ids else None
         self.encode = lru_cache(maxsize=65_536)(self._encode)  # prompts and short answers recur
+        self.encode_markup = lru_cache(maxsize=256)(self._encode_markup)
 
     def __len__(self) -> int:
         return self.core.get_vocab_size(with_added_tokens=True)
@@ -102,7 +103,7 @@ class Tokenizer:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.core.encode(text, add_special_tokens=False).ids)
 
-    def encode_markup(self, markup: str) -> tuple[int, ...]:
+    def _encode_markup(self, markup: str) -> tuple[int, ...]:
         """Encode a template's own text, in which special tokens are meant as such. Never give it user text."""
         ids: list[int] = []
         for piece in self._split.split(markup) if self._split else [markup]:

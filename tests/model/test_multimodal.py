@@ -54,7 +54,7 @@ def test_a_wrong_token_count_names_sample_medium_expected_and_got(make_bundle, s
     bundle = make_bundle()
     batch = collate([bundle.renderer.render(scenes[0])])
     wrong = replace(batch, media={"image": replace(batch.media["image"], num_tokens=(7,))})
-    with pytest.raises(ValueError, match=r"scenes/0/train/0: image given as Image: .* 7 image tokens.* 4;"):
+    with pytest.raises(ValueError, match=r"scenes/0/train/0: image made by a function: .* 7 image tokens.* 4;"):
         bundle.model(wrong)
 
 
