@@ -32,7 +32,7 @@ class DecoderConfig(Config):
     position: Literal["rope", "learned"] = "rope"
     rope_theta: PositiveFloat = 10_000.0
     token_shift: bool = False  # each channel of attention's input mixes in a learned share of the token before
-    qk_norm: bool = False  # RMS norm of every head's queries and keys (arXiv:2302.05442)
+    qk_norm: bool = False  # a norm of every head's queries and keys too (arXiv:2302.05442)
     bias: bool = False
     tied: bool = False  # the output layer shares the embedding
     zero_init: bool = True  # blocks begin as the identity: their output projections start at zero
@@ -190,9 +190,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.width, narrow, bias=config.bias)
         self.value = nn.Linear(config.width, narrow, bias=config.bias)
         self.out = nn.Linear(inner, config.width, bias=config.bias)
-        norm = (config.num_per_head, config.norm_eps, config.norm_scale)
-        self.query_norm = nn.RMSNorm(*norm) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(*norm) if config.qk_norm else nn.Identity()
+        self.query_norm = make_norm(config, config.num_per_head) if config.qk_norm else nn.Identity()
+        self.key_norm = make_norm(config, config.num_per_head) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
         """Attend among the tokens, and to what the cache holds: (B, W, D) for the wanted tokens."""
