@@ -237,15 +237,3 @@ def scene_of(rng: random.Random, split: str) -> tuple[Vocabulary, Scene, Thing]:
     """Words, scene and subject of a split: training never holds an unseen pair, a test scene always does."""
     words = SEEN if split == "train" else ALL
     return words, *draw_scene(rng, words, () if split == "train" else sorted(UNSEEN))
-
-
-def scene_questions(rng: random.Random, split: str) -> Sample:
-    """The picture and questions of `scenes`, without the caption."""
-    made = scenes(rng, split)
-    return Sample(made.messages, branches=made.branches[1:])
-
-
-def scene_captions(rng: random.Random, split: str) -> Sample:
-    """The picture and caption of `scenes`, without the questions."""
-    made = scenes(rng, split)
-    return Sample(made.messages, branches=made.branches[:1])

@@ -8,15 +8,14 @@ the sounds begin anywhere in it: neither the number of its tokens nor the silenc
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Sample
-from mmgpt.datasets.worlds.scenes import NUM_QUESTIONS, picture_of, scene_of
-from mmgpt.datasets.worlds.scenes import SEEN as SEEN_SHAPES
+from mmgpt.datasets.worlds.scenes import NUM_QUESTIONS, Scene, Thing, picture_of, scene_of
 from mmgpt.datasets.worlds.things import (
     Pair,
     Turn,
@@ -185,71 +184,91 @@ def sound_places(rng: random.Random, split: str) -> Sample:
     return sample_of([sound_of(clip, rng)], turns)
 
 
+def sound_lookups(rng: random.Random, split: str) -> Sample:
+    """A clip with a caption and questions where a sound must be found by its tone or timbre before it is told."""
+    words, clip, _ = clip_of(rng, split)
+    turns: list[Turn] = []
+    for place, sound in enumerate(clip.sounds):
+        turns += [(f"When is the {' '.join(sound)} heard?", ORDER[place])]
+        turns += [ask_count(clip.sounds, sound, rng, words), ask_exists(clip.sounds, sound, rng, words)]
+        turns += told_apart(clip.sounds, sound, words)
+        turns += [_before(clip, sound, rng) for _ in clip.sounds[1:]]
+    chosen = rng.sample(turns, min(len(turns), NUM_QUESTIONS - 1))
+    return sample_of([sound_of(clip, rng)], [(CAPTION_PROMPT, caption(clip)), *chosen])
+
+
 def clip_of(rng: random.Random, split: str) -> tuple[Vocabulary, Clip, Pair]:
     """Words, clip and subject of a split: training never holds an unseen sound, a test clip always does."""
     words = SEEN if split == "train" else EVERY
     return words, *draw_clip(rng, words, () if split == "train" else sorted(UNSEEN_SOUNDS))
 
 
-def sound_questions(rng: random.Random, split: str) -> Sample:
-    """The clip and questions of `sounds`, without the caption."""
-    made = sounds(rng, split)
-    return Sample(made.messages, branches=made.branches[1:])
-
-
-def sound_captions(rng: random.Random, split: str) -> Sample:
-    """The clip and caption of `sounds`, without the questions."""
-    made = sounds(rng, split)
-    return Sample(made.messages, branches=made.branches[:1])
-
-
 def scene_sounds(rng: random.Random, split: str) -> Sample:
     """A picture and a clip, in either order, with eight questions that need both."""
-    shapes, scene, thing = scene_of(rng, split)
-    words, clip, subject = clip_of(rng, split)
-    pairs = [one.pair for one in scene]
-    difference = len(scene) - len(clip.sounds)
-    more, fewer = ("shapes", "sounds") if difference > 0 else ("sounds", "shapes")
+    both = _both_of(rng, split)
+    shapes, sounds = len(both.scene), len(both.clip.sounds)
+    more, fewer = ("shapes", "sounds") if shapes > sounds else ("sounds", "shapes")
     turns = [
-        ("Are there as many sounds as shapes?", "no" if difference else "yes"),
-        ("Are there more shapes than sounds?", "yes" if difference > 0 else "no"),
-        ("Are there more sounds than shapes?", "yes" if difference < 0 else "no"),
-        ("How many shapes and sounds are there together?", str(len(scene) + len(clip.sounds))),
-        (f"How many more {more} than {fewer} are there?", str(abs(difference))),
-        ("Which are there more of?", more if difference else "neither"),
-        _kinds_compared(pairs, clip, thing.pair, subject, rng),
-        _kinds_compared(pairs, clip, thing.pair, subject, rng),
-        _both_there(pairs, clip, thing.pair, subject, rng, shapes, words),
-        _both_there(pairs, clip, thing.pair, subject, rng, shapes, words),
-        _both_there(pairs, clip, thing.pair, subject, rng, shapes, words),
+        ("Are there as many sounds as shapes?", "yes" if shapes == sounds else "no"),
+        ("Are there more shapes than sounds?", "yes" if shapes > sounds else "no"),
+        ("Are there more sounds than shapes?", "yes" if shapes < sounds else "no"),
+        ("How many shapes and sounds are there together?", str(shapes + sounds)),
+        (f"How many more {more} than {fewer} are there?", str(abs(shapes - sounds))),
+        ("Which are there more of?", "neither" if shapes == sounds else more),
+        *(_kinds_compared(both, rng) for _ in range(2)),
+        *(_both_there(both, rng) for _ in range(3)),
     ]
-    media: list[Image | Audio] = [picture_of(scene, rng), sound_of(clip, rng)]
-    return sample_of(rng.sample(media, 2), rng.sample(turns, NUM_QUESTIONS))
+    return sample_of(both.media(rng), rng.sample(turns, NUM_QUESTIONS))
 
 
-def _kinds_compared(pairs: Sequence[Pair], clip: Clip, thing: Pair, subject: Pair, rng: random.Random) -> Turn:
+def scene_sound_lookups(rng: random.Random, split: str) -> Sample:
+    """A picture and a clip with eight questions where a thing and a sound must be found before they are told."""
+    both = _both_of(rng, split)
+    turns = []
+    for number in range(NUM_QUESTIONS):
+        one = replace(both, thing=rng.choice(both.scene), sound=rng.choice(both.clip.sounds))
+        turns.append(_both_there(one, rng) if number < 3 else _kinds_compared(one, rng))
+    return sample_of(both.media(rng), turns)
+
+
+@dataclass(frozen=True)
+class _Both:
+    """A scene and a clip, the thing and the sound that are asked about, and the words for either."""
+
+    scene: Scene
+    thing: Thing
+    shapes: Vocabulary
+    clip: Clip
+    sound: Pair
+    sounds: Vocabulary
+
+    def media(self, rng: random.Random) -> list[Image | Audio]:
+        """Picture and sound, in either order."""
+        return rng.sample([picture_of(self.scene, rng), sound_of(self.clip, rng)], 2)
+
+
+def _both_of(rng: random.Random, split: str) -> _Both:
+    shapes, scene, thing = scene_of(rng, split)
+    sounds, clip, sound = clip_of(rng, split)
+    return _Both(scene, thing, shapes, clip, sound, sounds)
+
+
+def _kinds_compared(both: _Both, rng: random.Random) -> Turn:
     """Whether there are as many of one timbre as of one shape: mostly of the subjects', which may be one of each."""
-    shape = thing[1] if rng.random() < 0.75 else rng.choice(SEEN_SHAPES.kinds)
-    timbre = subject[1] if rng.random() < 0.75 else rng.choice(TIMBRES)
-    seen, heard = sum(p[1] == shape for p in pairs), sum(p[1] == timbre for p in clip.sounds)
+    shape = both.thing.kind if rng.random() < 0.75 else rng.choice(both.shapes.kinds)
+    timbre = both.sound[1] if rng.random() < 0.75 else rng.choice(both.sounds.kinds)
+    seen, heard = sum(thing.kind == shape for thing in both.scene), sum(s[1] == timbre for s in both.clip.sounds)
     if rng.random() < 0.5:
         return f"Are there as many {plural(timbre)} as {plural(shape)}?", "yes" if seen == heard else "no"
     return f"How many {plural(shape)} and {plural(timbre)} are there together?", str(seen + heard)
 
 
-def _both_there(
-    pairs: Sequence[Pair],
-    clip: Clip,
-    thing: Pair,
-    subject: Pair,
-    rng: random.Random,
-    shapes: Vocabulary,
-    words: Vocabulary,
-) -> Turn:
+def _both_there(both: _Both, rng: random.Random) -> Turn:
     """Whether a shape and a sound are both there: in half of the cases; else one of them is missing."""
-    is_there, missing = rng.random() < 0.5, rng.random() < 0.5
-    if not is_there and missing:
-        thing = absent_pair(pairs, thing, rng, shapes)
+    is_there, shape_missing = rng.random() < 0.5, rng.random() < 0.5
+    thing, sound = both.thing.pair, both.sound
+    if not is_there and shape_missing:
+        thing = absent_pair([one.pair for one in both.scene], thing, rng, both.shapes)
     elif not is_there:
-        subject = absent_pair(clip.sounds, subject, rng, words)
-    return f"Are there both {with_article(thing)} and {with_article(subject)}?", "yes" if is_there else "no"
+        sound = absent_pair(both.clip.sounds, sound, rng, both.sounds)
+    return f"Are there both {with_article(thing)} and {with_article(sound)}?", "yes" if is_there else "no"

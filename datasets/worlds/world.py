@@ -6,6 +6,7 @@ and clip of the test split holds one, and what is asked of a single thing is ask
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,22 +15,38 @@ from pydantic import PositiveInt
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source, SourceConfig
-from mmgpt.datasets.worlds.scenes import scene_captions, scene_lookups, scene_places, scene_questions, scenes
-from mmgpt.datasets.worlds.sounds import scene_sounds, sound_captions, sound_places, sound_questions, sounds
+from mmgpt.datasets.worlds.scenes import scene_lookups, scene_places, scenes
+from mmgpt.datasets.worlds.sounds import scene_sound_lookups, scene_sounds, sound_lookups, sound_places, sounds
 from mmgpt.datasets.worlds.stories import stories
 
-WORLDS: dict[str, Callable[[random.Random, str], Sample]] = {
+World = Callable[[random.Random, str], Sample]  # what to draw from, and the split
+
+
+def only(world: World, branches: slice) -> World:
+    """A world's samples with some of their branches alone."""
+
+    def drawn(rng: random.Random, split: str) -> Sample:
+        made = world(rng, split)
+        return replace(made, branches=made.branches[branches])
+
+    return drawn
+
+
+CAPTION, QUESTIONS = slice(1), slice(1, None)
+WORLDS: dict[str, World] = {
     "stories": stories,
     "scenes": scenes,
+    "scene_questions": only(scenes, QUESTIONS),
+    "scene_captions": only(scenes, CAPTION),
     "scene_places": scene_places,
     "scene_lookups": scene_lookups,
-    "scene_questions": scene_questions,
-    "scene_captions": scene_captions,
     "sounds": sounds,
+    "sound_questions": only(sounds, QUESTIONS),
+    "sound_captions": only(sounds, CAPTION),
     "sound_places": sound_places,
-    "sound_questions": sound_questions,
-    "sound_captions": sound_captions,
+    "sound_lookups": sound_lookups,
     "scene_sounds": scene_sounds,
+    "scene_sound_lookups": scene_sound_lookups,
 }
 
 
