@@ -19,7 +19,8 @@ class Muon(Optimizer):
     """Momentum, orthogonalised: for the matrices inside a network; no other parameter may be given.
 
     Args:
-        params: matrices, or groups of them with `lr` and `weight_decay` of their own.
+        params: matrices, or groups of them with `lr` and `weight_decay` of their own; a convolution's kernel counts as
+            a matrix of its outputs by the rest.
         lr: of an update whose singular values are about one, times sqrt(max(1, rows / columns)).
         momentum: share of the running mean that stays (Nesterov's form).
         weight_decay: decoupled, times lr.
@@ -27,7 +28,7 @@ class Muon(Optimizer):
 
     def __init__(self, params: Any, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.ndim != 2]
+        shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.ndim < 2]
         if shapes:
             raise ValueError(f"Muon is for matrices; {len(shapes)} parameters are none, the first of shape {shapes[0]}")
 
@@ -48,11 +49,12 @@ class Muon(Optimizer):
             for p in parameters
         ]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
-        ahead_KRC = torch.stack(gradients).lerp(torch.stack(means), momentum)
+        ahead_KRC = torch.stack(gradients).lerp(torch.stack(means), momentum).flatten(2)
         updates_KRC = orthogonalise(ahead_KRC).to(ahead_KRC.dtype)
-        rows, columns = parameters[0].shape
+        rows, columns = ahead_KRC.shape[1:]
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
-        torch._foreach_add_(parameters, list(updates_KRC.unbind()), alpha=-lr * max(1, rows / columns) ** 0.5)
+        updates = [update_RC.view(parameters[0].shape) for update_RC in updates_KRC]
+        torch._foreach_add_(parameters, updates, alpha=-lr * max(1, rows / columns) ** 0.5)
 
 
 def orthogonalise(matrices_KRC: Tensor) -> Tensor:

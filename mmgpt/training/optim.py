@@ -43,7 +43,7 @@ def make_optimizers(model: nn.Module, stage: StageConfig) -> list[Optimizer]:
     """The optimizers of a stage; each group carries its `peak` rate and its `part` for the freeze table."""
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     check_patterns([name for name, _ in model.named_parameters()], list(stage.learning_rates))
-    matrices = _matrices(model)
+    matrices = _matrices(model, stage.optimizer.muon_convolutions)
     groups: dict[str, list[dict[str, Any]]] = {"muon": [], "rest": []}
     by_rate: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in learning:
@@ -71,12 +71,14 @@ def rate_of(name: str, stage: StageConfig) -> float:
     return rates[-1] if rates else stage.learning_rate
 
 
-def _matrices(model: nn.Module) -> set[str]:
-    """Names of the weights of linear layers inside the network: not embeddings, not the output layers."""
+def _matrices(model: nn.Module, convolutions: bool) -> set[str]:
+    """Names of the weights of linear layers inside the network, and of convolutions; not embeddings, not outputs."""
     return {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.endswith("head") and not name.startswith("heads.")
+        if not name.endswith("head")
+        and not name.startswith("heads.")
+        and (isinstance(module, nn.Linear) or (convolutions and isinstance(module, nn.Conv2d) and module.groups == 1))
     }
 
 

@@ -27,6 +27,19 @@ def test_updates_are_those_of_torchs_muon():
         torch.testing.assert_close(our.state[a]["momentum_buffer"], their.state[b]["momentum_buffer"])
 
 
+def test_a_kernel_is_updated_as_the_matrix_of_its_outputs_by_the_rest():
+    generator = torch.Generator().manual_seed(1)
+    kernel = torch.nn.Parameter(torch.randn(6, 2, 3, 3, generator=generator))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    our, their = Muon([kernel], weight_decay=0.1), torch.optim.Muon([matrix], lr=0.02, weight_decay=0.1)
+    for _ in range(3):
+        kernel.grad = torch.randn(kernel.shape, generator=generator)
+        matrix.grad = kernel.grad.flatten(1).clone()
+        our.step()
+        their.step()
+    torch.testing.assert_close(kernel.flatten(1), matrix, atol=0.02 * 3 * 0.02, rtol=0)
+
+
 def test_singular_values_come_near_one():
     matrices = torch.randn(3, 20, 12)
     values = torch.linalg.svdvals(orthogonalise(matrices).float())

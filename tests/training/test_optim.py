@@ -58,15 +58,18 @@ def test_every_learning_parameter_is_in_one_group_and_no_frozen_one(kind, cls, m
     assert {type(o) for o in optimizers} == {cls}
 
 
-def test_muon_takes_the_matrices_inside_and_adamw_the_rest(make_bundle):
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_muon_takes_the_matrices_inside_and_adamw_the_rest(convolutions, make_bundle):
     model = make_bundle(image={"stem": "conv"}).model
+    options = {"kind": "muon", "muon_convolutions": convolutions}
     kinds = {
-        name: cls
-        for name, (cls, _) in groups_by_name(model, make_optimizers(model, stage(optimizer={"kind": "muon"}))).items()
+        name: cls for name, (cls, _) in groups_by_name(model, make_optimizers(model, stage(optimizer=options))).items()
     }
     for name, parameter in model.named_parameters():
         is_outer = name in ("decoder.embedding.weight", "decoder.head.weight") or name.endswith("pos_embed")
-        assert kinds[name] is (Muon if parameter.ndim == 2 and not is_outer else AdamW), name
+        is_inner = parameter.ndim == 2 or (convolutions and parameter.ndim == 4)
+        assert kinds[name] is (Muon if is_inner and not is_outer else AdamW), name
+    assert any(parameter.ndim == 4 for parameter in model.parameters())
 
 
 def test_the_last_glob_that_names_a_parameter_sets_its_rate(make_bundle):

@@ -18,6 +18,11 @@ def test_words_are_hidden_by_one_rule_only():
         load_recipe("quickstart", ["stages.instruct.objective=masked", "stages.instruct.word_dropout=0.1"])
 
 
+def test_convolutions_are_for_muon():
+    with pytest.raises(UserError, match=r"muon_convolutions is for kind=muon, this is adamw; change one of the two"):
+        load_recipe("quickstart", ["stages.look.optimizer={muon_convolutions: true}"])
+
+
 @pytest.mark.train
 def test_the_resolved_recipe_is_saved_beside_the_run_and_reloads_equal(make_recipe, tmp_path):
     recipe = make_recipe({"steps": 1})
