@@ -186,7 +186,7 @@ def _at_place(scene: Scene, place: int) -> Turn:
 
 
 def _side(scene: Scene, subject: Thing, rng: random.Random) -> Turn:
-    """Left of, right of, above or below another thing; a row or column in common answers no."""
+    """Left of, right of, above or below another thing: yes in half of the cases; a row or column in common is neither."""
     other = rng.choice([thing for thing in scene if thing != subject])
     (row, column), (other_row, other_column) = divmod(subject.place, 3), divmod(other.place, 3)
     sides = {
@@ -195,8 +195,9 @@ def _side(scene: Scene, subject: Thing, rng: random.Random) -> Turn:
         "above": row < other_row,
         "below": row > other_row,
     }
-    side = rng.choice(sorted(sides))
-    return f"Is the {subject.noun} {side} the {other.noun}?", "yes" if sides[side] else "no"
+    wanted = rng.random() < 0.5
+    side = rng.choice([side for side, is_so in sides.items() if is_so == wanted])
+    return f"Is the {subject.noun} {side} the {other.noun}?", "yes" if wanted else "no"
 
 
 def scenes(rng: random.Random, split: str) -> Sample:

@@ -43,8 +43,8 @@ def draw_pairs(rng: random.Random, words: Vocabulary, subjects: Sequence[Pair] =
 
 
 def ask_count(pairs: Sequence[Pair], subject: Pair, rng: random.Random, words: Vocabulary) -> Turn:
-    """How many things share a look or a kind, mostly the subject's."""
-    known = rng.random() < 0.75
+    """How many things share a look or a kind: in half of the cases the subject's, else often none."""
+    known = rng.random() < 0.5
     if rng.random() < 0.5:
         look = subject[0] if known else rng.choice(words.looks)
         return f"How many {look} {words.kind}s are there?", str(sum(pair[0] == look for pair in pairs))
