@@ -186,7 +186,7 @@ def _at_place(scene: Scene, place: int) -> Turn:
 
 
 def _side(scene: Scene, subject: Thing, rng: random.Random) -> Turn:
-    """Left of, right of, above or below another thing: yes in half of the cases; a row or column in common is neither."""
+    """Left of, right of, above or below another: yes in half of the cases; a row or column in common is neither."""
     other = rng.choice([thing for thing in scene if thing != subject])
     (row, column), (other_row, other_column) = divmod(subject.place, 3), divmod(other.place, 3)
     sides = {

@@ -20,7 +20,7 @@ class OptimizerConfig(Config):
     weight_decay: NonNegativeFloat = 0.0  # of matrices; norms, biases and embeddings never decay
     momentum: NonNegativeFloat = 0.95  # of sgd and muon
     muon_learning_rate: PositiveFloat = 0.02  # of a matrix, where the stage's learning_rate is AdamW's
-    muon_convolutions: bool = False  # kernels of 2-d convolutions as matrices (out, in * height * width), which decay too
+    muon_convolutions: bool = False  # kernels of convolutions (Conv2d) as matrices, which decay too
 
     @model_validator(mode="after")
     def _convolutions_need_muon(self) -> Self:
