@@ -8,7 +8,7 @@ the sounds begin anywhere in it: neither the number of its tokens nor the silenc
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -219,16 +219,6 @@ def scene_sounds(rng: random.Random, split: str) -> Sample:
         *(_both_there(both, rng) for _ in range(3)),
     ]
     return sample_of(both.media(rng), rng.sample(turns, NUM_QUESTIONS))
-
-
-def scene_sound_lookups(rng: random.Random, split: str) -> Sample:
-    """A picture and a clip with eight questions where a thing and a sound must be found before they are told."""
-    both = _both_of(rng, split)
-    turns = []
-    for number in range(NUM_QUESTIONS):
-        one = replace(both, thing=rng.choice(both.scene), sound=rng.choice(both.clip.sounds))
-        turns.append(_both_there(one, rng) if number < 3 else _kinds_compared(one, rng))
-    return sample_of(both.media(rng), turns)
 
 
 @dataclass(frozen=True)

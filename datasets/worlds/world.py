@@ -16,7 +16,7 @@ from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.worlds.scenes import scene_lookups, scene_places, scenes
-from mmgpt.datasets.worlds.sounds import scene_sound_lookups, scene_sounds, sound_lookups, sound_places, sounds
+from mmgpt.datasets.worlds.sounds import scene_sounds, sound_lookups, sound_places, sounds
 from mmgpt.datasets.worlds.stories import stories
 
 World = Callable[[random.Random, str], Sample]  # what to draw from, and the split
@@ -46,7 +46,6 @@ WORLDS: dict[str, World] = {
     "sound_places": sound_places,
     "sound_lookups": sound_lookups,
     "scene_sounds": scene_sounds,
-    "scene_sound_lookups": scene_sound_lookups,
 }
 
 
