@@ -1,11 +1,15 @@
 """What every reader shares: a source of Samples by index, and paths that stay below the data root."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from pydantic import Field, PositiveFloat
 
 from mmgpt.config import Config, UserError
+from mmgpt.datasets.media import MEDIA, Audio, Media, MediaError
 from mmgpt.datasets.sample import Sample
 
 
@@ -42,9 +46,73 @@ def resolve(data_root: Path, path: str) -> Path:
     Raises:
         UserError: if nothing is there, or the path leaves the root.
     """
-    full = data_root / path
-    if not full.resolve().is_relative_to(data_root.resolve()):
-        raise UserError(f"{path}: leads out of the data root {data_root}; give a path below it, or another --data-root")
+    full = inside(data_root, path, data_root)
     if not full.exists():
         raise UserError(f"{full}: no such file or folder; set --data-root to the folder that holds {path}")
     return full
+
+
+def resolve_all(data_root: Path, paths: str | list[str], suffixes: tuple[str, ...] = ()) -> list[Path]:
+    """The files that paths and glob patterns of a config stand for, sorted within each of them.
+
+    A folder stands for the files in it, at any depth, of the first suffix that it holds.
+
+    Raises:
+        UserError: if one stands for nothing, or leads out of the root.
+    """
+    found: list[Path] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        full = inside(data_root, path, data_root)
+        files = [full]
+        if full.is_dir():
+            files = next((f for suffix in suffixes if (f := sorted(full.rglob(f"*{suffix}")))), files)
+        elif set(path) & set("*?[") and not full.exists():
+            files = sorted(data_root.glob(path))
+        if not files:
+            raise UserError(f"{full}: matches no file; set --data-root to the folder that holds {path}")
+        found += [resolve(data_root, file.relative_to(data_root).as_posix()) for file in files]
+    return found
+
+
+def inside(folder: Path, path: str, data_root: Path) -> Path:
+    """A path that a config or a row names: below its folder, or if it is absolute, below the data root.
+
+    Raises:
+        UserError: if it, or what a link on the way points to, lies elsewhere.
+    """
+    home = data_root if Path(path).is_absolute() else folder
+    full = folder / path  # which is the path itself where that is absolute
+    try:
+        stays = full.resolve().is_relative_to(home.resolve())
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(f"{path[:80]!r}: not a path ({error})") from None
+    if not stays:
+        place = "data root" if home == data_root else "media folder"
+        raise UserError(f"{path}: leads out of the {place} {home}; move it below, or give another --data-root")
+    return full
+
+
+def media_of(kind: str, cell: Any, folder: Path, data_root: Path) -> list[Media]:
+    """The media of one modality that a cell of a row holds; none if it is empty.
+
+    A cell is a path, a data URL, bytes, an array of pixels, a Hugging Face `{"bytes", "path"}` or
+    `{"array", "sampling_rate"}`, or a list of those.
+
+    Raises:
+        MediaError: if it is something else.
+        UserError: if a path leads out of the folder, or an absolute one out of the data root.
+    """
+    if cell is None or (isinstance(cell, str) and not cell):
+        return []
+    if isinstance(cell, list | tuple):
+        return [medium for one in cell for medium in media_of(kind, one, folder, data_root)]
+    if isinstance(cell, Mapping) and cell.get("array") is not None:
+        return [Audio(np.asarray(cell["array"], dtype=np.float32), rate=cell.get("sampling_rate"))]
+    if isinstance(cell, Mapping) and cell.keys() & {"bytes", "path"}:
+        payload = cell.get("bytes")
+        return media_of(kind, cell.get("path") if payload is None else payload, folder, data_root)
+    if isinstance(cell, str) and not cell.startswith(("data:", "http://", "https://")):
+        cell = str(inside(folder, cell, data_root))
+    elif not isinstance(cell, str | bytes | np.ndarray):
+        raise MediaError(f"{str(cell)[:60]!r} is no {kind}; give a path, bytes or a struct of bytes and path")
+    return [MEDIA[kind](cell)]

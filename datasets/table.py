@@ -1,34 +1,64 @@
-"""The generic reader: the columns of a table, and media in a folder or zip, become messages by a template.
+"""The generic reader: the columns of a table, and media in a folder, a zip or the table, become messages by a template.
 
-Rows come from a json list (of objects, or of lists named by `columns`), json lines, csv or tsv, or from file names
-(`files: "train/{label}/{name}.jpg"` in a folder or zip). `prompt` and `answer` are templates over the columns, in
-which {image}, {audio} and {video} stand for the media. Rows that share `group_by` become the branches of one sample.
+Rows come from json (a list of objects, of lists named by `columns`, or objects under a key), json lines, csv, tsv, txt
+(lines, whose fields a tab parts), parquet, or from file names (`files: "train/{label}/{name}.jpg"` in a folder or
+zip). `prompt` and `answer` are templates over the columns, in which {image}, {audio} and {video} stand for the media.
+Rows that share `group_by`, and the answers of a list of templates, become the branches of one sample.
 """
 
-import csv
-import json
-import re
 import zlib
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import PositiveInt
+import numpy as np
+from pydantic import PositiveInt, model_validator
 
 from mmgpt.config import Config, UserError, did_you_mean
-from mmgpt.datasets.media import MEDIA, open_zip
+from mmgpt.datasets.media import MEDIA, Media, MediaError, open_zip
+from mmgpt.datasets.rows import FOLDER_OF, ListRows, Row, Rows, open_rows, read_file_names, read_lines
 from mmgpt.datasets.sample import Message, Part, Sample, Text
-from mmgpt.datasets.source import Source, SourceConfig, resolve
-
-Row = dict[str, Any]
+from mmgpt.datasets.source import Source, SourceConfig, media_of, resolve, resolve_all
 
 
 class Derived(Config):
-    """A column made from another one: lower-cased, then with pieces replaced in order."""
+    """A column made from another one: an item of a list is taken, lower-cased, then pieces are replaced in order."""
 
     column: str
+    item: str | None = None  # the item of a list whose number this other column holds, from 0
+    most_common: bool = False  # the most frequent item of a list, the first among equals
+    lettered: bool = False  # the items of a list as lines: "A. first", "B. second"
     lower: bool = False
     replace: dict[str, str] = {}
+
+    def of(self, row: Row) -> str:
+        """The value in a row."""
+        value = row[self.column]
+        if (self.item or self.most_common or self.lettered) and not (isinstance(value, list) and value):
+            raise UserError(f"{self.column}={str(value)[:60]!r} is no list of items; derive from a column of lists")
+        if self.item:
+            number = row[self.item]
+            if not (isinstance(number, int) and 0 <= number < len(value)):
+                raise UserError(f"{self.item}={number!r} is not the number of one of {len(value)} items")
+            value = value[number]
+        elif self.most_common:
+            value = Counter(value).most_common(1)[0][0]
+        elif self.lettered:
+            value = "\n".join(f"{chr(ord('A') + n)}. {item}" for n, item in enumerate(value))
+        value = str(value).lower() if self.lower else str(value)
+        for old, replacement in self.replace.items():
+            value = value.replace(old, replacement)
+        return value
+
+
+class Beside(Config):
+    """A column from a file of its own, row by row: the lines of a text file, or the arrays of a .npy file."""
+
+    path: str
+    is_bgr: bool = False  # the pictures of an array have their channels in the order blue, green, red
 
 
 class Holdout(Config):
@@ -41,132 +71,196 @@ class Holdout(Config):
 class TableConfig(SourceConfig):
     """A table with media; see the module's docstring."""
 
-    reader: Literal["table"]
-    path: str
+    reader: Literal["table", "parquet"]
+    path: str  # a file; of json lines and parquet also a folder of such files, or a pattern with *
     columns: list[str] | None = None
+    rows: str | None = None  # the key of a json file under which its rows stand
+    is_quoted: bool = True  # false for a csv or tsv in which a double quote is a character like any other
     files: str | None = None
+    beside: dict[str, Beside] = {}
     derive: dict[str, Derived] = {}
     where: dict[str, str | list[str]] = {}
+    listed: dict[str, str] = {}  # column: a text file with the values to keep, one a line
     splits: dict[str, dict[str, str | list[str]]] = {}  # what columns hold in each split; train has the other rows
     holdout: Holdout | None = None
     image: str | None = None
     audio: str | None = None
     video: str | None = None
-    missing_media: Literal["error", "skip"] = "error"
+    missing_media: Literal["error", "skip", "optional"] = "error"  # optional: a row with an empty cell has none
     prompt: str = ""
-    answer: str
+    answer: str | list[str]
     group_by: str | None = None
+    key: str | None = None  # template that names a sample; its group or number if not given
+
+    @model_validator(mode="after")
+    def branches_share_a_prompt(self) -> Self:
+        if not self.prompt and (self.group_by or isinstance(self.answer, list)):
+            raise ValueError("group_by and a list of answers make branches of one prompt; give a prompt")
+        return self
 
 
 class TableSource(Source):
-    """Samples of a table."""
+    """Samples of a table. A reader whose files need joining first hands in its own rows."""
 
-    def __init__(self, config: TableConfig, data_root: Path) -> None:
+    def __init__(self, config: TableConfig, data_root: Path, rows: Rows | None = None) -> None:
         self.config, self.root = config, data_root
         if config.splits and config.split not in (*config.splits, "train"):
             known = did_you_mean(config.split, (*config.splits, "train"))
             raise UserError(f"split {config.split!r} of {config.label or config.path} does not exist; {known}")
-        path = resolve(data_root, self._fill(config.path, {}))
-        self.name = config.label or path.stem
-        rows = _read_files(path, self._fill(config.files, {})) if config.files else _read_rows(path, config.columns)
-        if rows:
-            self._check_columns(rows[0], path)
-        rows = [row for row in map(self._derive, rows) if self._is_wanted(row)]
-        if config.missing_media == "skip":
-            rows = [row for row in rows if all(_exists(data_root / p) for p in self._media_paths(row).values())]
-        self.groups: list[list[Row]] = [[row] for row in rows]
-        if config.group_by:
-            grouped: dict[Any, list[Row]] = {}
-            for row in rows:
-                grouped.setdefault(row[config.group_by], []).append(row)
-            self.groups = list(grouped.values())
-        super().__init__(config, len(self.groups), path)
+        self.path = data_root / self._split(config.path)
+        self.name = config.label or self.path.stem
+        self.media = {kind: self._split(path) for kind in MEDIA if (path := getattr(config, kind))}
+        self.answers = [self._split(a) for a in ([config.answer] if isinstance(config.answer, str) else config.answer)]
+        self.prompt = [(text, field) for text, field, _, _ in Formatter().parse(self._split(config.prompt))]
+        self.rows = rows if rows is not None else self._open_rows()
+        if len(self.rows):
+            self.rows.keep(self._check_columns(self.rows.names()))
+        self.groups = self._group()
+        super().__init__(config, len(self.groups), self.path)
 
     def __getitem__(self, index: int) -> Sample:
-        rows = self.groups[index]
-        media = {kind: MEDIA[kind](str(self._inside(path))) for kind, path in self._media_paths(rows[0]).items()}
-        turns = [self._turns(row, media) for row in rows]
-        name = rows[0][self.config.group_by] if self.config.group_by else index
-        key = f"{self.name}/{self.config.split}/{name}"
-        if not self.config.group_by:
+        group = self.groups[index]
+        rows = [self._derive(self.rows[n]) for n in (group if isinstance(group, array) else [group])]
+        media = self._media_of(rows[0])
+        turns = [turn for row in rows for turn in self._turns(row, media)]
+        name: Any = rows[0][self.config.group_by] if self.config.group_by else index
+        key = f"{self.name}/{self.config.split}/{self._fill(self.config.key, rows[0]) if self.config.key else name}"
+        if not self.config.group_by and len(turns) == 1:
             return Sample(turns[0], self.name, key)
-        parts = turns[0][0].parts
-        shared = max((i + 1 for i, part in enumerate(parts) if not isinstance(part, Text)), default=0)
-        branches = tuple((Message("user", question.parts[shared:]), answer) for question, answer in turns)
-        return Sample((Message("user", parts[:shared]),), self.name, key, branches)
+        return _branched(turns, self.name, key)
 
-    def _turns(self, row: Row, media: dict[str, Any]) -> tuple[Message, ...]:
-        answer = Message.of("assistant", self._fill(self.config.answer, row))
-        if not self.config.prompt:
-            return (answer,)
+    def _open_rows(self) -> Rows:
+        config, path = self.config, self._split(self.config.path)
+        if config.files:
+            rows: Rows = read_file_names(resolve(self.root, path), self._split(config.files))
+        else:
+            files = resolve_all(self.root, path, FOLDER_OF)
+            rows = open_rows(files, config.columns, config.rows, is_quoted=config.is_quoted)
+        for name, beside in config.beside.items():
+            rows = self._join(rows, name, beside)
+        return rows
+
+    def _join(self, rows: Rows, name: str, beside: Beside) -> Rows:
+        path = resolve(self.root, self._split(beside.path))
+        if path.suffix == ".npy":
+            try:
+                cells: Sequence[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            except ValueError as error:
+                raise UserError(f"{path}: not an array that can be read ({error}); save it with numpy.save") from None
+            cells = cells[..., ::-1] if beside.is_bgr else cells  # type: ignore[call-overload]
+        else:
+            cells = read_lines(path)
+        if len(cells) != len(rows):
+            raise UserError(f"{path}: holds {len(cells)} rows, {self.path} holds {len(rows)}; they must match")
+        return ListRows({**rows[n], name: cells[n]} for n in range(len(rows)))
+
+    def _group(self) -> Sequence[Any]:
+        """Of each sample the number of its row, or an array of the numbers of its rows."""
+        config = self.config
+        wanted = [*config.where, *config.listed, *(name for where in config.splits.values() for name in where)]
+        wanted += fields_of(config.holdout.key) if config.holdout else []
+        wanted += [config.group_by] if config.group_by else []
+        wanted += [f for path in self.media.values() for f in fields_of(path)] if config.missing_media == "skip" else []
+        if not wanted:
+            return range(len(self.rows))
+        wanted += [name for rule in config.derive.values() for name in (rule.column, rule.item) if name]
+        lists = {name: set(read_lines(resolve(self.root, self._split(p)))) for name, p in config.listed.items()}
+        kept = array("q")
+        groups: dict[Any, array[int]] = {}
+        columns = list(dict.fromkeys(name for name in wanted if name in self.rows.names()))
+        for number, raw in enumerate(self.rows.scan(columns)):
+            row = self._derive(raw)
+            if not self._is_wanted(row, lists):
+                continue
+            if config.group_by:
+                groups.setdefault(row[config.group_by], array("q")).append(number)
+            else:
+                kept.append(number)
+        return list(groups.values()) if config.group_by else kept
+
+    def _media_of(self, row: Row) -> dict[str, list[Media]]:
+        found = {kind: media_of(kind, self._cell(path, row), self.root, self.root) for kind, path in self.media.items()}
+        for kind, media in found.items():
+            if not media and self.config.missing_media != "optional":
+                raise MediaError(f"{self.path}: a row has no {kind}, {_short(row)}; say missing_media: skip or optional")
+        return found
+
+    def _cell(self, template: str, row: Row) -> Any:
+        """What the template of a medium holds in a row: the cell itself, or a path; None where a cell is empty."""
+        names = fields_of(template)
+        if template == f"{{{names[0] if names else ''}}}":
+            return row[names[0]]
+        is_empty = any(row[name] is None or row[name] == "" for name in names)
+        return None if is_empty else self._fill(template, row)
+
+    def _turns(self, row: Row, media: dict[str, list[Media]]) -> Iterator[tuple[Message, ...]]:
         parts: list[Part] = []
-        for literal, field, _, _ in Formatter().parse(self.config.prompt):
-            if literal:
-                parts.append(Text(literal))
-            if field is not None:
-                parts.append(media[field] if field in media else Text(str(row[field])))
-        return Message("user", tuple(parts)), answer
+        for literal, field in self.prompt:
+            parts += [Text(literal)] if literal else []
+            if field in media:
+                parts += media[field]  # type: ignore[arg-type]
+            elif field is not None:
+                parts.append(Text(self._fill(f"{{{field}}}", row)))
+        for template in self.answers:
+            answer = Message.of("assistant", self._fill(template, row))
+            yield (Message("user", tuple(parts)), answer) if self.config.prompt else (answer,)
 
-    def _fill(self, template: str | None, row: Row) -> str:
-        template = (template or "").replace("{split}", self.config.split)
-        return template.format_map({key: str(value) for key, value in row.items()}) if row else template
+    def _split(self, template: str) -> str:
+        return template.replace("{split}", self.config.split)
+
+    def _fill(self, template: str, row: Row) -> str:
+        empty = [name for name in fields_of(template) if row.get(name, "") is None]
+        if empty:
+            raise UserError(f"{self.path}: {empty[0]} is empty in the row {_short(row)}; leave such rows out")
+        try:
+            return self._split(template).format_map(row)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.path}: {template!r} cannot be filled with {_short(row)} ({error})") from None
 
     def _derive(self, row: Row) -> Row:
-        new = {}
-        for name, rule in self.config.derive.items():
-            value = str(row[rule.column])
-            value = value.lower() if rule.lower else value
-            for old, replacement in rule.replace.items():
-                value = value.replace(old, replacement)
-            new[name] = value
-        return {**row, **new}
+        made = {name: rule.of(row) for name, rule in self.config.derive.items() if rule.column in row}
+        return {**row, **made} if made else row
 
-    def _is_wanted(self, row: Row) -> bool:
-        if not _fits(row, self.config.where):
+    def _is_wanted(self, row: Row, lists: dict[str, set[str]]) -> bool:
+        if not _fits(row, self.config.where) or any(str(row[name]) not in kept for name, kept in lists.items()):
             return False
         own = next((name for name, where in self.config.splits.items() if _fits(row, where)), "train")
         if self.config.splits and own != self.config.split:
             return False
-        if self.config.holdout is None:
-            return True
-        bucket = zlib.crc32(self._fill(self.config.holdout.key, row).encode()) % self.config.holdout.modulo
-        return (bucket == 0) == (self.config.split == "test")
+        if self.config.holdout is not None:
+            bucket = zlib.crc32(self._fill(self.config.holdout.key, row).encode()) % self.config.holdout.modulo
+            if (bucket == 0) != (self.config.split == "test"):
+                return False
+        return self.config.missing_media != "skip" or all(self._exists(path, row) for path in self.media.values())
 
-    def _media_paths(self, row: Row) -> dict[str, str]:
-        return {kind: self._fill(path, row) for kind in MEDIA if (path := getattr(self.config, kind))}
+    def _exists(self, template: str, row: Row) -> bool:
+        cell = self._cell(template, row)
+        if not isinstance(cell, str):
+            return bool(media_of("image", cell, self.root, self.root))
+        archive, inside_zip, inner = str(self.root / cell).partition(".zip/")
+        return inner in open_zip(archive + ".zip").NameToInfo if inside_zip else (self.root / cell).is_file()
 
-    def _inside(self, path: str) -> Path:
-        full = self.root / path
-        if not full.resolve().is_relative_to(self.root.resolve()):
-            raise UserError(f"{path}: leads out of the data root {self.root}; a table may only name files below it")
-        return full
-
-    def _check_columns(self, row: Row, path: Path) -> None:
+    def _check_columns(self, names: list[str]) -> list[str]:
+        """The columns that the config names, all of which there are."""
         config = self.config
-        media = [kind for kind in MEDIA if getattr(config, kind)]
-        known = [*row, *config.derive, "split"]
-        used = [(rule.column, list(row)) for rule in config.derive.values()]
-        used += [(column, known) for where in (config.where, *config.splits.values()) for column in where]
+        known = [*names, *config.derive, "split"]
+        used = [(name, names) for rule in config.derive.values() for name in (rule.column, rule.item) if name]
+        used += [(column, known) for where in (config.where, config.listed, *config.splits.values()) for column in where]
         used += [(config.group_by, known)] if config.group_by else []
-        templates = [
-            config.answer,
-            config.image,
-            config.audio,
-            config.video,
-            config.holdout.key if config.holdout else None,
-        ]
+        templates = [*self.answers, *self.media.values(), config.key, config.holdout.key if config.holdout else None]
         used += [(field, known) for template in templates for field in fields_of(template)]
-        used += [(field, known + media) for field in fields_of(config.prompt)]
+        used += [(field, [*known, *self.media]) for field in fields_of(config.prompt)]
         for field, options in used:
             if field not in options:
                 raise UserError(
-                    f"{path}: the template names {{{field}}}, the rows do not; {did_you_mean(field, options)}"
+                    f"{self.path}: the template names {{{field}}}, the rows do not; {did_you_mean(field, options)}"
                 )
-        for kind in media:
+        for kind in self.media:
             if kind not in fields_of(config.prompt):
                 raise UserError(
-                    f"{path}: {kind} is given but the prompt {config.prompt!r} has no {{{kind}}} to show it"
+                    f"{self.path}: {kind} is given but the prompt {config.prompt!r} has no {{{kind}}} to show it"
                 )
+        return [field for field, _ in used]
 
 
 def fields_of(template: str | None) -> list[str]:
@@ -178,57 +272,15 @@ def _fits(row: Row, where: dict[str, str | list[str]]) -> bool:
     return all(str(row[name]) in ([values] if isinstance(values, str) else values) for name, values in where.items())
 
 
-def _exists(path: Path) -> bool:
-    archive, inside_zip, inner = str(path).partition(".zip/")
-    return inner in open_zip(archive + ".zip").NameToInfo if inside_zip else path.is_file()
+def _short(row: Row) -> str:
+    return str({name: cell if isinstance(cell, str | int | None) else "..." for name, cell in row.items()})[:120]
 
 
-def _read_rows(path: Path, columns: list[str] | None) -> list[Row]:
-    readers = {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_csv, ".tsv": _read_csv}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: a table is a file of {', '.join(readers)}; for a folder of media give files: PATTERN")
-    try:
-        rows = readers[path.suffix](path)
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable {path.suffix[1:]} table ({error})") from None
-    named = []
-    for number, row in enumerate(rows):
-        if isinstance(row, dict):
-            named.append(row)
-        elif isinstance(row, list) and columns and len(row) == len(columns):
-            named.append(dict(zip(columns, row, strict=True)))
-        else:
-            raise UserError(
-                f"{path}: row {number} is {str(row)[:60]}; give objects, or lists and as many names in columns"
-            )
-    return named
-
-
-def _read_json(path: Path) -> list[Any]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(rows, list):
-        raise ValueError(f"it holds a {type(rows).__name__}, not a list of rows")
-    return rows
-
-
-def _read_json_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _read_csv(path: Path) -> list[Any]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
-def _read_files(path: Path, pattern: str) -> list[Row]:
-    """One row a file: the pattern's names as columns, and `file`, its path inside the folder or zip."""
-    expression = "".join(
-        re.escape(literal) + (f"(?P<{field}>[^/]+)" if field else "")
-        for literal, field, _, _ in Formatter().parse(pattern)
-    )
-    if path.suffix == ".zip":
-        names = open_zip(str(path)).namelist()
-    else:
-        names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-    matches = [(name, match) for name in sorted(names) if (match := re.fullmatch(expression, name))]
-    return [{**match.groupdict(), "file": name} for name, match in matches]
+def _branched(turns: Sequence[tuple[Message, ...]], name: str, key: str) -> Sample:
+    """Prompts and answers that show the same media as one sample: what they share is the context."""
+    parts = turns[0][0].parts
+    if len(turns) > 1 and all(prompt.parts == parts for prompt, _ in turns):
+        return Sample(turns[0][:1], name, key, tuple((answer,) for _, answer in turns))
+    shared = max((i + 1 for i, part in enumerate(parts) if not isinstance(part, Text)), default=0)
+    branches = tuple((Message("user", prompt.parts[shared:]), answer) for prompt, answer in turns)
+    return Sample((Message("user", parts[:shared]),), name, key, branches)

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
-from mmgpt.datasets.readers import MessagesConfig, TextConfig, open_source
+from mmgpt.datasets.messages import MessagesConfig
+from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Text
+from mmgpt.datasets.text import TextConfig
 
 
 @pytest.fixture
@@ -145,7 +147,7 @@ def test_tags_and_images_that_differ_in_number_are_refused_with_the_row(asked, t
 def test_media_paths_may_not_climb_out_of_the_media_folder(open_rows):
     for path in ("../a.png", "pictures/../../a.png"):
         source = open_rows({"messages": talk("<image>"), "images": [path]})
-        with pytest.raises(UserError, match="leads out of the media folder"):
+        with pytest.raises(UserError, match="leads out of the data root"):
             source[0]
 
 
@@ -153,7 +155,7 @@ def test_media_paths_may_not_climb_out_of_the_media_folder(open_rows):
     ("row", "told"),
     [
         ("{not json", "row 1 is not JSON"),
-        ("[1, 2]", "row 1 has no messages"),
+        ("[1, 2]", "row 1 is .1, 2.; give objects"),
         ('{"text": "a"}', "row 1 has no messages"),
         ('{"messages": "a"}', "messages must be a list"),
         ('{"messages": [{"role": "robot", "content": ""}]}', "role 'robot' is not known"),
