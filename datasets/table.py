@@ -9,7 +9,7 @@ Rows that share `group_by`, and the answers of a list of templates, become the b
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, Self
@@ -79,7 +79,7 @@ class TableConfig(SourceConfig):
     files: str | None = None
     beside: dict[str, Beside] = {}
     derive: dict[str, Derived] = {}
-    where: dict[str, str | list[str]] = {}
+    where: dict[str, str | list[str]] = {}  # what columns hold in the rows to keep
     listed: dict[str, str] = {}  # column: a text file with the values to keep, one a line
     splits: dict[str, dict[str, str | list[str]]] = {}  # what columns hold in each split; train has the other rows
     holdout: Holdout | None = None
@@ -110,7 +110,11 @@ class TableSource(Source):
         self.path = data_root / self._split(config.path)
         self.name = config.label or self.path.stem
         self.media = {kind: self._split(path) for kind in MEDIA if (path := getattr(config, kind))}
-        self.answers = [self._split(a) for a in ([config.answer] if isinstance(config.answer, str) else config.answer)]
+        self.targets = [self._split(a) for a in ([config.answer] if isinstance(config.answer, str) else config.answer)]
+        self.where = {
+            name: [self._split(v) for v in ([values] if isinstance(values, str) else values)]
+            for name, values in config.where.items()
+        }
         self.prompt = [(text, field) for text, field, _, _ in Formatter().parse(self._split(config.prompt))]
         self.rows = rows if rows is not None else self._open_rows()
         if len(self.rows):
@@ -201,7 +205,7 @@ class TableSource(Source):
                 parts += media[field]  # type: ignore[arg-type]
             elif field is not None:
                 parts.append(Text(self._fill(f"{{{field}}}", row)))
-        for template in self.answers:
+        for template in self.targets:
             answer = Message.of("assistant", self._fill(template, row))
             yield (Message("user", tuple(parts)), answer) if self.config.prompt else (answer,)
 
@@ -222,7 +226,7 @@ class TableSource(Source):
         return {**row, **made} if made else row
 
     def _is_wanted(self, row: Row, lists: dict[str, set[str]]) -> bool:
-        if not _fits(row, self.config.where) or any(str(row[name]) not in kept for name, kept in lists.items()):
+        if not _fits(row, self.where) or any(str(row[name]) not in kept for name, kept in lists.items()):
             return False
         own = next((name for name, where in self.config.splits.items() if _fits(row, where)), "train")
         if self.config.splits and own != self.config.split:
@@ -247,7 +251,7 @@ class TableSource(Source):
         used = [(name, names) for rule in config.derive.values() for name in (rule.column, rule.item) if name]
         used += [(column, known) for where in (config.where, config.listed, *config.splits.values()) for column in where]
         used += [(config.group_by, known)] if config.group_by else []
-        templates = [*self.answers, *self.media.values(), config.key, config.holdout.key if config.holdout else None]
+        templates = [*self.targets, *self.media.values(), config.key, config.holdout.key if config.holdout else None]
         used += [(field, known) for template in templates for field in fields_of(template)]
         used += [(field, [*known, *self.media]) for field in fields_of(config.prompt)]
         for field, options in used:
@@ -268,7 +272,7 @@ def fields_of(template: str | None) -> list[str]:
     return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
 
 
-def _fits(row: Row, where: dict[str, str | list[str]]) -> bool:
+def _fits(row: Row, where: Mapping[str, str | list[str]]) -> bool:
     return all(str(row[name]) in ([values] if isinstance(values, str) else values) for name, values in where.items())
 
 
