@@ -114,5 +114,5 @@ def media_of(kind: str, cell: Any, folder: Path, data_root: Path) -> list[Media]
     if isinstance(cell, str) and not cell.startswith(("data:", "http://", "https://")):
         cell = str(inside(folder, cell, data_root))
     elif not isinstance(cell, str | bytes | np.ndarray):
-        raise MediaError(f"{str(cell)[:60]!r} is no {kind}; give a path, bytes or a struct of bytes and path")
+        raise MediaError(f"{str(cell)[:60]} is no {kind}; give a path, bytes or a struct of bytes and path")
     return [MEDIA[kind](cell)]
