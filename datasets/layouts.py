@@ -2,7 +2,7 @@
 
 Their files are joined to the rows of a table; the table's reader makes the samples. All captions of a picture, and
 all questions about it, are the branches of one sample, so that it is encoded once.
-Sources: cocodataset.org, Karpathy and Fei-Fei 2015 (arXiv:1412.2306), visualqa.org, Panayotov et al. 2015 (openslr.org/12).
+Sources: cocodataset.org, Karpathy and Fei-Fei 2015 (arXiv:1412.2306), visualqa.org, openslr.org/12.
 """
 
 import json
@@ -120,7 +120,9 @@ def _vqa_rows(questions: Path, annotations: Path) -> list[Row]:
         by_question = {one["question_id"]: one for one in answered["annotations"]}
         absent = [one["question_id"] for one in asked if one["question_id"] not in by_question]
         if absent:
-            raise UserError(f"{annotations}: no answers to {len(absent)} questions of {questions.name}: {absent[:3]}...")
+            raise UserError(
+                f"{annotations}: no answers to {len(absent)} questions of {questions.name}: {absent[:3]}..."
+            )
         return [
             {
                 "image_id": one["image_id"],
@@ -158,8 +160,8 @@ class LibriSpeechSource(TableSource):
                     number, _, text = line.partition(" ")
                     if not text:
                         raise UserError(f"{file}: {line!r} is no utterance; a line is its number and its words")
-                    path = (file.parent / f"{number}.flac").relative_to(data_root).as_posix()
-                    rows.append({"file": path, "id": number, "text": text.lower() if config.lower else text})
+                    path = (file.parent / f"{number}.flac").absolute()
+                    rows.append({"file": str(path), "id": number, "text": text.lower() if config.lower else text})
         prompt = config.prompt
         table = _table(config, path=config.path, audio="{file}", key="{id}", prompt=prompt, answer="{text}")
         super().__init__(table, data_root, rows)

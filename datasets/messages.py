@@ -1,4 +1,4 @@
-"""Conversations: messages rows (Hugging Face, ms-swift, LLaMA-Factory), LLaVA's and The Cauldron's, from json or parquet.
+"""Conversations: rows of Hugging Face, ms-swift, LLaMA-Factory, LLaVA and The Cauldron, from json or parquet.
 
 A row holds its turns under `messages`, `conversations` or `texts`, each `{"role", "content"}`, `{"from", "value"}` or
 `{"user", "assistant"}`, or it is an older ms-swift row of `query`, `response` and `history`. Tags such as `<image>`
@@ -107,8 +107,7 @@ class MessagesSource(Source):
         if not isinstance(turn, Mapping):
             return [turn]
         if "assistant" in turn and tags.role_tag is None and "role" not in turn:
-            pair = [{"role": role, "content": turn[role]} for role in ("user", "assistant") if turn.get(role)]
-            return pair
+            return [{"role": role, "content": turn[role]} for role in ("user", "assistant") if turn.get(role)]
         role_tag = tags.role_tag or ("from" if "from" in turn else "role")
         content_tag = tags.content_tag or ("value" if "value" in turn else "content")
         if role_tag not in turn or content_tag not in turn:
@@ -124,13 +123,16 @@ class MessagesSource(Source):
         return [{"role": own.get(role, ROLES.get(role, role)), "content": turn[content_tag]}]
 
     def _parse(self, turns: Any, queues: dict[str, list[Media]], key: str) -> tuple[Message, ...]:
-        """Messages; a content part that names a medium but holds none (`{"type": "image"}`) takes the row's next one."""
+        """Messages; a content part that holds no medium (`{"type": "image"}`) takes the row's next one."""
+        if not isinstance(turns, list):
+            return parse_messages(turns)
         filled = []
-        for turn in turns if isinstance(turns, list) else []:
+        for turn in turns:
             content = turn.get("content") if isinstance(turn, dict) else None
-            is_parts = isinstance(content, list)
-            filled.append({**turn, "content": [self._held(p, queues, key) for p in content]} if is_parts else turn)
-        return parse_messages(filled if isinstance(turns, list) else turns)
+            if isinstance(content, list):
+                turn = {**turn, "content": [self._held(part, queues, key) for part in content]}
+            filled.append(turn)
+        return parse_messages(filled)
 
     def _held(self, part: Any, queues: dict[str, list[Media]], key: str) -> Any:
         if not isinstance(part, Mapping) or part.get("type") not in MEDIA:

@@ -30,8 +30,10 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> Row: ...
     def names(self) -> list[str]:
         """The columns, as the first row has them."""
+
     def scan(self, columns: Sequence[str]) -> Iterable[Row]:
         """All rows in order; other columns than those named may be left out."""
+
     def keep(self, columns: Sequence[str]) -> None:
         """Read no other columns from now on, where columns can be read apart."""
 
@@ -226,9 +228,11 @@ def _read_json(path: Path, key: str | None) -> list[Any]:
 
 
 def _read_csv(path: Path, is_quoted: bool) -> list[Any]:
-    quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    delimiter = "\t" if path.suffix == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", quoting=quoting))
+        rows = list(
+            csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE)
+        )
     for number, row in enumerate(rows):
         if None in row or None in row.values():
             raise ValueError(f"row {number} has more or fewer fields than the header")

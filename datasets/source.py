@@ -53,7 +53,7 @@ def resolve(data_root: Path, path: str) -> Path:
 
 
 def resolve_all(data_root: Path, paths: str | list[str], suffixes: tuple[str, ...] = ()) -> list[Path]:
-    """The files that paths and glob patterns of a config stand for, sorted within each of them.
+    """The files that paths and glob patterns (these relative) of a config stand for, sorted within each of them.
 
     A folder stands for the files in it, at any depth, of the first suffix that it holds.
 
@@ -63,14 +63,17 @@ def resolve_all(data_root: Path, paths: str | list[str], suffixes: tuple[str, ..
     found: list[Path] = []
     for path in [paths] if isinstance(paths, str) else paths:
         full = inside(data_root, path, data_root)
-        files = [full]
         if full.is_dir():
-            files = next((f for suffix in suffixes if (f := sorted(full.rglob(f"*{suffix}")))), files)
-        elif set(path) & set("*?[") and not full.exists():
+            files = next((f for suffix in suffixes if (f := sorted(full.rglob(f"*{suffix}")))), [full])
+        elif set(path) & set("*?[") and not full.exists() and not Path(path).is_absolute():
             files = sorted(data_root.glob(path))
+        else:
+            files = [resolve(data_root, path)]
         if not files:
             raise UserError(f"{full}: matches no file; set --data-root to the folder that holds {path}")
-        found += [resolve(data_root, file.relative_to(data_root).as_posix()) for file in files]
+        for file in files:
+            inside(data_root, str(file.absolute()), data_root)  # a link in the folder may lead out of it
+        found += files
     return found
 
 

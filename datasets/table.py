@@ -115,7 +115,7 @@ class TableSource(Source):
             name: [self._split(v) for v in ([values] if isinstance(values, str) else values)]
             for name, values in config.where.items()
         }
-        self.prompt = [(text, field) for text, field, _, _ in Formatter().parse(self._split(config.prompt))]
+        self.prompt = list(Formatter().parse(self._split(config.prompt)))
         self.rows = rows if rows is not None else self._open_rows()
         if len(self.rows):
             self.rows.keep(self._check_columns(self.rows.names()))
@@ -186,7 +186,9 @@ class TableSource(Source):
         found = {kind: media_of(kind, self._cell(path, row), self.root, self.root) for kind, path in self.media.items()}
         for kind, media in found.items():
             if not media and self.config.missing_media != "optional":
-                raise MediaError(f"{self.path}: a row has no {kind}, {_short(row)}; say missing_media: skip or optional")
+                raise MediaError(
+                    f"{self.path}: a row has no {kind}, {_short(row)}; say missing_media: skip or optional"
+                )
         return found
 
     def _cell(self, template: str, row: Row) -> Any:
@@ -199,12 +201,12 @@ class TableSource(Source):
 
     def _turns(self, row: Row, media: dict[str, list[Media]]) -> Iterator[tuple[Message, ...]]:
         parts: list[Part] = []
-        for literal, field in self.prompt:
+        for literal, field, spec, _ in self.prompt:
             parts += [Text(literal)] if literal else []
             if field in media:
                 parts += media[field]  # type: ignore[arg-type]
             elif field is not None:
-                parts.append(Text(self._fill(f"{{{field}}}", row)))
+                parts.append(Text(self._fill(f"{{{field}:{spec}}}", row)))
         for template in self.targets:
             answer = Message.of("assistant", self._fill(template, row))
             yield (Message("user", tuple(parts)), answer) if self.config.prompt else (answer,)
@@ -248,8 +250,11 @@ class TableSource(Source):
         """The columns that the config names, all of which there are."""
         config = self.config
         known = [*names, *config.derive, "split"]
-        used = [(name, names) for rule in config.derive.values() for name in (rule.column, rule.item) if name]
-        used += [(column, known) for where in (config.where, config.listed, *config.splits.values()) for column in where]
+        used: list[tuple[str, list[str]]] = []
+        used += [(name, names) for rule in config.derive.values() for name in (rule.column, rule.item) if name]
+        used += [
+            (column, known) for where in (config.where, config.listed, *config.splits.values()) for column in where
+        ]
         used += [(config.group_by, known)] if config.group_by else []
         templates = [*self.targets, *self.media.values(), config.key, config.holdout.key if config.holdout else None]
         used += [(field, known) for template in templates for field in fields_of(template)]

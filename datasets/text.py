@@ -44,7 +44,9 @@ class TextSource(Source):
         self.paths = resolve_all(data_root, config.path, (".txt", *TABLES))
         first = config.path if isinstance(config.path, str) else config.path[0]
         self.name = config.label or Path(first).stem
-        self.pieces = tuple(array("q") for _ in range(3))  # file or row, start, stop: in bytes of a file, else characters
+        self.pieces = tuple(
+            array("q") for _ in range(3)
+        )  # file or row, start, stop: in bytes of a file, else characters
         self.rows: Rows | None = None
         if self.paths[0].suffix in TABLES:
             self.rows = open_rows(self.paths)

@@ -217,7 +217,10 @@ def test_common_voice_sentences_may_hold_single_quotation_marks(root, put):
 
 def test_scienceqa_lists_its_choices_and_shows_a_picture_where_there_is_one(root, put):
     one = {"question": "Which?", "choices": ["cat", "dog"], "answer": 1, "hint": "Look.", "split": "val"}
-    put("scienceqa/problems.json", {"1": {**one, "image": "image.png"}, "2": {**one, "image": None}, "3": {**one, "split": "test"}})
+    put(
+        "scienceqa/problems.json",
+        {"1": {**one, "image": "image.png"}, "2": {**one, "image": None}, "3": {**one, "split": "test"}},
+    )
     put("scienceqa/val/1/image.png")
     source = read(root, "scienceqa", split="val")
     asked = "Look.\nWhich?\nA. cat\nB. dog\nAnswer with the option's letter from the given choices directly."

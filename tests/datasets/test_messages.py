@@ -126,7 +126,11 @@ def shown(sample) -> list[tuple[str, list]]:
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 ASKED = "<image>\nWhat is it?"
 LLAVA = [
-    {"id": "1", "image": "red.png", "conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": "A cup."}]},
+    {
+        "id": "1",
+        "image": "red.png",
+        "conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": "A cup."}],
+    },
     {"id": "2", "conversations": [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "<image>?"}]},
     {"id": "3", "image": ["red.png", "blue.png"], "conversations": [{"from": "human", "value": "<image> or <image>"}]},
 ]
@@ -166,7 +170,13 @@ def test_sharegpt_rows_with_custom_tags_and_columns_as_llama_factory_names_them(
 
 
 def test_older_ms_swift_rows_and_pretraining_rows_are_conversations(open_rows):
-    old = {"query": "<image>?", "response": "red", "history": [["Hi", "Hello"]], "system": "S", "images": ["pictures/red.png"]}
+    old = {
+        "query": "<image>?",
+        "response": "red",
+        "history": [["Hi", "Hello"]],
+        "system": "S",
+        "images": ["pictures/red.png"],
+    }
     source = open_rows(old, {"response": "alone"}, {"messages": [{"role": "assistant", "content": "once"}]})
     turns = [("user", ["Hi"]), ("assistant", ["Hello"]), ("user", [RED, "?"]), ("assistant", ["red"])]
     assert shown(source[0]) == [("system", ["S"]), *turns]
@@ -215,10 +225,17 @@ def test_a_row_may_only_name_files_below_the_data_root(open_rows, tmp_path, tmp_
     os.symlink(secret.parent, tmp_path / "pictures" / "folder")
     inside = str(tmp_path / "pictures" / "red.png")
     assert shown(open_rows({"messages": talk("<image>"), "images": [inside]})[0])[0] == ("user", [RED])
-    for path in (str(secret), "/etc/passwd", "../../etc/passwd", "pictures/link.png", "pictures/folder/secret.png", "a\0b"):
+    for path in (
+        str(secret),
+        "/etc/passwd",
+        "../../etc/passwd",
+        "pictures/link.png",
+        "pictures/folder/secret.png",
+        "a\0b",
+    ):
         part = [{"type": "image", "path": path}]
         for row in ({"messages": talk("<image>"), "images": [path]}, {"messages": talk(part)}):
-            with pytest.raises(UserError, match="leads out of the data root|not a path"):
+            with pytest.raises(UserError, match=r"leads out of the data root|not a path"):
                 open_rows(row)[0]
     with pytest.raises(UserError, match="leads out of the media folder"):
         open_rows({"messages": talk("<image>"), "images": ["../rows.jsonl"]}, media_root="pictures")[0]

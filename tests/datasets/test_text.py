@@ -107,7 +107,16 @@ def test_the_texts_of_a_column_are_cut_and_no_piece_crosses_a_row(name, tmp_path
         for unit in ("row", "window", "line")
     }
     assert found["row"] == ["caf\u00e9 au lait", "tea\nmilk"]
-    assert found["window"] == ["caf\u00e9 a", "af\u00e9 au", "f\u00e9 au ", "\u00e9 au l", " au la", "au lai", "u lait", *windows("tea\nmilk")]
+    assert found["window"] == [
+        "caf\u00e9 a",
+        "af\u00e9 au",
+        "f\u00e9 au ",
+        "\u00e9 au l",
+        " au la",
+        "au lai",
+        "u lait",
+        *windows("tea\nmilk"),
+    ]
     assert found["line"] == ["caf\u00e9 au lait", "tea", "milk"]
     last = TextConfig(reader="text", path=name, column="body", unit="row", span=(0.5, 1.0))
     assert texts(open_source(last, tmp_path)) == ["tea\nmilk"]
