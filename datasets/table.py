@@ -158,12 +158,17 @@ class TableSource(Source):
             raise UserError(f"{path}: holds {len(cells)} rows, {self.path} holds {len(rows)}; they must match")
         return ListRows({**rows[n], name: cells[n]} for n in range(len(rows)))
 
+    def _deciding_columns(self) -> list[str]:
+        """The columns that say which rows are read and which belong together."""
+        config = self.config
+        names = [*config.where, *config.listed, *(name for where in config.splits.values() for name in where)]
+        names += fields_of(config.holdout.key) if config.holdout else []
+        return [*names, config.group_by] if config.group_by else names
+
     def _group(self) -> Sequence[Any]:
         """Of each sample the number of its row, or an array of the numbers of its rows."""
         config = self.config
-        wanted = [*config.where, *config.listed, *(name for where in config.splits.values() for name in where)]
-        wanted += fields_of(config.holdout.key) if config.holdout else []
-        wanted += [config.group_by] if config.group_by else []
+        wanted = self._deciding_columns()
         wanted += [f for path in self.media.values() for f in fields_of(path)] if config.missing_media == "skip" else []
         if not wanted:
             return range(len(self.rows))
@@ -252,11 +257,8 @@ class TableSource(Source):
         known = [*names, *config.derive, "split"]
         used: list[tuple[str, list[str]]] = []
         used += [(name, names) for rule in config.derive.values() for name in (rule.column, rule.item) if name]
-        used += [
-            (column, known) for where in (config.where, config.listed, *config.splits.values()) for column in where
-        ]
-        used += [(config.group_by, known)] if config.group_by else []
-        templates = [*self.targets, *self.media.values(), config.key, config.holdout.key if config.holdout else None]
+        used += [(column, known) for column in self._deciding_columns()]
+        templates = [*self.targets, *self.media.values(), config.key]
         used += [(field, known) for template in templates for field in fields_of(template)]
         used += [(field, [*known, *self.media]) for field in fields_of(config.prompt)]
         for field, options in used:
