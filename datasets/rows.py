@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import zipfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -228,6 +229,7 @@ def _read_json(path: Path, key: str | None) -> list[Any]:
 
 
 def _read_csv(path: Path, is_quoted: bool) -> list[Any]:
+    csv.field_size_limit(1 << 30)  # the tables of VLMEvalKit hold pictures in base64
     delimiter = "\t" if path.suffix == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(
@@ -262,7 +264,10 @@ def read_file_names(path: Path, pattern: str) -> ListRows:
             expression += f"(?P={field})" if field in seen else f"(?P<{field}>[^/]+)"
             seen.add(field)
     if path.suffix == ".zip":
-        names = open_zip(str(path)).namelist()
+        try:
+            names = open_zip(str(path)).namelist()
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{path}: not a zip that can be read ({error}); download it again") from None
     else:
         names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
     matches = [(name, match) for name in sorted(names) if (match := re.fullmatch(expression, name))]

@@ -182,6 +182,7 @@ class TableSource(Source):
             if not self._is_wanted(row, lists):
                 continue
             if config.group_by:
+                self._fill(f"{{{config.group_by}}}", row)  # which refuses an empty cell
                 groups.setdefault(row[config.group_by], array("q")).append(number)
             else:
                 kept.append(number)
@@ -200,8 +201,8 @@ class TableSource(Source):
         """What the template of a medium holds in a row: the cell itself, or a path; None where a cell is empty."""
         names = fields_of(template)
         if template == f"{{{names[0] if names else ''}}}":
-            return row[names[0]]
-        is_empty = any(row[name] is None or row[name] == "" for name in names)
+            return row.get(names[0])
+        is_empty = any(row.get(name) is None or row[name] == "" for name in names)
         return None if is_empty else self._fill(template, row)
 
     def _turns(self, row: Row, media: dict[str, list[Media]]) -> Iterator[tuple[Message, ...]]:
@@ -220,11 +221,12 @@ class TableSource(Source):
         return template.replace("{split}", self.config.split)
 
     def _fill(self, template: str, row: Row) -> str:
-        empty = [name for name in fields_of(template) if row.get(name, "") is None]
+        template = self._split(template)
+        empty = [name for name in fields_of(template) if row.get(name) is None]
         if empty:
             raise UserError(f"{self.path}: {empty[0]} is empty in the row {_short(row)}; leave such rows out")
         try:
-            return self._split(template).format_map(row)
+            return template.format_map(row)
         except (ValueError, TypeError) as error:
             raise UserError(f"{self.path}: {template!r} cannot be filled with {_short(row)} ({error})") from None
 
@@ -233,7 +235,7 @@ class TableSource(Source):
         return {**row, **made} if made else row
 
     def _is_wanted(self, row: Row, lists: dict[str, set[str]]) -> bool:
-        if not _fits(row, self.where) or any(str(row[name]) not in kept for name, kept in lists.items()):
+        if not _fits(row, self.where) or any(str(row.get(name)) not in kept for name, kept in lists.items()):
             return False
         own = next((name for name, where in self.config.splits.items() if _fits(row, where)), "train")
         if self.config.splits and own != self.config.split:
@@ -246,7 +248,7 @@ class TableSource(Source):
 
     def _exists(self, template: str, row: Row) -> bool:
         cell = self._cell(template, row)
-        if not isinstance(cell, str):
+        if not isinstance(cell, str) or cell.startswith("data:"):
             return bool(media_of("image", cell, self.root, self.root))
         archive, inside_zip, inner = str(self.root / cell).partition(".zip/")
         return inner in open_zip(archive + ".zip").NameToInfo if inside_zip else (self.root / cell).is_file()
@@ -280,7 +282,9 @@ def fields_of(template: str | None) -> list[str]:
 
 
 def _fits(row: Row, where: Mapping[str, str | list[str]]) -> bool:
-    return all(str(row[name]) in ([values] if isinstance(values, str) else values) for name, values in where.items())
+    return all(
+        str(row.get(name)) in ([values] if isinstance(values, str) else values) for name, values in where.items()
+    )
 
 
 def _short(row: Row) -> str:

@@ -229,6 +229,7 @@ def test_a_row_may_only_name_files_below_the_data_root(open_rows, tmp_path, tmp_
         str(secret),
         "/etc/passwd",
         "../../etc/passwd",
+        "rows.jsonl/../../x.png",
         "pictures/link.png",
         "pictures/folder/secret.png",
         "a\0b",

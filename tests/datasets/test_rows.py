@@ -1,5 +1,6 @@
 """Rows of parquet, json lines and other files, and what the table makes of their cells."""
 
+import base64
 import io
 import json
 import os
@@ -224,6 +225,34 @@ def test_empty_cells_are_refused_where_a_template_names_them(tmp_path):
         read(tmp_path, **{**options, "rows": "rows"})
     with pytest.raises(UserError, match=r"it holds a dict, not a list of rows; is there a key to name in rows\?"):
         read(tmp_path, **{**options, "rows": None})
+
+
+@pytest.mark.parametrize("missing_media", ["error", "skip"])
+def test_pictures_in_base64_are_read_through_a_data_url(missing_media, tmp_path):
+    noise = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    noise.save(tmp_path / "noise.png")
+    coded = base64.b64encode((tmp_path / "noise.png").read_bytes()).decode()
+    assert len(coded) > 131_072, "longer than csv fields are by default"
+    (tmp_path / "MMBench.tsv").write_text(f"index\timage\tanswer\n0\t{coded}\tA\n")
+    url = "data:image/png;base64,{image}"
+    source = read(tmp_path, path="MMBench.tsv", image=url, prompt="{image}?", missing_media=missing_media)
+    assert media(source[0])[0].load().tobytes() == noise.tobytes()
+
+
+def test_rows_that_lack_a_key_are_rows_with_an_empty_cell(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"answer": "a", "kind": "x"}\n{"kind": "x"}\n{"answer": "c"}\n')
+    assert answers(read(tmp_path, path="rows.jsonl", where={"kind": "x"}, limit=1)) == ["a"]
+    assert len(read(tmp_path, path="rows.jsonl", where={"kind": "x"})) == 2
+    with pytest.raises(UserError, match=r"rows.jsonl: answer is empty in the row {'kind': 'x'}"):
+        read(tmp_path, path="rows.jsonl")[1]
+    with pytest.raises(UserError, match=r"rows.jsonl: kind is empty in the row {'answer': 'c'}"):
+        read(tmp_path, path="rows.jsonl", prompt="?", group_by="kind")
+
+
+def test_a_damaged_zip_is_refused(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match=r"a.zip: not a zip that can be read"):
+        read(tmp_path, path="a.zip", files="{answer}.png")
 
 
 def test_a_link_out_of_the_data_root_is_not_followed(tmp_path):
