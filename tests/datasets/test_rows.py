@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import multiprocessing
 import os
 import sys
 import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +281,14 @@ def test_a_data_root_may_be_relative_and_a_path_below_it_absolute(tmp_path, monk
         assert answers(read(Path("root"), path=path)) == ["x"]
     with pytest.raises(UserError, match=r"/none-\*: no such file"):
         read(Path("root"), path=str(tmp_path / "root" / "none-*"))
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
+def test_rows_read_in_worker_processes_are_those_of_this_one(name, tmp_path):
+    rows = [{"answer": str(n)} for n in range(40)]
+    write(tmp_path / "rows.parquet", rows, group=3)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = read(tmp_path, path=name)
+    here = answers(source)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert [s.messages[0].text for s in pool.map(source.__getitem__, range(40))] == here

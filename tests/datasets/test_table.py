@@ -157,6 +157,27 @@ def test_columns_are_derived_and_rows_are_kept_by_their_values(tmp_path):
         read(tmp_path, **options, where={"group": "metal"})
 
 
+def test_columns_are_derived_from_lists(tmp_path):
+    rows = [
+        {"choices": ["cat", "Dog"], "right": 1, "said": ["b", "a", "a"]},
+        {"choices": ["x"], "right": 1, "said": []},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    derive = {
+        "word": {"column": "choices", "item": "right", "lower": True},
+        "lines": {"column": "choices", "lettered": True},
+        "usual": {"column": "said", "most_common": True},
+    }
+    source = read(tmp_path, path="rows.json", derive=derive, prompt="{lines}", answer="{word} {usual}")
+    assert talk(source[0]) == ["A. cat\nB. Dog", "dog a"]
+    with pytest.raises(UserError, match="right=1 is not the number of one of 1 items"):
+        source[1]
+    with pytest.raises(UserError, match=r"said=.*is no list of items"):
+        read(tmp_path, path="rows.json", derive={"usual": derive["usual"]}, answer="{usual}")[1]
+    with pytest.raises(UserError, match=r"names \{wrong\}, the rows do not"):
+        read(tmp_path, path="rows.json", derive={"word": {"column": "choices", "item": "wrong"}}, answer="x")
+
+
 @settings(max_examples=30)
 @given(names=st.sets(st.text("abcdefgh", min_size=1, max_size=6), min_size=60, max_size=90), modulo=st.integers(2, 5))
 def test_a_holdout_cuts_the_rows_into_two_splits_that_share_nothing(names, modulo, tmp_path_factory):
