@@ -108,7 +108,9 @@ def _read_path(path: str, modality: str, limits: Limits) -> bytes:
     try:
         on_disk = os.stat(archive + ".zip" if inside_zip else path)
         if not stat.S_ISREG(on_disk.st_mode):  # a named pipe would be waited for, /dev/zero read without end
-            raise MediaError(f"{path}: cannot be read, for it is no regular file; give the path of the {modality}'s file")
+            raise MediaError(
+                f"{path}: cannot be read, for it is no regular file; give the path of the {modality}'s file"
+            )
         if inside_zip:
             return _read_member(open_zip(archive + ".zip"), inner, path, limits)
         _check_size(path, on_disk.st_size, limits)

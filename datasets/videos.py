@@ -173,23 +173,25 @@ class _Container(_Moving):
             if not container.streams.video:
                 raise MediaError(f"{self.name}: holds no pictures, only {len(container.streams)} other streams")
             video = container.streams.video[0]
-            begins, last, ends = [], 0.0, 0.0
+            begins, ends = [], 0.0
             for packet in container.demux():
                 if packet.is_corrupt:
-                    raise MediaError(f"{self.name}: truncated or damaged after {len(begins)} frames; replace or remove it")
+                    raise MediaError(
+                        f"{self.name}: truncated or damaged after {len(begins)} frames; replace or remove it"
+                    )
                 if packet.pts is None:
                     continue
                 time = float(packet.pts * packet.time_base)
-                until = time + float((packet.duration or 0) * packet.time_base)
-                ends = max(ends, until)
+                ends = max(ends, time + float((packet.duration or 0) * packet.time_base))
                 if packet.stream is video:
                     begins.append(time)
-                    last = max(last, until)
             self.check_count(len(begins))
             if stated > ends + SLACK:
                 raise MediaError(f"{self.name}: truncated, {ends:.2f} of {stated:.2f} s; replace or remove it")
-            start = min(begins)
-            return start, last - start, (video.codec_context.width, video.codec_context.height)
+            start, gaps = min(begins), len(begins) - 1
+            # the last frame stays as long as the others do on average: packets tell that in the order of decoding only
+            seconds = (max(begins) - start) * len(begins) / gaps if gaps else ends - start
+            return start, seconds, (video.codec_context.width, video.codec_context.height)
 
     def _shown(self, av: Any, start: float, number: int) -> Iterator[Shown]:
         with self._open(av) as container:
