@@ -62,7 +62,7 @@ class Image(Media):
             raise
         except (ValueError, TypeError):
             raise MediaError(
-                f"{self.name()}: shape {array.shape} of {array.dtype} is not a picture; give (height, width, 3) in 0-255"
+                f"{self.name()}: shape {array.shape} of {array.dtype} is not a picture; give (H, W, 3) in 0-255"
             ) from None
 
     def encoded(self) -> tuple[str, bytes]:
@@ -76,7 +76,18 @@ class Image(Media):
 
 
 # what Pillow's parsers raise over damaged bytes
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, OverflowError, struct.error)
+DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    struct.error,
+    PIL.Image.DecompressionBombError,  # a later frame may be larger than the header says
+)
 
 
 def open_picture(name: str, payload: bytes, formats: tuple[str, ...] = FORMATS) -> PIL.Image.Image:

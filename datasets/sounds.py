@@ -59,7 +59,8 @@ class Audio(Media):
             with soundfile.SoundFile(io.BytesIO(payload)) as file:
                 check_length(self.name(), file.frames, file.samplerate, limits)
                 mono_S, at = np.empty(file.frames, np.float32), 0
-                size = max(1, BLOCK // file.channels)
+                # soundfile seeks after each read, which MP3 answers with a click; it has two channels at most
+                size = file.frames if file.format == "MP3" else max(1, BLOCK // file.channels)
                 while len(block_SC := file.read(min(size, file.frames - at), dtype="float32", always_2d=True)):
                     mono_S[at : at + len(block_SC)] = mix(block_SC, axis=1)
                     at += len(block_SC)

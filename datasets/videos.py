@@ -118,12 +118,12 @@ class _Animation(_Moving):
     def film(self, rate: float, count: int | None) -> Film:
         picture = open_picture(self.name, self.payload, ANIMATED)
         try:
-            check_pixels(self.name, *picture.size, self.limits)
             frames = getattr(picture, "n_frames", 1)
             self.check_count(frames)
             begins = [0.0]
             for number in range(frames):
                 picture.seek(number)
+                check_pixels(self.name, *picture.size, self.limits)
                 picture.load()  # before which a WebP does not tell
                 begins.append(begins[-1] + (picture.info.get("duration") or UNTIMED) / 1000)
             moments = self.moments(begins[-1], picture.size, rate, count)
@@ -173,6 +173,8 @@ class _Container(_Moving):
             if not container.streams.video:
                 raise MediaError(f"{self.name}: holds no pictures, only {len(container.streams)} other streams")
             video = container.streams.video[0]
+            if video.codec_context is None:
+                raise MediaError(f"{self.name}: its codec is not known to FFmpeg; convert it to MP4 or WebM")
             begins, ends = [], 0.0
             for packet in container.demux():
                 if packet.is_corrupt:
@@ -211,6 +213,10 @@ class _Container(_Moving):
             if not container.streams.audio:
                 return None
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise MediaError(
+                    f"{self.name}: the codec of its sound is not known to FFmpeg; convert it to MP4 or WebM"
+                )
             self._in_one_thread(stream)
             rate, blocks, held, first = stream.codec_context.sample_rate, [], 0, None
             check_length(self.name, int(float((stream.duration or 0) * stream.time_base) * rate), rate, self.limits)

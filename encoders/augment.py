@@ -19,7 +19,6 @@ from torchvision.transforms import v2
 
 from mmgpt.config import Config, UserError, did_you_mean
 
-
 HOLDING_OTHERS = frozenset({"Compose", "Lambda", "RandomApply", "RandomChoice", "RandomOrder", "Transform"})
 TENSORS_ONLY = frozenset({"GaussianNoise"})  # all others take Pillow's pictures, for which they are fastest
 
