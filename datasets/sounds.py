@@ -56,7 +56,7 @@ class Audio(Media):
         if held:
             raise MediaError(f"{self.name()}: truncated, {held}; replace or remove it")
         try:
-            with soundfile.SoundFile(io.BytesIO(payload)) as file:
+            with soundfile.SoundFile(_Payload(payload)) as file:
                 check_length(self.name(), file.frames, file.samplerate, limits)
                 mono_S, at = np.empty(file.frames, np.float32), 0
                 # soundfile seeks after each read, which MP3 answers with a click; it has two channels at most
@@ -99,7 +99,7 @@ class Audio(Media):
             soundfile.write(buffer, sound.samples, sound.rate, format="WAV", subtype="PCM_16")
             return "audio/wav", buffer.getvalue()
         try:
-            kind = soundfile.info(io.BytesIO(payload)).format.lower()
+            kind = soundfile.info(_Payload(payload)).format.lower()
         except soundfile.SoundFileError:
             return super().encoded()
         return f"audio/{'mpeg' if kind == 'mp3' else kind}", payload
@@ -110,6 +110,14 @@ def mix(samples: np.ndarray, axis: int) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):  # check_samples tells what is wrong with such a sound
         mono_S: np.ndarray = samples.mean(axis=axis, dtype=np.float32)
     return mono_S
+
+
+class _Payload(io.BytesIO):
+    """Bytes in which a damaged header may lead out of the file, for which soundfile would print a traceback."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        size = self.getbuffer().nbytes
+        return super().seek(min(size, max(0, (0, self.tell(), size)[whence] + offset)))
 
 
 def check_length(name: str, samples: int, rate: int, limits: Limits) -> None:

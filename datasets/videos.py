@@ -171,7 +171,8 @@ class _Container(_Moving):
             if stated > self.limits.seconds:
                 self.moments(stated, (1, 1), 1, 1)
             if not container.streams.video:
-                raise MediaError(f"{self.name}: holds no pictures, only {len(container.streams)} other streams")
+                kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
+                raise MediaError(f"{self.name}: a video without pictures: it holds {kinds}; replace or remove it")
             video = container.streams.video[0]
             if video.codec_context is None:
                 raise MediaError(f"{self.name}: its codec is not known to FFmpeg; convert it to MP4 or WebM")

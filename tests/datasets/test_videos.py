@@ -132,7 +132,7 @@ REFUSED = {
     "cut-mp4": (lambda film, mp4: half(mp4), r"truncated or damaged after \d+ frames"),
     "cut-mp4-index-last": (
         lambda film, mp4: half(film("mp4", "libx264")),
-        "holds no pictures|not a video that can be read",
+        "without pictures|not a video that can be read",
     ),
     "cut-fragments": (
         lambda film, mp4: half(film("mp4", "mpeg4", movflags="frag_keyframe+empty_moov")),
@@ -142,10 +142,13 @@ REFUSED = {
         lambda film, mp4: half(film("webm", "libvpx")),
         r"truncated, \d\.\d\d of 2\.0\d s; replace or remove it",
     ),
-    "only-sound": (lambda film, mp4: film("mp4", "", times=(), sound="aac"), "holds no pictures, only 1 other streams"),
+    "only-sound": (
+        lambda film, mp4: film("mp4", "", times=(), sound="aac"),
+        "a video without pictures: it holds audio; replace or remove it",
+    ),
     "no-frames": (
         lambda film, mp4: without_frames(),
-        "holds no pictures, only 0 other streams",
+        "a video without pictures: it holds nothing; replace",
     ),
     "text": (lambda film, mp4: b"just some text", "not a video that can be read, or damaged"),
     "nothing": (lambda film, mp4: b"", "the file is empty"),
