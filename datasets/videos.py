@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -73,13 +74,17 @@ class _Moving:
 
     def moments(self, seconds: float, size: tuple[int, int], rate: float, count: int | None) -> list[float]:
         """When to look; refuses what would not fit into the limits."""
+        self.check_seconds(seconds)
+        number = count or max(1, math.ceil(seconds * rate - TICK))
+        self.check_frames(number, size)
+        return [(at + 0.5) * seconds / number if count else at / rate for at in range(number)]
+
+    def check_seconds(self, seconds: float) -> None:
+        """Refuse a video that lasts too long."""
         if seconds > self.limits.seconds:
             raise MediaError(
                 f"{self.name}: {seconds:,.0f} s of video, limit {self.limits.seconds:,.0f} s; cut it into pieces"
             )
-        number = count or max(1, math.ceil(seconds * rate - TICK))
-        self.check_frames(number, size)
-        return [(at + 0.5) * seconds / number if count else at / rate for at in range(number)]
 
     def check_frames(self, number: int, size: tuple[int, int]) -> None:
         """Refuse frames that are too large, alone or together."""
@@ -123,7 +128,7 @@ class _Animation(_Moving):
             begins = [0.0]
             for number in range(frames):
                 picture.seek(number)
-                check_pixels(self.name, *picture.size, self.limits)
+                self.check_frames(frames, picture.size)  # Pillow has to decode them all
                 picture.load()  # before which a WebP does not tell
                 begins.append(begins[-1] + (picture.info.get("duration") or UNTIMED) / 1000)
             moments = self.moments(begins[-1], picture.size, rate, count)
@@ -136,8 +141,7 @@ class _Animation(_Moving):
     def _shown(self, picture: PIL.Image.Image, begins: list[float]) -> Iterator[Shown]:
         for number, time in enumerate(begins):
             picture.seek(number)
-            copy = picture.copy()
-            yield time, lambda copy=copy: to_rgb(copy)
+            yield time, partial(to_rgb, picture.copy())
 
 
 class _Container(_Moving):
@@ -168,15 +172,15 @@ class _Container(_Moving):
         """Start and length in seconds, and frame size, by all packets' time stamps, without decoding one."""
         with self._open(av) as container:
             stated = (container.duration or 0) / 1e6
-            if stated > self.limits.seconds:
-                self.moments(stated, (1, 1), 1, 1)
+            self.check_seconds(stated)
             if not container.streams.video:
                 kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
                 raise MediaError(f"{self.name}: a video without pictures: it holds {kinds}; replace or remove it")
             video = container.streams.video[0]
             if video.codec_context is None:
                 raise MediaError(f"{self.name}: its codec is not known to FFmpeg; convert it to MP4 or WebM")
-            begins, ends = [], 0.0
+            begins: list[float] = []
+            ends = 0.0
             for packet in container.demux():
                 if packet.is_corrupt:
                     raise MediaError(
@@ -188,6 +192,7 @@ class _Container(_Moving):
                 ends = max(ends, time + float((packet.duration or 0) * packet.time_base))
                 if packet.stream is video:
                     begins.append(time)
+                    self.check_count(len(begins))
             self.check_count(len(begins))
             if stated > ends + SLACK:
                 raise MediaError(f"{self.name}: truncated, {ends:.2f} of {stated:.2f} s; replace or remove it")
@@ -206,7 +211,7 @@ class _Container(_Moving):
                     raise MediaError(f"{self.name}: its frames carry no times; convert it to MP4 or WebM")
                 if frame.is_corrupt:
                     raise MediaError(f"{self.name}: damaged at {frame.time:.2f} s; replace or remove it")
-                yield frame.time - start, lambda frame=frame: frame.to_image().rotate(frame.rotation, expand=True)
+                yield frame.time - start, partial(_upright, frame)
 
     def _sound(self, av: Any, start: float) -> Sound | None:
         """The first sound, from the first frame on: silence where it begins later."""
@@ -220,6 +225,8 @@ class _Container(_Moving):
                 )
             self._in_one_thread(stream)
             rate, blocks, held, first = stream.codec_context.sample_rate, [], 0, None
+            if not rate:
+                raise ValueError("its sound states no rate")
             check_length(self.name, int(float((stream.duration or 0) * stream.time_base) * rate), rate, self.limits)
             planes = av.AudioResampler(format="fltp")
             for frame in container.decode(stream):
@@ -239,3 +246,9 @@ class _Container(_Moving):
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(self.limits.pixels)}
+
+
+def _upright(frame: Any) -> PIL.Image.Image:
+    """A decoded frame as a picture, turned as whoever filmed it held the camera."""
+    picture: PIL.Image.Image = frame.to_image().rotate(frame.rotation, expand=True)
+    return picture

@@ -197,7 +197,12 @@ def test_an_animation_over_a_limit_is_refused(form):
     frames = [PIL.Image.new("RGB", (8, 6), (0, 60 * at, 0)) for at in range(4)]
     buffer = io.BytesIO()
     frames[0].save(buffer, form, save_all=True, append_images=frames[1:], duration=1000)
-    for limits, told in (({"seconds": 3}, "4 s of video"), ({"frames": 3}, "4 frames"), ({"pixels": 47}, "8x6 pixels")):
+    for limits, told in (
+        ({"seconds": 3}, "4 s of video"),
+        ({"frames": 3}, "4 frames"),
+        ({"pixels": 47}, "8x6 pixels"),
+        ({"bytes": 575}, "4 frames of 8x6"),
+    ):
         with pytest.raises(MediaError, match=told):
             Video(buffer.getvalue()).load(Limits(**limits))
 
