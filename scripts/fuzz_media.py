@@ -137,6 +137,7 @@ def _be_the_child(decode: Decode, content: bytes, memory: int, seconds: int, rea
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders in C complain there
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(seconds)  # ends the process also while it is in C
     code = CRASHED
     try:

@@ -242,3 +242,8 @@ def test_damage_of_any_kind_gives_a_medium_or_a_media_error_and_nothing_else(kin
         kind(bytes(content[: data.draw(st.integers(1, len(content)))])).load(LIMITS)
     except MediaError as error:
         assert str(error).startswith(f"{kind.modality} given as bytes: ")  # noqa: PT017
+
+
+def test_a_training_without_a_video_encoder_stops_at_a_video(learn):
+    with pytest.raises(UserError, match=r"rows/\d: .*: this model has no video encoder; it takes text, image, audio"):
+        learn("video", "a.mp4")
