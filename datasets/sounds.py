@@ -61,7 +61,10 @@ class Audio(Media):
                 mono_S, at = np.empty(file.frames, np.float32), 0
                 # soundfile seeks after each read, which MP3 answers with a click; it has two channels at most
                 size = file.frames if file.format == "MP3" else max(1, BLOCK // file.channels)
-                while len(block_SC := file.read(min(size, file.frames - at), dtype="float32", always_2d=True)):
+                while at < len(mono_S):
+                    block_SC = file.read(size, dtype="float32", always_2d=True)
+                    if not len(block_SC):
+                        break
                     mono_S[at : at + len(block_SC)] = mix(block_SC, axis=1)
                     at += len(block_SC)
                 rate = file.samplerate
@@ -107,6 +110,8 @@ class Audio(Media):
 
 def mix(samples: np.ndarray, axis: int) -> np.ndarray:
     """Mono float32 samples (S,): the mean over the axis of the channels."""
+    if samples.shape[axis] == 1:
+        return samples.take(0, axis)
     with np.errstate(over="ignore", invalid="ignore"):  # check_samples tells what is wrong with such a sound
         mono_S: np.ndarray = samples.mean(axis=axis, dtype=np.float32)
     return mono_S
@@ -116,8 +121,10 @@ class _Payload(io.BytesIO):
     """Bytes in which a damaged header may lead out of the file, for which soundfile would print a traceback."""
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        size = self.getbuffer().nbytes
-        return super().seek(min(size, max(0, (0, self.tell(), size)[whence] + offset)))
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return super().seek(0)
 
 
 def check_length(name: str, samples: int, rate: int, limits: Limits) -> None:
