@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmgpt.config import Config
+from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
 
 
 class ViTConfig(Config):
@@ -33,6 +34,7 @@ class ViTConfig(Config):
     stem: Literal["patch", "conv"] = "patch"  # conv: 3x3 convolutions of stride 2 down to the patch grid
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    augment: list[PictureTransform] = []  # while training: in this order, before the picture is resized
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
@@ -44,6 +46,8 @@ class ViTConfig(Config):
             raise ValueError(
                 f"stem=conv halves the picture step by step: patch_size={self.patch_size} must be 2, 4, 8, 16 ..."
             )
+        if self.augment:
+            check_transforms(self.augment, self.image_size)
         return self
 
     @property
@@ -62,8 +66,14 @@ class ViTConfig(Config):
     def prepare(self, picture: PIL.Image.Image, rng: random.Random | None = None) -> Tensor:
         """Resize an RGB picture (bicubic, aspect ratio not kept) and normalise: float32 (3, image_size, image_size).
 
-        `rng`, from which encoders draw what differs from one showing to the next, changes nothing here.
+        Args:
+            picture: of any size.
+            rng: draws how this showing is augmented; None leaves the picture as it is.
+        Raises:
+            UserError: if a transform does not take a picture of this size.
         """
+        if rng and self.augment:
+            picture = transform_picture(picture, self.augment, self.image_size, rng)
         if picture.size != (self.image_size,) * 2:
             picture = picture.resize((self.image_size,) * 2, PIL.Image.Resampling.BICUBIC)
         pixels_HWC = np.asarray(picture, dtype=np.float32) / np.float32(255)

@@ -48,7 +48,7 @@ FINE = {
 EMPTY = "the sound is empty; remove it"
 NO_SOUND = "not a sound that can be read; give a WAV, FLAC, OGG or MP3 file"
 WRONG = {
-    "empty-file": (b"", NO_SOUND),
+    "empty-file": (b"", "the file is empty; replace or remove it"),
     "empty-clip": (encode(TONE[:0]), EMPTY),
     "header-claims-nothing": (with_header(40, "<I", 0), EMPTY),
     "header-claims-more": (

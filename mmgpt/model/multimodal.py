@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import Config, UserError, did_you_mean
-from mmgpt.datasets.media import MediaError
+from mmgpt.datasets.media import LIMITS, Limits, MediaError
 from mmgpt.encoders import ENCODERS, EncoderConfig
 from mmgpt.inputs.batch import Batch, MediaBatch
 from mmgpt.inputs.chat import IGNORED, MediaSpec, PairedText
@@ -66,11 +66,11 @@ class ModelConfig(Config):
                 raise ValueError(f"heads hold {head.kind} for {head.modality} twice; leave one of the two out")
         return self
 
-    def media_specs(self) -> dict[str, MediaSpec]:
+    def media_specs(self, limits: Limits = LIMITS) -> dict[str, MediaSpec]:
         """How each modality is prepared and counted; picklable, so that data workers need no model."""
         return {
             modality: MediaSpec(
-                _Prepare(encoder),
+                _Prepare(encoder, limits),
                 _TokenCount(encoder, self.adapters[modality]),
                 {head.kind: _PairFault(encoder, head) for head in self.heads if head.modality == modality},
             )
@@ -83,10 +83,11 @@ class _Prepare:
     """Decodes a part and makes the encoder's tensor of it, augmented where there is an `rng` to draw from."""
 
     encoder: EncoderConfig
+    limits: Limits
 
     def __call__(self, part: Any, rng: random.Random | None) -> Tensor:
         try:
-            return self.encoder.prepare(part.load(), rng)
+            return self.encoder.prepare(part.load(self.limits), rng)
         except MediaError:
             raise
         except UserError as error:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.media import Audio, Image, MediaError
+from mmgpt.datasets.media import LIMITS, Audio, Image, Limits, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import TEMPLATES, Renderer, TooLong
@@ -33,18 +33,23 @@ GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
 
 @dataclass
 class Bundle:
-    """All that answering takes: model, tokenizer, template; `card` is what is known of its origin."""
+    """All that answering takes: model, tokenizer, template; `card` is what is known of its origin.
+
+    `limits` are a recipe's, for its training; they are not saved, and prompts are held to the defaults.
+    """
 
     model: MultimodalModel
     tokenizer: Tokenizer
     template: str
     card: dict[str, Any] = field(default_factory=dict)
+    limits: Limits = LIMITS
 
     @property
     def renderer(self) -> Renderer:
         """Renders prompts and samples for this model."""
         config = self.model.config
-        return Renderer(self.tokenizer, TEMPLATES[self.template], config.media_specs(), config.decoder.context)
+        specs = config.media_specs(self.limits)
+        return Renderer(self.tokenizer, TEMPLATES[self.template], specs, config.decoder.context)
 
 
 def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str) -> Bundle:

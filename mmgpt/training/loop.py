@@ -102,6 +102,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
     torch.manual_seed(recipe.seed)
     bundle = new_bundle(recipe.model, Tokenizer.load(run), recipe.template)
     bundle.card = {"recipe": recipe.name, "seed": recipe.seed, "stages": ", ".join(names)}
+    bundle.limits = recipe.limits
     bundle.model.to(ranks.device)
     for number, stage in enumerate(recipe.stages):
         if start and number < start.stage:

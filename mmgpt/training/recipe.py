@@ -6,6 +6,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
+from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers import AnySource
 from mmgpt.inputs.chat import HeadKind, Objective, TemplateName
 from mmgpt.inputs.tokenizer import TokenizerConfig
@@ -91,6 +92,7 @@ class Recipe(Config):
     template: TemplateName = "chatml"
     model: ModelConfig
     stages: list[StageConfig] = Field(min_length=1)
+    limits: Limits = LIMITS  # of the media it trains on
     tasks: list[str] = []  # evaluated for the report when the run is done
 
     @model_validator(mode="after")

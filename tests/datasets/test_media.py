@@ -44,7 +44,7 @@ def bomb(width: int, height: int) -> bytes:
         (PNG[: len(PNG) // 2], "damaged"),
         (PNG[:20], "not a picture"),
         (b"just some text", "not a picture"),
-        (b"", "not a picture"),
+        (b"", "the file is empty; replace or remove it"),
         (b"\0" * 1000, "not a picture"),
         (bomb(20_000, 20_000), "shrink it"),
         (bomb(9_000, 9_000), r"9000x9000 pixels.* 64,000,000; shrink it"),

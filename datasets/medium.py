@@ -1,0 +1,158 @@
+"""A medium as it came (path, bytes, data URL, array, object, function), read late and within limits."""
+
+import base64
+import binascii
+import lzma
+import os
+import stat
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import unquote_to_bytes
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from mmgpt.config import Config, UserError
+
+
+class MediaError(UserError):
+    """A picture, sound or video that cannot be used, with the reason."""
+
+
+class Limits(Config):
+    """The largest media that are decoded; larger ones are refused by their headers, before the work is done."""
+
+    bytes: PositiveInt = 2**30  # of a file, of a zip's member unpacked, and of what a sound or video is decoded to
+    pixels: PositiveInt = Field(default=64_000_000, le=178_956_970)  # of a picture or frame; Pillow refuses more
+    seconds: PositiveFloat = 3600.0  # of a sound or video
+    frames: PositiveInt = 250_000  # of a video, with those that are passed over: an hour at 60 a second is 216,000
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """A medium, not decoded yet.
+
+    Its source is a path (also into a zip: `a.zip/b.png`), bytes, a data URL, an array, an object, or a function without
+    arguments that makes one of the last two, the same at every call.
+    """
+
+    source: Any
+    modality: ClassVar[str] = "media"
+
+    @cached_property
+    def made(self) -> Any:
+        """The source, or what it makes where it is a function: made once, for eight questions may be asked about it."""
+        return self.source() if callable(self.source) else self.source
+
+    def name(self) -> str:
+        """What to call it in an error: its path, or its kind."""
+        if isinstance(self.source, str | Path) and not str(self.source).startswith("data:"):
+            return str(self.source)
+        if callable(self.source):
+            return f"{self.modality} made by a function"
+        return f"{self.modality} given as {type(self.source).__name__}"
+
+    def read(self, limits: Limits = LIMITS) -> bytes | None:
+        """The encoded bytes, or None where the source is an array or an object already decoded.
+
+        Raises:
+            MediaError: if there is no such file, it is empty, no regular file, or larger than `limits.bytes`.
+        """
+        if isinstance(self.source, bytes):
+            payload = self.source
+        elif isinstance(self.source, str) and self.source.startswith("data:"):
+            payload = _read_data_url(self.source)
+        elif isinstance(self.source, str | Path):
+            payload = _read_path(str(self.source), self.modality, limits)
+        else:
+            return None
+        _check_size(self.name(), len(payload), limits)
+        return payload
+
+    def to_part(self) -> dict[str, Any]:
+        """The part as Hugging Face chat spells it: a path where there is one, else a data URL."""
+        if isinstance(self.source, str | Path) and not str(self.source).startswith("data:"):
+            return {"type": self.modality, "path": str(self.source)}
+        if isinstance(self.source, str):
+            return {"type": self.modality, "url": self.source}
+        mime, payload = self.encoded()
+        return {"type": self.modality, "url": f"data:{mime};base64,{base64.b64encode(payload).decode()}"}
+
+    def encoded(self) -> tuple[str, bytes]:
+        """MIME type and bytes, for a page or a data URL."""
+        return "application/octet-stream", self.read() or b""
+
+
+def _read_data_url(url: str) -> bytes:
+    header, comma, body = url.partition(",")
+    if not comma:
+        raise MediaError(f"data URL {url[:40]}... has no comma; write data:image/png;base64,...")
+    try:
+        return base64.b64decode(body, validate=True) if header.endswith(";base64") else unquote_to_bytes(body)
+    except (binascii.Error, ValueError) as error:  # ValueError: letters that are not ASCII
+        raise MediaError(f"data URL {url[:40]}... is not valid base64 ({error})") from None
+
+
+def _read_path(path: str, modality: str, limits: Limits) -> bytes:
+    if path.startswith(("http://", "https://")):
+        raise MediaError(
+            f"{path}: mmgpt does not fetch media from the network; download the {modality} and give its path"
+        )
+    archive, inside_zip, inner = path.partition(".zip/")
+    try:
+        on_disk = os.stat(archive + ".zip" if inside_zip else path)
+        if not stat.S_ISREG(on_disk.st_mode):  # a named pipe would be waited for, /dev/zero read without end
+            raise MediaError(
+                f"{path}: cannot be read, for it is no regular file; give the path of the {modality}'s file"
+            )
+        if inside_zip:
+            return _read_member(open_zip(archive + ".zip"), inner, path, limits)
+        _check_size(path, on_disk.st_size, limits)
+        with open(path, "rb") as file:
+            payload = file.read(limits.bytes + 1)  # some files of /proc state another size than they have
+    except FileNotFoundError:
+        raise MediaError(f"{path}: no such file; check the {modality}'s path") from None
+    except MediaError:
+        raise
+    except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: a NUL in the path
+        raise MediaError(f"{path}: cannot be read ({error}); replace or remove it") from None
+    if not payload:
+        raise MediaError(f"{path}: the file is empty; replace or remove it")
+    return payload
+
+
+def _read_member(archive: zipfile.ZipFile, inner: str, path: str, limits: Limits) -> bytes:
+    """A member's bytes; names are looked up in the archive's directory only, so that none climbs out of it."""
+    try:
+        info = archive.getinfo(inner)
+    except KeyError:
+        raise MediaError(f"{path}: the zip holds no such member; check its name") from None
+    if not info.file_size:
+        raise MediaError(f"{path}: the zip's member is empty; replace or remove it")
+    _check_size(path, info.file_size, limits)
+    try:
+        return archive.read(info)  # which unpacks as many bytes as its header states, and no more
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError) as error:
+        reason = f"{error}" or type(error).__name__
+        raise MediaError(f"{path}: the zip's member cannot be unpacked ({reason}); replace or remove it") from None
+
+
+def _check_size(name: str, size: int, limits: Limits) -> None:
+    if size > limits.bytes:
+        raise MediaError(f"{name}: {size:,} bytes, limit {limits.bytes:,}; cut or compress it, or raise limits.bytes")
+
+
+def open_zip(path: str) -> zipfile.ZipFile:
+    """An open archive, kept open: reading its directory is the slow part. Forked workers open their own."""
+    return _open_zip(path, os.getpid())
+
+
+@lru_cache(maxsize=8)
+def _open_zip(path: str, process: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)

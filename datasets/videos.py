@@ -1,0 +1,254 @@
+"""Videos: frames at a rate or in a number asked for, found by their time stamps, and the sound beside them.
+
+Shape letters: S samples, C channels.
+"""
+
+import io
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from mmgpt.config import UserError
+from mmgpt.datasets.images import DAMAGE, check_pixels, open_picture, to_rgb
+from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError
+from mmgpt.datasets.sounds import Sound, check_length, check_samples, mix
+
+ANIMATED = ("GIF", "WEBP", "PNG")
+# FFmpeg also knows playlists, which name other files and addresses for it to open.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,ogg,asf"
+UNTIMED = 100  # milliseconds that browsers show a frame which states none
+SLACK = 0.5  # seconds that a file may end before its header says
+TICK = 1e-6  # seconds; time stamps nearer than this are the same
+
+Shown = tuple[float, Callable[[], PIL.Image.Image]]  # when a frame begins, in seconds, and what makes a picture of it
+
+
+class Film(NamedTuple):
+    """A decoded video: RGB frames, the moment of each in seconds from the first, and the sound from there on."""
+
+    frames: list[PIL.Image.Image]
+    times: list[float]
+    sound: Sound | None
+
+
+@dataclass(frozen=True, eq=False)
+class Video(Media):
+    """A video file, or an animated GIF, WebP or PNG: path, bytes or data URL."""
+
+    modality: ClassVar[str] = "video"
+
+    def load(self, limits: Limits = LIMITS, *, rate: float = 1.0, count: int | None = None) -> Film:
+        """Decode what is on the screen at evenly spaced moments; each frame stays until the next one's time stamp.
+
+        Args:
+            limits: what is larger is refused.
+            rate: moments a second, the first at 0.
+            count: as many moments instead, in the middles of as many equal parts.
+        Raises:
+            MediaError: if there is no such file, or it is no video, truncated, without frames, or over the limits.
+            UserError: if rate or count are not above 0, or PyAV is not installed.
+        """
+        if rate <= 0 or (count is not None and count < 1):
+            raise UserError(f"rate={rate}, count={count}: a video is looked at in moments; give numbers above 0")
+        payload = self.read(limits)
+        if payload is None:
+            raise MediaError(f"{self.name()}: not a video; give a path, bytes or a data URL")
+        if payload[:4] in (b"GIF8", b"\x89PNG") or payload[8:12] == b"WEBP":
+            return _Animation(self.name(), payload, limits).film(rate, count)
+        return _Container(self.name(), payload, limits).film(rate, count)
+
+
+@dataclass(frozen=True)
+class _Moving:
+    """Encoded frames, and how they are picked."""
+
+    name: str
+    payload: bytes
+    limits: Limits
+
+    def moments(self, seconds: float, size: tuple[int, int], rate: float, count: int | None) -> list[float]:
+        """When to look; refuses what would not fit into the limits."""
+        self.check_seconds(seconds)
+        number = count or max(1, math.ceil(seconds * rate - TICK))
+        self.check_frames(number, size)
+        return [(at + 0.5) * seconds / number if count else at / rate for at in range(number)]
+
+    def check_seconds(self, seconds: float) -> None:
+        """Refuse a video that lasts too long."""
+        if seconds > self.limits.seconds:
+            raise MediaError(
+                f"{self.name}: {seconds:,.0f} s of video, limit {self.limits.seconds:,.0f} s; cut it into pieces"
+            )
+
+    def check_frames(self, number: int, size: tuple[int, int]) -> None:
+        """Refuse frames that are too large, alone or together."""
+        check_pixels(self.name, *size, self.limits)
+        if number * size[0] * size[1] * 3 > self.limits.bytes:
+            raise MediaError(
+                f"{self.name}: {number:,} frames of {size[0]}x{size[1]} pixels take over {self.limits.bytes:,} bytes; "
+                "take fewer, or shrink them"
+            )
+
+    def check_count(self, frames: int) -> None:
+        """Refuse a video of no frames or of too many."""
+        if not frames:
+            raise MediaError(f"{self.name}: the video has no frames; remove it")
+        if frames > self.limits.frames:
+            raise MediaError(f"{self.name}: {frames:,} frames, limit {self.limits.frames:,}; cut it into pieces")
+
+
+def _pick(shown: Iterable[Shown], moments: list[float]) -> list[PIL.Image.Image]:
+    """The picture on the screen at each moment; those that nobody looks at are not made."""
+    picked: list[PIL.Image.Image] = []
+    on_screen: Callable[[], PIL.Image.Image] | None = None
+    for begins, make in shown:
+        due = bisect_left(moments, begins - TICK) - len(picked)
+        if on_screen and due:
+            picked += [on_screen()] * due
+        if len(picked) == len(moments):
+            return picked
+        on_screen = make
+    return picked + [on_screen()] * (len(moments) - len(picked)) if on_screen else picked
+
+
+class _Animation(_Moving):
+    """An animated picture, read by Pillow."""
+
+    def film(self, rate: float, count: int | None) -> Film:
+        picture = open_picture(self.name, self.payload, ANIMATED)
+        try:
+            frames = getattr(picture, "n_frames", 1)
+            self.check_count(frames)
+            begins = [0.0]
+            for number in range(frames):
+                picture.seek(number)
+                self.check_frames(frames, picture.size)  # Pillow has to decode them all
+                picture.load()  # before which a WebP does not tell
+                begins.append(begins[-1] + (picture.info.get("duration") or UNTIMED) / 1000)
+            moments = self.moments(begins[-1], picture.size, rate, count)
+            return Film(_pick(self._shown(picture, begins[:-1]), moments), moments, None)
+        except MediaError:
+            raise
+        except DAMAGE as error:
+            raise MediaError(f"{self.name}: the video is damaged ({error}); replace or remove it") from None
+
+    def _shown(self, picture: PIL.Image.Image, begins: list[float]) -> Iterator[Shown]:
+        for number, time in enumerate(begins):
+            picture.seek(number)
+            yield time, partial(to_rgb, picture.copy())
+
+
+class _Container(_Moving):
+    """A file that FFmpeg reads, through PyAV: one thread, so that the same file gives the same pixels."""
+
+    def film(self, rate: float, count: int | None) -> Film:
+        try:
+            import av
+        except ImportError:
+            raise UserError(f'{self.name}: videos need PyAV; pip install "mmgpt[video]"') from None
+        try:
+            start, seconds, size = self._survey(av)
+            moments = self.moments(seconds, size, rate, count)
+            return Film(_pick(self._shown(av, start, len(moments)), moments), moments, self._sound(av, start))
+        except MediaError:
+            raise
+        except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise MediaError(
+                f"{self.name}: not a video that can be read, or damaged ({reason}); give an MP4 or WebM file"
+            ) from None
+
+    def _open(self, av: Any) -> Any:
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+        return av.open(io.BytesIO(self.payload), options=options, metadata_errors="replace")
+
+    def _survey(self, av: Any) -> tuple[float, float, tuple[int, int]]:
+        """Start and length in seconds, and frame size, by all packets' time stamps, without decoding one."""
+        with self._open(av) as container:
+            stated = (container.duration or 0) / 1e6
+            self.check_seconds(stated)
+            if not container.streams.video:
+                kinds = ", ".join(stream.type for stream in container.streams) or "nothing"
+                raise MediaError(f"{self.name}: a video without pictures: it holds {kinds}; replace or remove it")
+            video = container.streams.video[0]
+            if video.codec_context is None:
+                raise MediaError(f"{self.name}: its codec is not known to FFmpeg; convert it to MP4 or WebM")
+            begins: list[float] = []
+            ends = 0.0
+            for packet in container.demux():
+                if packet.is_corrupt:
+                    raise MediaError(
+                        f"{self.name}: truncated or damaged after {len(begins)} frames; replace or remove it"
+                    )
+                if packet.pts is None:
+                    continue
+                time = float(packet.pts * packet.time_base)
+                ends = max(ends, time + float((packet.duration or 0) * packet.time_base))
+                if packet.stream is video:
+                    begins.append(time)
+                    self.check_count(len(begins))
+            self.check_count(len(begins))
+            if stated > ends + SLACK:
+                raise MediaError(f"{self.name}: truncated, {ends:.2f} of {stated:.2f} s; replace or remove it")
+            start, gaps = min(begins), len(begins) - 1
+            # the last frame stays as long as the others do on average: packets tell that in the order of decoding only
+            seconds = (max(begins) - start) * len(begins) / gaps if gaps else ends - start
+            return start, seconds, (video.codec_context.width, video.codec_context.height)
+
+    def _shown(self, av: Any, start: float, number: int) -> Iterator[Shown]:
+        with self._open(av) as container:
+            stream = container.streams.video[0]
+            self._in_one_thread(stream)
+            for frame in container.decode(stream):
+                self.check_frames(number, (frame.width, frame.height))
+                if frame.time is None:
+                    raise MediaError(f"{self.name}: its frames carry no times; convert it to MP4 or WebM")
+                if frame.is_corrupt:
+                    raise MediaError(f"{self.name}: damaged at {frame.time:.2f} s; replace or remove it")
+                yield frame.time - start, partial(_upright, frame)
+
+    def _sound(self, av: Any, start: float) -> Sound | None:
+        """The first sound, from the first frame on: silence where it begins later."""
+        with self._open(av) as container:
+            if not container.streams.audio:
+                return None
+            stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise MediaError(
+                    f"{self.name}: the codec of its sound is not known to FFmpeg; convert it to MP4 or WebM"
+                )
+            self._in_one_thread(stream)
+            rate, blocks, held, first = stream.codec_context.sample_rate, [], 0, None
+            if not rate:
+                raise ValueError("its sound states no rate")
+            check_length(self.name, int(float((stream.duration or 0) * stream.time_base) * rate), rate, self.limits)
+            planes = av.AudioResampler(format="fltp")
+            for frame in container.decode(stream):
+                first = frame.time if first is None else first
+                blocks += [mix(plane.to_ndarray(), axis=0) for plane in planes.resample(frame)]
+                held += frame.samples
+                check_length(self.name, held, rate, self.limits)
+        if first is None:
+            return None
+        late = round((first - start) * rate)
+        check_length(self.name, held + max(0, late), rate, self.limits)
+        mono_S = np.concatenate([np.zeros(max(0, late), np.float32), *blocks])[max(0, -late) :]
+        check_samples(self.name, mono_S)
+        return Sound(mono_S, rate)
+
+    def _in_one_thread(self, stream: Any) -> None:
+        stream.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(self.limits.pixels)}
+
+
+def _upright(frame: Any) -> PIL.Image.Image:
+    """A decoded frame as a picture, turned as whoever filmed it held the camera."""
+    picture: PIL.Image.Image = frame.to_image().rotate(frame.rotation, expand=True)
+    return picture
