@@ -14,6 +14,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.composed import ComposedConfig, ComposedSource
 from mmgpt.datasets.media import MEDIA, Media
 from mmgpt.datasets.sample import Message, Part, Sample, Text, parse_messages
+from mmgpt.datasets.shards import ShardsConfig, ShardSource
 from mmgpt.datasets.source import Source, SourceConfig, resolve
 from mmgpt.datasets.table import TableConfig, TableSource
 from mmgpt.datasets.worlds.world import WorldConfig, WorldSource
@@ -132,7 +133,8 @@ class MessagesSource(Source):
 
 
 AnySource = Annotated[
-    TextConfig | MessagesConfig | TableConfig | ComposedConfig | WorldConfig, Field(discriminator="reader")
+    TextConfig | MessagesConfig | TableConfig | ComposedConfig | WorldConfig | ShardsConfig,
+    Field(discriminator="reader"),
 ]
 SOURCES: dict[type[SourceConfig], Any] = {
     TextConfig: TextSource,
@@ -140,6 +142,7 @@ SOURCES: dict[type[SourceConfig], Any] = {
     TableConfig: TableSource,
     ComposedConfig: ComposedSource,
     WorldConfig: WorldSource,
+    ShardsConfig: ShardSource,
 }
 
 
