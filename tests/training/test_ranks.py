@@ -191,7 +191,7 @@ def test_two_processes_of_disjoint_modalities_train_to_the_weights_of_one(mixtur
     assert_same_run(two, one)
     first, last = weights_of(one, "stage0/checkpoint-1"), weights_of(one)
     for part in ("encoders.image.", "encoders.audio.", "decoder."):
-        assert max(float((last[n] - first[n]).abs().max()) for n in last if n.startswith(part)) > 1e-3, part
+        assert max(float((last[n] - first[n]).abs().max()) for n in last if n.startswith(part)) > 5e-4, part
 
     (stage,) = recipe.stages
     renderer = new_bundle(recipe.model, Tokenizer.load(two), recipe.template).renderer
