@@ -1,10 +1,12 @@
 """The one list of all readers. A new reader is a config class, a source class, and a line in `SOURCES`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
 from mmgpt.datasets.composed import ComposedConfig, ComposedSource
 from mmgpt.datasets.layouts import (
     CocoCaptionsConfig,
@@ -15,6 +17,7 @@ from mmgpt.datasets.layouts import (
     VqaSource,
 )
 from mmgpt.datasets.messages import MessagesConfig, MessagesSource
+from mmgpt.datasets.shards import ShardsConfig, ShardSource
 from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.table import TableConfig, TableSource
 from mmgpt.datasets.text import TextConfig, TextSource
@@ -27,6 +30,7 @@ AnySource = Annotated[
     | CocoCaptionsConfig
     | VqaConfig
     | LibriSpeechConfig
+    | ShardsConfig
     | ComposedConfig
     | WorldConfig,
     Field(discriminator="reader"),
@@ -38,9 +42,24 @@ SOURCES: dict[type[SourceConfig], Any] = {
     CocoCaptionsConfig: CocoCaptionsSource,
     VqaConfig: VqaSource,
     LibriSpeechConfig: LibriSpeechSource,
+    ShardsConfig: ShardSource,
     ComposedConfig: ComposedSource,
     WorldConfig: WorldSource,
 }
+
+
+class _Alone(Config):
+    source: AnySource
+
+
+def load_source(path: str | Path, overrides: Sequence[str] = ()) -> SourceConfig:
+    """Read a file that holds one source, such as configs/data/fsdd.yaml, and lay overrides like `split=test` over it.
+
+    Raises:
+        UserError: if the file is absent, not YAML, or does not fit its reader.
+    """
+    tree = apply_overrides(read_yaml(path), list(overrides))
+    return build(_Alone, {"source": tree}, str(find_config(path))).source
 
 
 def open_source(config: SourceConfig, data_root: Path | str = ".") -> Source:

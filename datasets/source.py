@@ -17,7 +17,8 @@ class SourceConfig(Config):
     """The keys that every reader takes."""
 
     label: str | None = None  # the name under which its loss is logged; the file's name if not given
-    weight: PositiveFloat = 1.0  # share of samples in a mixture, against the other weights
+    weight: PositiveFloat = 1.0  # share in a mixture, against the other weights
+    epochs: PositiveFloat | None = None  # times it is gone through, and then no more; the stage's if not given
     split: str = "train"  # fills {split} in paths; worlds and holdouts know train and test
     limit: int | None = Field(default=None, gt=0)  # read only the first so many samples
 
@@ -26,6 +27,7 @@ class Source(ABC):
     """A sequence of samples: `source[i]` depends on nothing but the config and `i`."""
 
     name: str
+    is_remote = False  # samples come over a network: several are worth asking for at a time
 
     def __init__(self, config: SourceConfig, num_samples: int, origin: Path | str) -> None:
         if num_samples == 0:

@@ -249,7 +249,9 @@ def _show_answers(finished: "Finished") -> None:
 
 
 def _show_where(finished: "Finished") -> None:
-    out_console.print(f"model:   {finished.folder / 'final'}\nreport:  {finished.report}", highlight=False)
+    out_console.print(
+        f"model:   {finished.folder / 'final'}\nreport:  {finished.report}", highlight=False, soft_wrap=True
+    )
 
 
 def main() -> None:

@@ -103,7 +103,9 @@ def _stages(log: Sequence[Record], recipe: Record) -> list[_Stage]:
         config = planned.get(name, {})
         objective = started.get("objective", config.get("objective", ""))
         steps = [r for r in lines if "event" not in r and "step" in r]
-        stages.append(_Stage(name, objective, config.get("steps", 0), started.get("parts", []), steps))
+        stages.append(
+            _Stage(name, objective, started.get("of") or config.get("steps") or 0, started.get("parts", []), steps)
+        )
     return stages
 
 

@@ -3,6 +3,7 @@
 Shape letters: B rows, T tokens, M media of one modality.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,21 +102,30 @@ class Batch:
 
 
 def collate(samples: Sequence[Rendered], objective: Objective = "respond") -> Batch:
-    """Pad samples at their ends to one batch."""
+    """Pad samples at their ends to one batch, a sample a row."""
+    return collate_rows([[sample] for sample in samples], objective)
+
+
+def collate_rows(rows: Sequence[Sequence[Rendered]], objective: Objective = "respond") -> Batch:
+    """Pad rows of samples to one batch; the samples of a row do not see each other."""
+    samples = [sample for row in rows for sample in row]
     names = tuple(dict.fromkeys(sample.source for sample in samples))
-    labels = _pad([sample.labels for sample in samples], IGNORED)
+    labels = _pad([[label for sample in row for label in sample.labels] for row in rows], IGNORED)
+    lengths = [[(number, sample, len(sample.ids)) for number, sample in enumerate(row)] for row in rows]
     return Batch(
-        ids=_pad([sample.ids for sample in samples], 0),
+        ids=_pad([[token for sample in row for token in sample.ids] for row in rows], 0),
         labels=labels,
-        positions=_pad([sample.positions for sample in samples], 0),
-        documents=_pad([[0] * len(sample.ids) for sample in samples], PADDING),
-        branches=_pad([sample.branches for sample in samples], 0),
-        sources=torch.tensor([names.index(sample.source) for sample in samples])[:, None].expand_as(labels),
+        positions=_pad([[place for sample in row for place in sample.positions] for row in rows], 0),
+        documents=_pad([[number for number, _, length in row for _ in range(length)] for row in lengths], PADDING),
+        branches=_pad([[branch for sample in row for branch in sample.branches] for row in rows], 0),
+        sources=_pad(
+            [[names.index(one.source) for _, one, length in row for _ in range(length)] for row in lengths], 0
+        ),
         source_names=names,
         media=_collate_media(samples),
         num_targets=int((labels != IGNORED).sum()),
         is_causal=objective != "masked",
-        is_plain=not any(sample.branches[-1] for sample in samples if sample.branches),
+        is_plain=all(len(row) == 1 for row in rows) and not any(one.branches[-1] for one in samples if one.branches),
     )
 
 
@@ -145,12 +155,56 @@ def _collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
     return batches
 
 
-def split_by_tokens(samples: Sequence[Rendered], budget: int) -> list[list[Rendered]]:
-    """Sort by length and cut into groups whose padded rows hold at most `budget` tokens; one sample always fits."""
-    groups: list[list[Rendered]] = []
-    for sample in sorted(samples, key=lambda sample: len(sample.ids)):
-        if groups and (len(groups[-1]) + 1) * len(sample.ids) <= budget:
-            groups[-1].append(sample)
+def split_by_tokens(
+    rows: Sequence[Sequence[Rendered]], budget: int, max_media: int | None = None
+) -> list[list[Sequence[Rendered]]]:
+    """Sort rows by length and cut them into groups of at most `budget` padded tokens and `max_media` media of a kind.
+
+    A single row always fits.
+    """
+    groups: list[list[Sequence[Rendered]]] = []
+    for row in sorted(rows, key=_length):
+        group = groups[-1] if groups else []
+        fits = (len(group) + 1) * _length(row) <= budget and _fits_media(
+            [one for r in [*group, row] for one in r], max_media
+        )
+        if group and fits:
+            group.append(row)
         else:
-            groups.append([sample])
+            groups.append([row])
     return groups
+
+
+def pack(samples: Sequence[Rendered], length: int, max_media: int | None = None) -> list[list[Rendered]]:
+    """Lay samples into as few rows of up to `length` tokens and `max_media` media of a kind as will do, evenly filled.
+
+    The longest come first, each to the row that has most room (Graham 1969, doi:10.1137/0117039), so that rows differ
+    by less than a short sample and little of a batch is padding. A sample over the length has a row of its own.
+    """
+    longest_first = sorted(samples, key=lambda sample: -len(sample.ids))
+    large = [[sample] for sample in longest_first if len(sample.ids) >= length]
+    small = longest_first[len(large) :]
+    least = -(-sum(len(sample.ids) for sample in small) // length)
+    for count in range(least, len(small) + 1):
+        rows: list[list[Rendered]] = [[] for _ in range(count)]
+        if all(_place(sample, rows, length, max_media) for sample in small):
+            return large + rows
+    raise AssertionError("a row for each sample holds them all")
+
+
+def _place(sample: Rendered, rows: list[list[Rendered]], length: int, max_media: int | None) -> bool:
+    for row in sorted(rows, key=_length):
+        if not row or (_length(row) + len(sample.ids) <= length and _fits_media([*row, sample], max_media)):
+            row.append(sample)
+            return True
+    return False
+
+
+def _length(row: Sequence[Rendered]) -> int:
+    return sum(len(sample.ids) for sample in row)
+
+
+def _fits_media(samples: Sequence[Rendered], most: int | None) -> bool:
+    return most is None or all(
+        count <= most for count in Counter(medium.modality for sample in samples for medium in sample.media).values()
+    )

@@ -1,12 +1,14 @@
 """The stream of training steps: samples drawn in order, rendered, and cut into micro-batches.
 
 Step k holds draws k * batch_size to (k + 1) * batch_size, whatever the number of ranks and workers, so the position
-of a training in its data is one integer. Of W ranks, rank r takes every W-th draw of each step, from its r-th on.
+of a training in its data is one integer, and there is no buffer to rebuild. Of W ranks, rank r takes every W-th draw of
+each step, from its r-th on.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,9 +17,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from mmgpt.config import UserError
 from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
-from mmgpt.inputs.batch import Batch, collate, split_by_tokens
-from mmgpt.inputs.chat import Objective, Renderer, TooLong
+from mmgpt.inputs.batch import Batch, collate_rows, pack, split_by_tokens
+from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong
+
+CONNECTIONS = 8  # reads at a time of a process whose samples come over a network
+PROBES = 32  # samples that tell how many tokens those of a source have
 
 
 @dataclass(frozen=True)
@@ -38,64 +44,110 @@ class StepData:
 
 
 class StepStream(IterableDataset[StepData | UserError]):
-    """StepData from step `start` on, endlessly; a fault of the user's data comes as the error itself, and ends it."""
+    """StepData from step `start` on; a fault of the user's data comes as the error itself, and ends it.
+
+    Args:
+        order: of the draws; the stream ends with it.
+        micro_batch_tokens: padded tokens that a micro-batch holds at most.
+        micro_batch_media: media of one modality that a micro-batch, and a packed row, holds at most.
+        row_tokens: pack samples into rows of up to so many tokens; None gives each a row of its own.
+    """
 
     def __init__(
         self,
         sources: Sequence[Source],
-        weights: Sequence[float],
+        order: Order,
         renderer: Renderer,
         *,
         objective: Objective,
         batch_size: int,
         micro_batch_tokens: int,
-        seed: int,
+        micro_batch_media: int | None = None,
+        row_tokens: int | None = None,
         start: int = 0,
         word_dropout: float = 0.0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.sources, self.renderer, self.objective = list(sources), renderer, objective
-        self.order = Order([len(source) for source in sources], weights, seed)
+        self.sources, self.order, self.renderer, self.objective = list(sources), order, renderer, objective
         self.batch_size, self.micro_batch_tokens, self.start = batch_size, micro_batch_tokens, start
+        self.micro_batch_media, self.row_tokens = micro_batch_media, row_tokens
         self.word_dropout, self.rank, self.world = word_dropout, rank, world
 
     def __iter__(self) -> Iterator[StepData | UserError]:
         worker = get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         draws = self.order.draw(self.start * self.batch_size)
-        for step in range(self.start, 1 << 62):
-            drawn = list(islice(draws, self.batch_size))
-            if (step - self.start) % workers == mine:
-                try:
-                    data: StepData | UserError = self._step(drawn, step)
-                except UserError as error:  # handed on as a value: torch wraps what a worker raises into its traceback
-                    data = error
-                yield data
+        step = self.start
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            while drawn := list(islice(draws, self.batch_size)):
+                if (step - self.start) % workers == mine:
+                    epochs = [count / size for count, size in zip(draws.counts, self.order.sizes, strict=True)]
+                    try:
+                        data: StepData | UserError = self._step(drawn, step, epochs, pool)
+                    except (
+                        UserError
+                    ) as error:  # handed on as a value: torch wraps what a worker raises into its traceback
+                        data = error
+                    yield data
+                step += 1
 
-    def _step(self, drawn: list[tuple[int, int]], step: int) -> StepData:
+    def _step(self, drawn: list[tuple[int, int]], step: int, epochs: list[float], pool: ThreadPoolExecutor) -> StepData:
         rendered, faults = [], []
         counts = {source.name: Counter[str]() for source in self.sources}
-        numbered = list(enumerate(drawn, start=step * self.batch_size))
-        for number, (which, index) in numbered[self.rank :: self.world]:
-            source = self.sources[which]
-            counts[source.name]["samples"] += 1
+        numbered = list(enumerate(drawn, start=step * self.batch_size))[self.rank :: self.world]
+        over_network = any(source.is_remote for source in self.sources)
+        samples = (pool.map if over_network else map)(self._read, (draw for _, draw in numbered))
+        for (number, (which, _)), sample in zip(numbered, samples, strict=True):
+            own = counts[self.sources[which].name]
+            own["samples"] += 1
             try:
-                sample = source[index]
-                for part in [sample] if self.objective == "respond" else sample.unbranched():
-                    rendered.append(self.renderer.render(part, self.objective, number, self.word_dropout))
-                    counts[source.name]["trimmed"] += rendered[-1].is_trimmed
+                if isinstance(sample, MediaError):
+                    raise sample
+                for one in self._render(sample, number):
+                    rendered.append(one)
+                    own["trimmed"] += one.is_trimmed
             except (MediaError, TooLong) as error:
-                counts[source.name]["skipped"] += 1
+                own["skipped"] += 1
                 faults.append(str(error))
-        groups = split_by_tokens(rendered, self.micro_batch_tokens)
-        batches = [collate(group, self.objective) for group in groups]
-        return StepData(batches, counts, self._epochs(step + 1), faults)
+        told = {source.name: epoch for source, epoch in zip(self.sources, epochs, strict=True)}
+        return StepData(self._batches(rendered), counts, told, faults)
 
-    def _epochs(self, steps: int) -> dict[str, float]:
-        samples = steps * self.batch_size
-        shares = zip(self.sources, self.order.shares, strict=True)
-        return {source.name: samples * share / len(source) for source, share in shares}
+    def _read(self, draw: tuple[int, int]) -> Sample | MediaError:
+        source, index = draw
+        try:
+            return self.sources[source][index]
+        except MediaError as error:  # handed on: it is counted in the order of the draws
+            return error
+
+    def _render(self, sample: Sample, draw: int) -> Iterator[Rendered]:
+        for part in [sample] if self.objective == "respond" else sample.unbranched():
+            yield self.renderer.render(part, self.objective, draw, self.word_dropout)
+
+    def _batches(self, rendered: list[Rendered]) -> list[Batch]:
+        if self.row_tokens:
+            rows = pack(rendered, self.row_tokens, self.micro_batch_media)
+        else:
+            rows = [[one] for one in rendered]
+        groups = split_by_tokens(rows, self.micro_batch_tokens, self.micro_batch_media)
+        return [collate_rows(group, self.objective) for group in groups]
+
+
+def mean_tokens(source: Source, renderer: Renderer, objective: Objective) -> float:
+    """Tokens of a source's samples, the mean of a few that lie evenly in it."""
+    lengths = []
+    for index in range(0, len(source), max(1, len(source) // PROBES)):
+        try:
+            sample = source[index]
+            parts = [sample] if objective == "respond" else sample.unbranched()
+            lengths.append(sum(len(renderer.render(part, objective).ids) for part in parts))
+        except (MediaError, TooLong):
+            continue
+    if not lengths:
+        raise UserError(
+            f"{source.name}: none of {PROBES} samples can be read and fits the context; see mmgpt data check"
+        )
+    return sum(lengths) / len(lengths)
 
 
 def load_steps(stream: StepStream, workers: int) -> Iterator[StepData]:

@@ -25,6 +25,7 @@ from mmgpt.model.weights import Bundle, new_bundle, read_json, save_bundle, writ
 from mmgpt.training import checkpoint
 from mmgpt.training.interrupt import Interrupted, stop_signals
 from mmgpt.training.log import RunLog
+from mmgpt.training.mixing import order_of, steps_of
 from mmgpt.training.optim import freeze_except, make_optimizers, rate_of, set_rates, share_of_peak
 from mmgpt.training.ranks import Ranks, join_ranks
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
@@ -86,6 +87,8 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
                 "share each step; start fewer, or raise it"
             )
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
+    for stage in recipe.stages:
+        steps_of(stage, sources[stage.name])  # data that end too soon are told now
     _keep_freed_memory()
     names = [stage.name for stage in recipe.stages]
     start = checkpoint.newest(run, names)
@@ -173,7 +176,8 @@ class _Stage:
         self.sources = sources
         self.totals: Counter[str] = Counter()
         self.faults: list[str] = []
-        self.share = share_of_peak(stage.schedule, stage.steps)
+        self.steps = steps_of(stage, sources)
+        self.share = share_of_peak(stage.schedule, self.steps)
         weights = stage.head_weights
         self.heads = {head.name: weights[head.kind] for head in recipe.model.heads if head.kind in weights}
         freeze_except(bundle.model, stage.train)
@@ -186,7 +190,7 @@ class _Stage:
             self.totals.update(read_json(at.folder / "trainer_state.json")["counts"])
         self.ranks.share_weights(self.bundle.model)
         step = at.step if at else 0
-        if step == self.stage.steps:
+        if step == self.steps:
             return
         if not at:
             self._record(
@@ -194,25 +198,26 @@ class _Stage:
                     "event": "stage",
                     "step": 0,
                     "objective": self.stage.objective,
+                    "of": self.steps,
                     "parts": self._freeze_table(),
                 }
             )
         steps = load_steps(self._stream(step), self.stage.workers)
         interval = _Interval()
         with stop_signals() as asked_to_stop:
-            while step < self.stage.steps:
+            while step < self.steps:
                 before = time.perf_counter()
                 data, learns = self._draw(steps)
                 interval.data_seconds += time.perf_counter() - before
                 if learns:
                     interval.stats.append(self._update(data, step))
                 step += 1
-                self._tell({"event": "tick", "step": step, "of": self.stage.steps})
+                self._tell({"event": "tick", "step": step, "of": self.steps})
                 stops = self.ranks.any(bool(asked_to_stop))
-                if interval.stats and (step % self.stage.log_every == 0 or step == self.stage.steps):
+                if interval.stats and (step % self.stage.log_every == 0 or step == self.steps):
                     self._log(interval, data, step)
                     interval = _Interval()
-                if stops or step % self.stage.save_every == 0 or step == self.stage.steps:
+                if stops or step % self.stage.save_every == 0 or step == self.steps:
                     self._save(step)
                 if stops:
                     where = self.folder / f"checkpoint-{step}"
@@ -223,12 +228,13 @@ class _Stage:
     def _stream(self, start: int) -> StepStream:
         return StepStream(
             self.sources,
-            [item.weight for item in self.stage.data],
+            order_of(self.stage, self.sources, self.bundle.renderer, self.seed),
             self.bundle.renderer,
             objective=self.stage.objective,
             batch_size=self.stage.batch_size,
             micro_batch_tokens=self.stage.micro_batch_tokens,
-            seed=self.seed,
+            micro_batch_media=self.stage.micro_batch_media,
+            row_tokens=self.stage.row_tokens,
             start=start,
             word_dropout=self.stage.word_dropout,
             rank=self.ranks.rank,

@@ -47,10 +47,17 @@ class StageConfig(Config):
     auxiliary: dict[HeadKind, PositiveFloat] = {}  # losses of heads, with their weights, added to the objective's
     train: list[str] = Field(default=["*"], min_length=1)  # globs over parameter names; the rest is frozen
     data: list[AnySource] = Field(min_length=1)
-    steps: PositiveInt
+    steps: PositiveInt | None = None  # updates; either these or epochs
+    epochs: PositiveFloat | None = None  # times that each source is gone through
+    count_by: Literal["samples", "tokens"] = "samples"  # what the sources' weights are shares of
+    temperature: PositiveFloat | None = (
+        None  # multiplies a weight by the source's size ** (1 / temperature); 1 for epochs
+    )
     word_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of targets that later ones read as the mask token
     batch_size: PositiveInt = 32  # samples a step, with all their branches
     micro_batch_tokens: PositiveInt = 8192  # padded tokens that pass through the model at a time
+    micro_batch_media: PositiveInt | None = None  # media of one modality at a time
+    row_tokens: PositiveInt | None = None  # pack samples into rows of so many tokens; else rows of like lengths
     learning_rate: PositiveFloat = 3e-3
     learning_rates: dict[str, PositiveFloat] = {}  # globs with rates of their own; the last match counts
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -62,6 +69,12 @@ class StageConfig(Config):
     keep_last: PositiveInt = 2  # checkpoints of this stage
     log_every: PositiveInt = 10  # steps
     max_skipped: float = Field(default=0.01, ge=0, le=1)  # stop when a larger share of samples could not be used
+
+    @model_validator(mode="after")
+    def _ends_somewhere(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"steps={self.steps} and epochs={self.epochs}: give one of the two")
+        return self
 
     @model_validator(mode="after")
     def _words_are_hidden_once(self) -> Self:

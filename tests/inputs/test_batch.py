@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgpt.inputs.batch import PADDING, collate, split_by_tokens
+from mmgpt.inputs.batch import PADDING, collate, collate_rows, pack, split_by_tokens
 from mmgpt.inputs.chat import IGNORED, Medium, Rendered
 
 
@@ -31,10 +31,10 @@ def test_padding_stands_at_the_end_and_is_no_target_and_no_document(lengths):
 @given(lengths=lengths, budget=st.integers(1, 60))
 def test_groups_hold_every_sample_once_within_the_budget(lengths, budget):
     rows = [row(length) for length in lengths]
-    groups = split_by_tokens(rows, budget)
-    assert sorted(id(one) for group in groups for one in group) == sorted(map(id, rows))
+    groups = split_by_tokens([[one] for one in rows], budget)
+    assert sorted(id(one) for group in groups for (one,) in group) == sorted(map(id, rows))
     for group in groups:
-        assert len(group) == 1 or len(group) * max(len(one.ids) for one in group) <= budget
+        assert len(group) == 1 or len(group) * max(len(one.ids) for (one,) in group) <= budget
 
 
 @given(context=st.integers(1, 5), sizes=st.lists(st.integers(1, 4), max_size=4), is_causal=st.booleans())
@@ -96,3 +96,38 @@ def test_the_token_before_a_branch_is_the_last_of_its_context(make_bundle, scene
         for at, branch in enumerate(sample.branches):
             starts_a_branch = at > 0 and branch != sample.branches[at - 1]
             assert previous_BT[row, at] == (context - 1 if starts_a_branch else at - 1)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), size=st.integers(5, 60), most=st.none() | st.just(2)
+)
+def test_packing_lays_every_sample_into_one_row_within_its_tokens_and_media(lengths, size, most):
+    picture = Medium("image", torch.ones(1, 1, 1), 1, "red.png")
+    samples = [row(length, media=(picture,) * (number % 3)) for number, length in enumerate(lengths)]
+    rows = pack(samples, size, most)
+    assert sorted(id(one) for packed in rows for one in packed) == sorted(map(id, samples))
+    for packed in rows:
+        assert len(packed) == 1 or sum(len(one.ids) for one in packed) <= size
+        assert most is None or sum(len(one.media) for one in packed) <= most
+
+
+@given(lengths=st.lists(st.integers(20, 200), min_size=40, max_size=80))
+def test_packed_rows_are_full(lengths):
+    batch = collate_rows(pack([row(length) for length in lengths], 1000))
+    assert (batch.documents != PADDING).float().mean() >= 0.97
+
+
+def test_groups_of_rows_keep_to_their_media():
+    picture = Medium("image", torch.ones(1, 1, 1), 1, "red.png")
+    rows = [[row(5, media=(picture,) * count)] for count in (1, 1, 1, 3, 2)]
+    groups = split_by_tokens(rows, 1000, max_media=2)
+    assert [sum(len(one.media) for (one,) in group) for group in groups] == [2, 1, 3, 2]
+
+
+def test_samples_of_one_row_are_apart_in_documents_positions_and_sources():
+    batch = collate_rows([[row(2, source="a"), row(3, source="b", branches=[0, 1, 1])], [row(4, source="a")]])
+    assert batch.documents.tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, PADDING]]
+    assert batch.positions.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 0]]
+    assert batch.sources.tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
+    assert batch.previous().tolist() == [[-1, 0, -1, 2, 3], [-1, 0, 1, 2, -1]]
+    assert not batch.visible()[0, 0, 2:, :2].any()

@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from mmgpt.config import UserError
+from mmgpt.datasets.mixture import Order
 from mmgpt.datasets.readers import MessagesConfig, open_source
 from mmgpt.inputs.stream import StepStream, load_steps
 
 
 @pytest.fixture
 def make_stream(make_bundle, open_world):
-    def make(sources=None, **options) -> StepStream:
+    def make(sources=None, limits=(), **options) -> StepStream:
         sources = sources or [open_world("scenes", size=20), open_world("stories", size=7)]
-        defaults = {"objective": "respond", "batch_size": 3, "micro_batch_tokens": 600, "seed": 5}
+        defaults = {"objective": "respond", "batch_size": 3, "micro_batch_tokens": 600}
         weights = [1.0 + number for number in range(len(sources))]
-        return StepStream(sources, weights, make_bundle().renderer, **{**defaults, **options})
+        order = Order([len(source) for source in sources], weights, 5, limits)
+        return StepStream(sources, order, make_bundle().renderer, **{**defaults, **options})
 
     return make
 
@@ -105,10 +107,11 @@ def test_bad_media_are_skipped_and_counted_with_file_and_reason(workers, bad_med
 
 def test_samples_too_long_for_the_context_are_skipped_and_shortened_ones_counted(open_world, make_bundle):
     sources = [open_world("scenes", size=20)]
-    options = {"objective": "respond", "batch_size": 5, "micro_batch_tokens": 600, "seed": 0}
-    short = StepStream(sources, [1.0], make_bundle(context=60).renderer, **options)
+    options = {"objective": "respond", "batch_size": 5, "micro_batch_tokens": 600}
+    order = Order([20], [1.0], 0)
+    short = StepStream(sources, order, make_bundle(context=60).renderer, **options)
     assert next(load_steps(short, 0)).counts["scenes"] == {"samples": 5, "trimmed": 5}
-    tiny = StepStream(sources, [1.0], make_bundle(context=6).renderer, **options)
+    tiny = StepStream(sources, order, make_bundle(context=6).renderer, **options)
     step = next(load_steps(tiny, 0))
     assert step.counts["scenes"]["skipped"] == len(step.faults) == 5
     assert step.batches == []

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, MediaError
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.inputs.batch import collate
+from mmgpt.inputs.batch import collate, collate_rows, pack
 from mmgpt.model.multimodal import ModelConfig, splice
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
@@ -127,6 +127,22 @@ def test_a_sample_gets_the_same_logits_alone_and_in_a_padded_batch(position, mak
     together = logits_of(bundle, rendered)
     for one, logits_TV in zip(rendered, together, strict=True):
         torch.testing.assert_close(logits_of(bundle, [one])[0], logits_TV, **SAME)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_samples_packed_into_rows_give_the_loss_and_gradients_of_rows_of_their_own(
+    position, make_bundle, open_world, scenes, gradients
+):
+    bundle = make_bundle(position=position, audio={"kind": "mlp", "stride": 2})
+    both, stories = open_world("scene_sounds"), open_world("stories")
+    samples = [*scenes[:3], both[0], both[1], *(stories[number] for number in range(5)), scenes[0].unbranched()[0]]
+    rendered = [bundle.renderer.render(sample) for sample in samples]
+    rows = pack(rendered, 400)
+    assert 1 < len(rows) < len(rendered) / 2
+    loss, grads = gradients(bundle.model, [collate_rows(rows)])
+    expected_loss, expected = gradients(bundle.model, [collate(rendered)])
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    torch.testing.assert_close(grads, expected, **SAME)
 
 
 def test_plain_rows_get_the_same_logits_with_and_without_an_explicit_mask(make_bundle, scenes):

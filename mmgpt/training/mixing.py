@@ -1,0 +1,52 @@
+"""How the sources of a stage are mixed: the share of each, where it ends, and how many steps they last."""
+
+from collections.abc import Sequence
+
+from mmgpt.config import UserError
+from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.source import Source
+from mmgpt.inputs.chat import Renderer
+from mmgpt.inputs.stream import mean_tokens
+from mmgpt.training.recipe import StageConfig
+
+
+def limits_of(stage: StageConfig, sources: Sequence[Source]) -> list[int | None]:
+    """The samples that each source gives in all, None for endlessly many."""
+    epochs = [item.epochs or stage.epochs for item in stage.data]
+    return [times and max(1, round(times * len(source))) for times, source in zip(epochs, sources, strict=True)]  # type: ignore[misc]
+
+
+def steps_of(stage: StageConfig, sources: Sequence[Source]) -> int:
+    """The updates of a stage: its `steps`, or as many as its epochs last.
+
+    Raises:
+        UserError: if the sources end before the steps do.
+    """
+    limits = limits_of(stage, sources)
+    total = sum(limit or 0 for limit in limits)
+    if stage.steps is None:
+        return -(-total // stage.batch_size)
+    if None not in limits and stage.steps * stage.batch_size > total:
+        raise UserError(
+            f"stage {stage.name}: {stage.steps} steps of {stage.batch_size} samples, but its sources end after {total} "
+            "samples; raise their epochs, or give the stage epochs instead of steps"
+        )
+    return stage.steps
+
+
+def order_of(stage: StageConfig, sources: Sequence[Source], renderer: Renderer, seed: int) -> Order:
+    """The order of a stage's samples.
+
+    A share is a weight times size ** (1 / temperature) (Arivazhagan et al. 2019, arXiv:1907.05019), in samples or in
+    tokens. A stage that is measured in epochs has a temperature of 1, so that its sources end together.
+    """
+    limits = limits_of(stage, sources)
+    weights = [item.weight for item in stage.data]
+    temperature = stage.temperature or (1.0 if stage.epochs else None)
+    if temperature:
+        sizes = [limit or len(source) for limit, source in zip(limits, sources, strict=True)]
+        weights = [weight * size ** (1 / temperature) for weight, size in zip(weights, sizes, strict=True)]
+    if stage.count_by == "tokens" and len(sources) > 1:
+        tokens = [mean_tokens(source, renderer, stage.objective) for source in sources]
+        weights = [weight / mean for weight, mean in zip(weights, tokens, strict=True)]
+    return Order([len(source) for source in sources], weights, seed, limits)
