@@ -108,10 +108,12 @@ def merge_shards(out: Path) -> Record:
     Raises:
         UserError: if blocks are missing, naming the parts of the work to run again, or come from different data.
     """
-    beside = sorted(path for path in out.glob("shard-*.json") if path.with_suffix(".tar").is_file())
-    if not beside:
+    found = [
+        (path, json.loads(path.read_text())) for path in out.glob("shard-*.json") if path.with_suffix(".tar").is_file()
+    ]
+    if not found:
         raise UserError(f"{out}: holds no shards; write them with mmgpt data shard")
-    shards = [json.loads(path.read_text()) for path in beside]
+    beside, shards = zip(*sorted(found, key=lambda one: (one[1]["block"], one[1]["number"])), strict=True)
     if len({one["fingerprint"] for one in shards}) > 1:
         raise UserError(f"{out}: holds shards of different data or sizes; write each to a folder of its own")
     ended = {one["block"] for one in shards if one["ends_block"]}
@@ -248,6 +250,7 @@ class _Shard:
             "fingerprint": plan.fingerprint,
             "num_blocks": plan.num_blocks,
             "block": block,
+            "number": number,
             "ends_block": ends_block,
             "num_samples": len(self.ranges),
             "bytes": len(payload),
