@@ -18,7 +18,7 @@ from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
-from mmgpt.inputs.chat import HeadKind
+from mmgpt.inputs.chat import HeadKind, Renderer
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.weights import Bundle, new_bundle, read_json, save_bundle, write_file, write_folder
@@ -95,7 +95,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
         run.mkdir(parents=True, exist_ok=True)
         write_file(run / "config.yaml", to_yaml(recipe))
         if not (run / "tokenizer.json").is_file():
-            write_file(run / "tokenizer.json", _tokenizer(recipe, sources).core.to_str(pretty=True))
+            write_file(run / "tokenizer.json", make_tokenizer(recipe, sources).core.to_str(pretty=True))
         log.cut(names, start.stage if start else 0, start.step if start else -1)
 
     ranks.on_main(begin)
@@ -119,7 +119,8 @@ def _keep_freed_memory() -> None:
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD
 
 
-def _tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenizer:
+def make_tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenizer:
+    """The tokenizer that a recipe names, or one trained on the texts of the sources of each of its stages."""
     if recipe.tokenizer.path:
         return Tokenizer.load(recipe.tokenizer.path)
     distinct = {
@@ -220,19 +221,7 @@ class _Stage:
                     )
 
     def _stream(self, start: int) -> StepStream:
-        return StepStream(
-            self.sources,
-            [item.weight for item in self.stage.data],
-            self.bundle.renderer,
-            objective=self.stage.objective,
-            batch_size=self.stage.batch_size,
-            micro_batch_tokens=self.stage.micro_batch_tokens,
-            seed=self.seed,
-            start=start,
-            word_dropout=self.stage.word_dropout,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
-        )
+        return open_stream(self.stage, self.sources, self.bundle.renderer, self.seed, start, self.ranks.rank, self.ranks.world)
 
     def _update(self, data: StepData, step: int) -> StepStats:
         torch.manual_seed(self.noise + step)
@@ -347,6 +336,31 @@ class _Stage:
             checkpoint.keep_last(self.folder, self.stage.keep_last)
 
         self.ranks.on_main(write)
+
+
+def open_stream(
+    stage: StageConfig,
+    sources: Sequence[Source],
+    renderer: Renderer,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> StepStream:
+    """The steps of a stage from `start` on, or a rank's share of them."""
+    return StepStream(
+        sources,
+        [item.weight for item in stage.data],
+        renderer,
+        objective=stage.objective,
+        batch_size=stage.batch_size,
+        micro_batch_tokens=stage.micro_batch_tokens,
+        seed=seed,
+        start=start,
+        word_dropout=stage.word_dropout,
+        rank=rank,
+        world=world,
+    )
 
 
 def noise_seed(recipe: Recipe, stage: StageConfig, rank: int) -> int:
