@@ -2,17 +2,19 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from mmgpt.evaluation.data_check import Check
+    from mmgpt.evaluation.data_check import Check, Finding
     from mmgpt.evaluation.data_stats import Record
 
 app = typer.Typer(help="Look at a recipe's data as the model will get it.", no_args_is_help=True)
@@ -24,3 +26,201 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted keys, as in 
 Stage = Annotated[str | None, typer.Option(help="Only this stage.")]
 DataRoot = Annotated[Path, typer.Option(help="Folder that the paths in the recipe are relative to.")]
 Run = Annotated[Path | None, typer.Option(help="A run of this recipe, to take its tokenizer; else one is trained.")]
+
+
+@app.command()
+def stats(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Stage = None,
+    data_root: DataRoot = Path("."),
+    run: Run = None,
+    limit: Annotated[int, typer.Option(help="The most samples of a source, spread over it.", min=1)] = 1000,
+    seed: Annotated[int, typer.Option(help="Of which samples these are.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for stats.json and lengths.png.")] = None,
+) -> None:
+    """Lengths, targets, media, what is lost, and how fast the data comes, of each stage and source."""
+    from mmgpt.evaluation.data_stats import data_stats, write_stats
+    from mmgpt.evaluation.inspect import open_data
+
+    data = open_data(recipe, overrides=overrides or (), stage=stage, data_root=data_root, run=run)
+    with _progress() as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done)
+
+        found = data_stats(data, limit=limit, seed=seed, on_progress=show)
+    if out:
+        write_stats(found, out)
+    if as_json:
+        out_console.print_json(json.dumps(found))
+        return
+    for table in stats_tables(found):
+        out_console.print(table)
+    for one in found:
+        for source in one["sources"]:
+            for reason, message in source["first_faults"].items():
+                _say(f"{one['stage']}: {source['source']}: first {reason.replace('_', ' ')}: {message}", "yellow")
+
+
+@app.command()
+def show(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Stage = None,
+    data_root: DataRoot = Path("."),
+    run: Run = None,
+    limit: Annotated[int, typer.Option(help="The most samples of a source, spread over it.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="Of which samples these are.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("data.html"),
+) -> None:
+    """Write a page of samples with their pictures and sounds, token by token: what is read, and what is learned."""
+    from mmgpt.evaluation.data_page import write_data_page
+    from mmgpt.evaluation.inspect import open_data
+
+    data = open_data(recipe, overrides=overrides or (), stage=stage, data_root=data_root, run=run)
+    _say(f"page:  {write_data_page(data, out, limit=limit, seed=seed)}")
+
+
+@app.command()
+def check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    stage: Stage = None,
+    data_root: DataRoot = Path("."),
+    run: Run = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many samples of each source.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core if not given, 0 for none.", min=0)] = None,
+    near: Annotated[int, typer.Option(help="Bits of 64 in which copies' fingerprints may differ.", min=0, max=16)] = 2,
+    out: Annotated[Path | None, typer.Option(help="File for all findings, a line of JSON each.")] = None,
+) -> None:
+    """Look at every sample: decodable, fitting, with targets, no copy of another, none of the tasks' test data.
+
+    Exits with 1 if there is a fault. Warnings are no faults.
+    """
+    from mmgpt.evaluation.data_check import check_data
+    from mmgpt.evaluation.inspect import open_data
+
+    data = open_data(recipe, overrides=overrides or (), stage=stage, data_root=data_root, run=run)
+    processes = os.cpu_count() or 1 if workers is None else workers
+    with _progress() as bars:
+        task = bars.add_task("checked", total=None)
+        found = check_data(
+            data,
+            limit=limit,
+            workers=processes,
+            near=near,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    if out:
+        found.write(out)
+    if found.findings:
+        out_console.print(findings_table(found))
+    warnings = len(found.findings) - len(found.faults)
+    left = f", {found.left_out:,} left out by --limit" if found.left_out else ""
+    _say(
+        f"{found.samples:,} samples of {found.sources} sources with {found.media:,} media in {found.seconds:.1f} s "
+        f"({found.samples / found.seconds:,.0f} a second){left}: {len(found.faults):,} faults, {warnings:,} warnings",
+        "red" if found.faults else "green",
+    )
+    raise typer.Exit(1 if found.faults else 0)
+
+
+def _progress() -> Progress:
+    terminal = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_interactive)
+
+
+def _say(text: str, style: str | None = None) -> None:
+    out_console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(title: str, columns: str, left: Sequence[str], caption: str | None = None) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, caption=caption)
+    table.title_justify = table.caption_justify = "left"
+    table.title_style = "bold"
+    for name in columns.split(", "):
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return table
+
+
+def stats_tables(found: Sequence["Record"]) -> list[Table]:
+    """Rows and targets of each source, the media, and the stream of each stage."""
+    rows = _table(
+        "tokens",
+        "stage, source, samples, share, epochs, mean, p50, p95, max, learned, of targets, lost",
+        ("stage", "source"),
+        "learned: share of the tokens that are targets; of targets: share of the stage's targets; lost: trimmed + unused",
+    )
+    media = _table(
+        "media", "stage, source, medium, a sample, tokens, most, size, largest", ("stage", "source", "medium")
+    )
+    stream = _table(
+        "stream, in one process",
+        "stage, objective, samples/s, tokens/s, tokens a step, micro-batches a step, full",
+        ("stage", "objective"),
+        "full: share of the micro-batches that is no padding",
+    )
+    for stage in found:
+        for number, source in enumerate(stage["sources"]):
+            name = "" if number else stage["stage"]
+            rows.add_row(name, *_source_cells(source), end_section=number + 1 == len(stage["sources"]))
+            for kind, one in source["media"].items():
+                media.add_row(stage["stage"], source["source"], kind, *_media_cells(source, kind, one))
+        speed = stage["stream"]
+        cells = [f"stops: {speed['fault']}"] if "fault" in speed else [
+            f"{speed['samples_per_second']:,.0f}",
+            f"{speed['tokens_per_second']:,.0f}",
+            f"{speed['tokens_per_step']:,.0f}",
+            f"{speed['micro_batches_per_step']:.1f}",
+            f"{speed['fill']:.0%}",
+        ]
+        stream.add_row(stage["stage"], stage["objective"], *map(escape, cells))
+    return [table for table in (rows, media, stream) if table.row_count]
+
+
+def _source_cells(source: "Record") -> list[str]:
+    tokens = source["tokens"]
+    lengths = [f"{tokens[name]:,.0f}" if tokens else "-" for name in ("mean", "p50", "p95", "max")]
+    share = source["share_of_targets"]
+    unused = source["too_long"] + source["bad_media"] + source["wrong"]
+    return [
+        escape(source["source"]),
+        f"{source['samples']:,}",
+        f"{source['share']:.1%}",
+        f"{source['epochs']:.3g}",
+        *lengths,
+        f"{source['supervised']:.1%}",
+        f"{share:.1%}" if share is not None else "-",
+        f"{source['trimmed']:,} + {unused:,}" if source["trimmed"] or unused else "-",
+    ]
+
+
+def _media_cells(source: "Record", kind: str, one: "Record") -> list[str]:
+    unit = {"image": "pixels", "audio": "seconds"}.get(kind, "")
+    size = source.get(unit) or {}
+    written = [f"{size[name]:,.0f} px" if kind == "image" else f"{size[name]:.2f} s" for name in ("mean", "max") if size]
+    return [f"{one['per_sample']:.2f}", f"{one['tokens']['mean']:,.1f}", f"{one['tokens']['max']:,.0f}", *written]
+
+
+def findings_table(found: "Check") -> Table:
+    """Faults, then warnings, grouped by reason and source, with the first of each."""
+    from mmgpt.evaluation.data_check import MEANING
+
+    table = _table("findings", "reason, source, count, first", ("reason", "source", "first"))
+    table.columns[-1].no_wrap = False
+    groups: dict[tuple[bool, str, str, str], list[Finding]] = {}
+    for one in found.findings:
+        groups.setdefault((not one.is_fault, one.reason, one.source, one.where), []).append(one)
+    for (is_warning, reason, source, where), group in sorted(groups.items()):
+        colour = "yellow" if is_warning else "red"
+        first = "\n".join(f"{one.key}: {one.message}" for one in group[:SHOWN_KEYS])
+        named = f"[{colour}]{reason}[/{colour}]\n[dim]{MEANING[group[0].reason]}[/dim]"
+        table.add_row(named, f"{escape(source)}\n[dim]{escape(where)}[/dim]", f"{len(group):,}", escape(first))
+    table.columns[0].no_wrap = False
+    return table
