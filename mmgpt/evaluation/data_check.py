@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmgpt.config import UserError
+from mmgpt.datasets.composed import ComposedConfig
 from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample, Text
 from mmgpt.datasets.source import Source, SourceConfig
+from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.evaluation.fingerprint import TOLERANCE, Fingerprint, Lookalikes, fingerprint
 from mmgpt.evaluation.inspect import RecipeData, media_of, rows_of
 from mmgpt.evaluation.task import load_task
@@ -25,7 +27,7 @@ from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong
 from mmgpt.inputs.tokenizer import SLOTS
 
 RANGE = 32  # samples that a worker takes at a time, and that are lost with it
-GENERATED = ("world", "composed")  # readers that draw with replacement: the same sample twice is no fault of theirs
+GENERATED = (WorldConfig, ComposedConfig)  # they draw with replacement: the same sample twice is no fault of theirs
 
 Reason = Literal["medium", "sample", "count", "too long", "crash", "leak", "repeated", "trimmed", "shared medium"]
 MEANING: dict[Reason, str] = {
@@ -255,7 +257,7 @@ class _Comparison:
 
     def _add(self, number: int, reason: Reason, key: str, message: str, other: str = "") -> None:
         unit = self.units[number]
-        is_fault = reason not in WARNINGS and not (reason == "repeated" and unit.config.reader in GENERATED)
+        is_fault = reason not in WARNINGS and not (reason == "repeated" and isinstance(unit.config, GENERATED))
         finding = Finding(reason, key, self.names[number], unit.where, message, other, is_fault)
         self.check.findings.append(finding)
 
@@ -283,11 +285,11 @@ class _Comparison:
             self._same(number, "repeated", one.key, self.own[whole], "its words and media are")
             return
         self.own[whole] = one.key
-        if len(media) == 1 and self.units[number].config.reader not in GENERATED:
+        if len(media) == 1 and not isinstance(self.units[number].config, GENERATED):
             alone = number, *media
             if alone in self.own:
                 self._same(number, "shared medium", one.key, self.own[alone], f"its {media[0][0]} is")
             self.own.setdefault(alone, one.key)
 
     def _same(self, number: int, reason: Reason, key: str, other: str, what: str) -> None:
-        self._add(number, reason, key, f"{what} also that of {other}" if "is" in what else f"{what} those of {other}", other)
+        self._add(number, reason, key, f"{what} also in {other}", other)

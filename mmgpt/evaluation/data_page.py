@@ -1,6 +1,5 @@
 """Samples of a recipe on one HTML page, token by token, as the model will read them and be taught by them."""
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -109,23 +108,21 @@ def _figure(part: Media, entered: Medium | None, model: ModelConfig) -> Markup:
     """A medium as it came, and beside a picture what the encoder gets of it."""
     took = f"{entered.num_tokens} tokens" if entered else "did not enter"
     seen = prepared_picture(entered.values, model.encoders["image"]) if entered and isinstance(part, Image) else None
-    if seen is None:
+    if seen is None or not isinstance(part, Image):
         return tag("figure", medium_figure(part), tag("figcaption", took))
-    original = part.load().size
-    if original == seen.size:
-        return tag("figure", medium_figure(part), tag("figcaption", f"{_sides(original)}, {took}"))
-    buffer = io.BytesIO()
-    seen.save(buffer, format="PNG")
+    came, enters = _sides(part.load()), _sides(seen)
+    if came == enters:
+        return tag("figure", medium_figure(part), tag("figcaption", f"{came}, {took}"))
     return tag(
         "div",
-        tag("figure", medium_figure(part), tag("figcaption", _sides(original))),
-        tag("figure", medium_figure(Image(buffer.getvalue())), tag("figcaption", f"enters as {_sides(seen.size)}, {took}")),
+        tag("figure", medium_figure(part), tag("figcaption", came)),
+        tag("figure", medium_figure(Image(seen)), tag("figcaption", f"enters as {enters}, {took}")),
         cls="pair",
     )
 
 
-def _sides(size: tuple[int, int]) -> str:
-    return f"{size[0]} \N{MULTIPLICATION SIGN} {size[1]}"
+def _sides(picture: PIL.Image.Image) -> str:
+    return f"{picture.width} \N{MULTIPLICATION SIGN} {picture.height}"
 
 
 def prepared_picture(values: Tensor, encoder: EncoderConfig) -> PIL.Image.Image | None:

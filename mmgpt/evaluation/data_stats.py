@@ -201,7 +201,7 @@ def plot_lengths(stats: Sequence[Record], file: Path) -> None:
         panel.set_ylim(0)
         panel.yaxis.set_major_formatter("{x:.0%}")
         panel.set_title(f"{stage['stage']} ({stage['objective']})", loc="left", fontsize=10, fontweight="bold")
-        panel.legend(fontsize=8, frameon=False, loc="upper right")
+        panel.legend(fontsize=8, frameon=False, loc="upper right", bbox_to_anchor=(0.97, 1.0))
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel(f"tokens of a row (dotted: 95th percentiles; dashed: the context, {context:,})")
     panels[0].set_ylabel("share of rows")
