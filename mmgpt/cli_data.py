@@ -95,7 +95,7 @@ def check(
     run: Run = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples of each source.", min=1)] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core if not given, 0 for none.", min=0)] = None,
-    near: Annotated[int, typer.Option(help="Bits of 64 in which copies' fingerprints may differ.", min=0, max=16)] = 2,
+    near: Annotated[int, typer.Option(help="Bits of 64 in which copies' fingerprints may differ.", min=0, max=16)] = 4,
     out: Annotated[Path | None, typer.Option(help="File for all findings, a line of JSON each.")] = None,
 ) -> None:
     """Look at every sample: decodable, fitting, with targets, no copy of another, none of the tasks' test data.

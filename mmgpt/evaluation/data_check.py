@@ -104,7 +104,7 @@ def check_data(
     *,
     limit: int | None = None,
     workers: int = 0,
-    near: int = 2,
+    near: int = 4,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Check:
     """Look at every sample of a recipe's stages and of its tasks' test data.

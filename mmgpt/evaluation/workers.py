@@ -1,5 +1,6 @@
 """A map over processes that outlives them: a worker that is killed or crashes costs its task, not the whole."""
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,13 +50,12 @@ class _Worker(Generic[Task, Result]):
         self.process.start()
         other.close()  # the worker's end: with its last holder gone, reading ends instead of waiting
         self.number: int | None = None  # of its task
+        self.has_begun = False
 
     def give(self, number: int, task: Task) -> None:
         self.number = number
-        try:
+        with contextlib.suppress(BrokenPipeError):  # of a worker that died: reading from it will tell
             self.pipe.send(task)
-        except BrokenPipeError:
-            pass  # reading from it will tell
 
     def take(self) -> Result | Died | Exception:
         try:
@@ -90,6 +90,11 @@ class _Pool(Generic[Task, Result]):
             at = busy[pipe]  # type: ignore[index]
             worker = self.workers[at]
             result = worker.take()
+            if not worker.has_begun:
+                if isinstance(result, Died):  # the next would too
+                    raise ChildProcessError(f"a worker ended before it began ({result}); use 0 workers")
+                worker.has_begun = True
+                continue
             if isinstance(result, Exception):
                 raise result
             assert worker.number is not None
@@ -105,6 +110,7 @@ class _Pool(Generic[Task, Result]):
 
 def _work(function: Callable[[Any], Any], pipe: Connection) -> None:
     torch.set_num_threads(1)
+    pipe.send(None)
     while True:
         try:
             task = pipe.recv()
