@@ -173,13 +173,17 @@ def stats_tables(found: Sequence["Record"]) -> list[Table]:
             for kind, one in source["media"].items():
                 media.add_row(stage["stage"], source["source"], kind, *_media_cells(source, kind, one))
         speed = stage["stream"]
-        cells = [f"stops: {speed['fault']}"] if "fault" in speed else [
-            f"{speed['samples_per_second']:,.0f}",
-            f"{speed['tokens_per_second']:,.0f}",
-            f"{speed['tokens_per_step']:,.0f}",
-            f"{speed['micro_batches_per_step']:.1f}",
-            f"{speed['fill']:.0%}",
-        ]
+        cells = (
+            [f"stops: {speed['fault']}"]
+            if "fault" in speed
+            else [
+                f"{speed['samples_per_second']:,.0f}",
+                f"{speed['tokens_per_second']:,.0f}",
+                f"{speed['tokens_per_step']:,.0f}",
+                f"{speed['micro_batches_per_step']:.1f}",
+                f"{speed['fill']:.0%}",
+            ]
+        )
         stream.add_row(stage["stage"], stage["objective"], *map(escape, cells))
     return [table for table in (rows, media, stream) if table.row_count]
 
@@ -204,7 +208,9 @@ def _source_cells(source: "Record") -> list[str]:
 def _media_cells(source: "Record", kind: str, one: "Record") -> list[str]:
     unit = {"image": "pixels", "audio": "seconds"}.get(kind, "")
     size = source.get(unit) or {}
-    written = [f"{size[name]:,.0f} px" if kind == "image" else f"{size[name]:.2f} s" for name in ("mean", "max") if size]
+    written = [
+        f"{size[name]:,.0f} px" if kind == "image" else f"{size[name]:.2f} s" for name in ("mean", "max") if size
+    ]
     return [f"{one['per_sample']:.2f}", f"{one['tokens']['mean']:,.1f}", f"{one['tokens']['max']:,.0f}", *written]
 
 

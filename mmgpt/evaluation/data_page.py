@@ -97,7 +97,9 @@ def _card(data: RecipeData, source: Source, index: int, objective: Objective) ->
 def _article(key: str, lengths: str, media: Sequence[Markup], blocks: Sequence[Markup]) -> Markup:
     caption = tag("p", tag("b", key), tag("span", lengths), cls="key")
     shown = tag("div", *media, cls="media") if media else None
-    return tag("article", shown, tag("div", caption, *blocks, cls="words"), cls="card look" if media else "card look plain")
+    return tag(
+        "article", shown, tag("div", caption, *blocks, cls="words"), cls="card look" if media else "card look plain"
+    )
 
 
 def _refused(error: UserError) -> Markup:

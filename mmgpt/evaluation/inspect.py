@@ -58,9 +58,7 @@ def open_data(
     tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, sources)
     for modality in recipe.model.encoders:
         tokenizer.special(SLOTS[modality])
-    renderer = Renderer(
-        tokenizer, TEMPLATES[recipe.template], recipe.model.media_specs(), recipe.model.decoder.context
-    )
+    renderer = Renderer(tokenizer, TEMPLATES[recipe.template], recipe.model.media_specs(), recipe.model.decoder.context)
     wanted = names if stage is None else [stage]
     return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
 

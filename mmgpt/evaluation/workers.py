@@ -25,9 +25,7 @@ class Died:
         return f"by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def map_in_workers(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
-) -> Iterator[Result | Died]:
+def map_in_workers(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result | Died]:
     """Results in the order of the tasks; with 0 workers, in this process.
 
     Function and tasks are pickled: processes are spawned, for a forked one inherits torch's threads in pieces.

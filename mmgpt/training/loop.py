@@ -221,7 +221,9 @@ class _Stage:
                     )
 
     def _stream(self, start: int) -> StepStream:
-        return open_stream(self.stage, self.sources, self.bundle.renderer, self.seed, start, self.ranks.rank, self.ranks.world)
+        return open_stream(
+            self.stage, self.sources, self.bundle.renderer, self.seed, start, self.ranks.rank, self.ranks.world
+        )
 
     def _update(self, data: StepData, step: int) -> StepStats:
         torch.manual_seed(self.noise + step)
