@@ -155,7 +155,7 @@ def stats_tables(found: Sequence["Record"]) -> list[Table]:
         "tokens",
         "stage, source, samples, share, epochs, mean, p50, p95, max, learned, of targets, lost",
         ("stage", "source"),
-        "learned: share of the tokens that are targets; of targets: share of the stage's targets; lost: trimmed + unused",
+        "learned: targets among the tokens; of targets: share of the stage's; lost: trimmed + unused",
     )
     media = _table(
         "media", "stage, source, medium, a sample, tokens, most, size, largest", ("stage", "source", "medium")

@@ -66,7 +66,7 @@ def test_show_writes_a_page(mmgpt_says, recipe, tmp_path):
 def test_a_run_gives_its_tokenizer(mmgpt_says, recipe, tokenizer, tmp_path):
     (tmp_path / "run").mkdir()
     tokenizer.save(tmp_path / "run")
-    code, said, _ = mmgpt_says("data", "show", *recipe, "--run", tmp_path / "run", "--out", tmp_path / "page.html")
+    code, *_ = mmgpt_says("data", "show", *recipe, "--run", tmp_path / "run", "--out", tmp_path / "page.html")
     assert code == 0
     assert f"{len(tokenizer)} tokens" in (tmp_path / "page.html").read_text()
 

@@ -13,7 +13,7 @@ from mmgpt.datasets.source import Source
 from mmgpt.encoders import EncoderConfig
 from mmgpt.evaluation.gallery import medium_figure
 from mmgpt.evaluation.inspect import RecipeData, media_of, rows_of, spread_indexes
-from mmgpt.evaluation.plots import Markup, data_url, tag
+from mmgpt.evaluation.plots import Markup, tag
 from mmgpt.evaluation.report import html_page
 from mmgpt.inputs.chat import IGNORED, Medium, Objective, Rendered
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer

@@ -10,6 +10,7 @@ Shape letters: V entries of a vector, P projections (bits), N vectors compared.
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import PIL.Image
@@ -114,4 +115,4 @@ class Lookalikes:
     def _pieces(self, bits: int) -> list[tuple[int, int]]:
         """The bits cut into near + 1 pieces, of which two within `near` share one."""
         edges = [piece * BITS // (self.near + 1) for piece in range(self.near + 2)]
-        return [(low, bits >> low & ((1 << (high - low)) - 1)) for low, high in zip(edges, edges[1:], strict=False)]
+        return [(low, bits >> low & ((1 << (high - low)) - 1)) for low, high in pairwise(edges)]

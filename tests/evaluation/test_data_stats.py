@@ -20,7 +20,7 @@ def row(answer: str, *before: dict) -> dict:
 
 @pytest.fixture
 def data(make_recipe, tmp_path):
-    """A stage of three pictures, one of them absent, one sample too long, and of plain text with three times the weight."""
+    """A stage of pictures, with one absent and one sample too long, and of texts with three times the weight."""
     PIL.Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
     absent = {**ASKED, "content": [{"type": "image", "path": "b.png"}]}
     rows = [row("a dog", ASKED), row("a cat and a dog", ASKED), row("?", absent), row("word " * 500, ASKED)]
