@@ -62,6 +62,8 @@ def stats(
     for table in stats_tables(found):
         out_console.print(table)
     for one in found:
+        if "fault" in one["stream"]:
+            _say(f"{one['stage']}: the training would stop: {one['stream']['fault']}", "red")
         for source in one["sources"]:
             for reason, message in source["first_faults"].items():
                 _say(f"{one['stage']}: {source['source']}: first {reason.replace('_', ' ')}: {message}", "yellow")
@@ -141,7 +143,7 @@ def _say(text: str, style: str | None = None) -> None:
 
 
 def _table(title: str, columns: str, left: Sequence[str], caption: str | None = None) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, caption=caption)
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption)
     table.title_justify = table.caption_justify = "left"
     table.title_style = "bold"
     for name in columns.split(", "):
@@ -150,59 +152,56 @@ def _table(title: str, columns: str, left: Sequence[str], caption: str | None = 
 
 
 def stats_tables(found: Sequence["Record"]) -> list[Table]:
-    """Rows and targets of each source, the media, and the stream of each stage."""
-    rows = _table(
-        "tokens",
-        "stage, source, samples, share, epochs, mean, p50, p95, max, learned, of targets, lost",
-        ("stage", "source"),
-        "learned: targets among the tokens; of targets: share of the stage's; lost: trimmed + unused",
+    """The mixture, the lengths of rows, the media, and the stream of each stage; all fit 80 letters."""
+    ends = ("stage", "source", "medium", "objective")
+    mixture = _table(
+        "mixture",
+        "stage, source, samples, share, epochs, of targets, lost",
+        ends,
+        "of targets: share of what the stage learns; lost: trimmed + unused",
     )
-    media = _table(
-        "media", "stage, source, medium, a sample, tokens, most, size, largest", ("stage", "source", "medium")
-    )
+    lengths = _table("tokens", "stage, source, mean, p50, p95, max, learned", ends, "learned: those that are targets")
+    media = _table("media", "stage, source, medium, each, tokens, most, size, largest", ends, "each: in each sample")
     stream = _table(
         "stream, in one process",
-        "stage, objective, samples/s, tokens/s, tokens a step, micro-batches a step, full",
-        ("stage", "objective"),
+        "stage, objective, samples/s, tokens/s, tokens/step, batches/step, full",
+        ends,
         "full: share of the micro-batches that is no padding",
     )
     for stage in found:
         for number, source in enumerate(stage["sources"]):
-            name = "" if number else stage["stage"]
-            rows.add_row(name, *_source_cells(source), end_section=number + 1 == len(stage["sources"]))
+            names = ("" if number else stage["stage"], escape(source["source"]))
+            is_last = number + 1 == len(stage["sources"])
+            mixture.add_row(*names, *_mixture_cells(source), end_section=is_last)
+            lengths.add_row(*names, *_length_cells(source), end_section=is_last)
             for kind, one in source["media"].items():
-                media.add_row(stage["stage"], source["source"], kind, *_media_cells(source, kind, one))
-        speed = stage["stream"]
-        cells = (
-            [f"stops: {speed['fault']}"]
-            if "fault" in speed
-            else [
-                f"{speed['samples_per_second']:,.0f}",
-                f"{speed['tokens_per_second']:,.0f}",
-                f"{speed['tokens_per_step']:,.0f}",
-                f"{speed['micro_batches_per_step']:.1f}",
-                f"{speed['fill']:.0%}",
-            ]
-        )
-        stream.add_row(stage["stage"], stage["objective"], *map(escape, cells))
-    return [table for table in (rows, media, stream) if table.row_count]
+                media.add_row(stage["stage"], names[1], kind, *_media_cells(source, kind, one))
+        if "fault" not in stage["stream"]:
+            stream.add_row(stage["stage"], stage["objective"], *_stream_cells(stage["stream"]))
+    return [table for table in (mixture, lengths, media, stream) if table.row_count]
 
 
-def _source_cells(source: "Record") -> list[str]:
-    tokens = source["tokens"]
-    lengths = [f"{tokens[name]:,.0f}" if tokens else "-" for name in ("mean", "p50", "p95", "max")]
+def _mixture_cells(source: "Record") -> list[str]:
     share = source["share_of_targets"]
     unused = source["too_long"] + source["bad_media"] + source["wrong"]
     return [
-        escape(source["source"]),
         f"{source['samples']:,}",
         f"{source['share']:.1%}",
         f"{source['epochs']:.3g}",
-        *lengths,
-        f"{source['supervised']:.1%}",
         f"{share:.1%}" if share is not None else "-",
         f"{source['trimmed']:,} + {unused:,}" if source["trimmed"] or unused else "-",
     ]
+
+
+def _length_cells(source: "Record") -> list[str]:
+    tokens = source["tokens"]
+    lengths = [f"{tokens[name]:,.0f}" if tokens else "-" for name in ("mean", "p50", "p95", "max")]
+    return [*lengths, f"{source['supervised']:.1%}"]
+
+
+def _stream_cells(stream: "Record") -> list[str]:
+    speeds = [f"{stream[name]:,.0f}" for name in ("samples_per_second", "tokens_per_second", "tokens_per_step")]
+    return [*speeds, f"{stream['micro_batches_per_step']:.1f}", f"{stream['fill']:.0%}"]
 
 
 def _media_cells(source: "Record", kind: str, one: "Record") -> list[str]:

@@ -3,6 +3,10 @@ import json
 import PIL.Image
 import pytest
 import yaml
+from rich.console import Console
+
+from mmgpt.cli_data import stats_tables
+from mmgpt.training.recipe import load_recipe
 
 
 @pytest.fixture
@@ -48,12 +52,36 @@ def test_check_runs_in_workers(mmgpt_says, recipe):
 def test_stats_prints_tables_or_json_and_writes_a_folder(mmgpt_says, recipe, tmp_path):
     code, said, told = mmgpt_says("data", "stats", *recipe, "--out", tmp_path / "stats")
     assert (code, told) == (0, "")
-    for word in ("rows[a]", "of targets", "micro-batches", "900 px", "0 + 1", "first bad media: ", "bad.png"):
+    for word in ("rows[a]", "of targets", "batches/step", "900 px", "0 + 1", "first bad media: ", "bad.png"):
         assert word in said
     assert {file.name for file in (tmp_path / "stats").iterdir()} == {"stats.json", "lengths.png"}
+    assert "rows[a]/4" in said
     code, said, _ = mmgpt_says("data", "stats", *recipe, "--json", "--limit", 2)
     assert code == 0
     assert json.loads(said)[0]["sources"][0]["looked_at"] == 2
+
+
+def test_stats_tells_what_would_stop_the_training(mmgpt_says, recipe, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "who?"}]}) + "\n")
+    code, said, _ = mmgpt_says("data", "stats", *recipe)
+    assert code == 0
+    assert "stage0: the training would stop: rows[a]/0: no token is a target" in said
+
+
+@pytest.mark.parametrize("stats", ["quickstart", "real/joint"])
+def test_tables_fit_a_narrow_terminal(stats):
+    sources = [
+        source.label or getattr(source, "name", "") for stage in load_recipe(stats).stages for source in stage.data
+    ]
+    tokens = {"mean": 1234.0, "p50": 1234.0, "p95": 1234.0, "max": 1234.0}
+    one = {"samples": 100_000, "share": 0.333, "epochs": 0.0192, "share_of_targets": 0.5, "trimmed": 12}
+    one |= {"too_long": 3, "bad_media": 0, "wrong": 0, "tokens": tokens, "supervised": 0.333, "pixels": tokens}
+    one |= {"media": {"image": {"per_sample": 1.0, "tokens": tokens}}}
+    speeds = ("samples_per_second", "tokens_per_second", "tokens_per_step", "micro_batches_per_step")
+    stream = {**dict.fromkeys(speeds, 12_345.0), "fill": 0.5}
+    records = [{**one, "source": name} for name in sources]
+    for table in stats_tables([{"stage": "pretrain", "objective": "respond", "sources": records, "stream": stream}]):
+        assert Console(width=200).measure(table).maximum <= 80
 
 
 def test_show_writes_a_page(mmgpt_says, recipe, tmp_path):
