@@ -126,7 +126,7 @@ def check(
     left = f", {found.left_out:,} left out by --limit" if found.left_out else ""
     _say(
         f"{found.samples:,} samples of {found.sources} sources with {found.media:,} media in {found.seconds:.1f} s "
-        f"({found.samples / found.seconds:,.0f} a second){left}: {len(found.faults):,} faults, {warnings:,} warnings",
+        f"({found.samples / found.seconds:,.0f} a second){left}; faults: {len(found.faults):,}, warnings: {warnings:,}",
         "red" if found.faults else "green",
     )
     raise typer.Exit(1 if found.faults else 0)

@@ -32,7 +32,7 @@ def test_check_exits_with_1_if_there_is_a_fault_and_writes_all_findings(mmgpt_sa
     assert "rows[a]" in said
     assert "bad.png: not a picture that can be read" in " ".join(said.split())
     assert "5 samples of 1 sources with 5 media" in said
-    assert "1 faults, 3 warnings" in said
+    assert "faults: 1, warnings: 3" in said
     findings = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
     assert [one["key"] for one in findings if one["is_fault"]] == ["rows[a]/4"]
 
@@ -40,13 +40,13 @@ def test_check_exits_with_1_if_there_is_a_fault_and_writes_all_findings(mmgpt_sa
 def test_check_exits_with_0_where_warnings_are_all(mmgpt_says, recipe):
     code, said, _ = mmgpt_says("data", "check", *recipe, "--workers", 0, "--limit", 2)
     assert code == 0
-    assert "3 left out by --limit: 0 faults, 1 warnings" in said
+    assert "3 left out by --limit; faults: 0, warnings: 1" in said
 
 
 def test_check_runs_in_workers(mmgpt_says, recipe):
     code, said, told = mmgpt_says("data", "check", *recipe, "--workers", 1)
     assert (code, told) == (1, "")
-    assert "1 faults, 3 warnings" in said
+    assert "faults: 1, warnings: 3" in said
 
 
 def test_stats_prints_tables_or_json_and_writes_a_folder(mmgpt_says, recipe, tmp_path):
@@ -96,7 +96,7 @@ def test_a_run_gives_its_tokenizer(mmgpt_says, recipe, tokenizer, tmp_path):
     tokenizer.save(tmp_path / "run")
     code, *_ = mmgpt_says("data", "show", *recipe, "--run", tmp_path / "run", "--out", tmp_path / "page.html")
     assert code == 0
-    assert f"{len(tokenizer)} tokens" in (tmp_path / "page.html").read_text()
+    assert f"vocabulary {len(tokenizer)}<" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize("command", ["stats", "show", "check"])

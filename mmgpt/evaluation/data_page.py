@@ -38,7 +38,11 @@ def write_data_page(data: RecipeData, file: Path, *, limit: int = 20, seed: int 
         for number, (source, stages) in enumerate(shown.values())
     ]
     top = tag("div", tag("p", "mmgpt data", cls="eyebrow"), cls="top")
-    facts = (f"{len(shown)} sources", f"context {data.renderer.context:,}", f"{len(data.renderer.tokenizer):,} tokens")
+    facts = (
+        f"{len(shown)} sources",
+        f"context {data.renderer.context:,}",
+        f"vocabulary {len(data.renderer.tokenizer):,}",
+    )
     summary = tag("p", *(tag("span", fact) for fact in facts), cls="summary")
     header = tag("header", top, tag("h1", data.recipe.name), summary, _legend(), tag("nav", *links, cls="sources"))
     page = html_page(f"{data.recipe.name} - mmgpt data", header, tag("main", *sections))

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -107,6 +108,7 @@ class _Pool(Generic[Task, Result]):
 
 
 def _work(function: Callable[[Any], Any], pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C goes to all; the main process ends its workers
     torch.set_num_threads(1)
     pipe.send(None)
     while True:
