@@ -30,6 +30,12 @@ class Order:
         """Draws in all, None for endless."""
         return None if None in self.limits else sum(limit or 0 for limit in self.limits)
 
+    def counts(self, draws: int) -> list[int]:
+        """How many of the first so many draws each source has, to within one."""
+        if any(limit is not None for limit in self.limits):
+            return self.draw(draws).counts
+        return [round(draws * weight / sum(self.weights)) for weight in self.weights]
+
     def draw(self, start: int = 0) -> "Draws":
         """Draws from number `start` on."""
         return Draws(self, start)

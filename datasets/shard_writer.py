@@ -21,6 +21,7 @@ from typing import Any
 import soundfile
 
 from mmgpt.config import UserError
+from mmgpt.datasets.dedup import keep_texts
 from mmgpt.datasets.media import Audio, Image, Media, MediaError
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Message, Part, Sample, Text
@@ -100,6 +101,25 @@ def write_shards(
             pool.shutdown(cancel_futures=True)
             raise
     return merge_shards(job.out) if parts == 1 else None
+
+
+def keep_once(job: Job, rules: Record) -> tuple[Job, Counter[str]]:
+    """The job for what `keep_texts` keeps of its source, and the counts of what it drops.
+
+    The first of the parts to come here finds it out; the others read kept.json in the folder of the shards.
+    """
+    told = hashlib.sha256((job.config.model_dump_json() + json.dumps(rules)).encode()).hexdigest()
+    path = job.out / "kept.json"
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if kept["fingerprint"] != told:
+            raise UserError(f"{path}: kept of other data or by other rules; give another folder, or remove it")
+    else:
+        found = keep_texts(job.open(), **rules)
+        kept = {"fingerprint": told, "dropped": found.dropped, "indexes": found.indexes}
+        job.out.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, json.dumps(kept).encode())
+    return replace(job, kept=tuple(kept["indexes"])), Counter(kept["dropped"])
 
 
 def merge_shards(out: Path) -> Record:

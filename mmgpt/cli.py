@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperCommand
 
+from mmgpt import cli_data
 from mmgpt.config import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_data.app, name="data")
 out_console = Console()
 
 DataRoot = Annotated[Path, typer.Option(help="Folder that the paths in a recipe or task are relative to.")]

@@ -63,7 +63,7 @@ def _card(sample: Record, folder: Path) -> Markup:
     messages, reference = parse_messages(sample["messages"]), str(sample["reference"])
     turn = next((m for m in reversed(messages) if m.role == "user"), Message("user", ()))
     before = [message for message in messages if message is not turn]
-    media = [_medium(part, folder) for part in turn.parts if isinstance(part, Media)]
+    media = [medium_figure(part, folder) for part in turn.parts if isinstance(part, Media)]
     earlier = None
     if before:
         lines = [tag("p", tag("b", f"{message.role}: "), _in_words(message.parts)) for message in before]
@@ -107,7 +107,7 @@ def _said(prediction: str, reference: str | None) -> list[str]:
     return said
 
 
-def _medium(part: Media, folder: Path) -> Markup:
+def medium_figure(part: Media, folder: Path = Path()) -> Markup:
     """A picture, sound or video as an element that holds its data, or a placeholder that says why not."""
     source = part.source
     if isinstance(source, str) and not source.startswith("data:") and (folder / source).is_file():
@@ -132,7 +132,7 @@ def _picture(image: Image) -> Markup:
 
 
 def _player(medium: Media) -> Markup:
-    payload = medium.read() or b""
+    payload = medium.encoded()[1]
     mime = next((mime for magic, mime in MAGIC.items() if payload.startswith(magic)), None)
     if payload[4:8] == b"ftyp":
         mime = "video/mp4" if isinstance(medium, Video) else "audio/mp4"

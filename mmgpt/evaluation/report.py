@@ -111,6 +111,12 @@ def _stages(log: Sequence[Record], recipe: Record) -> list[_Stage]:
 
 def _page(run: _Run) -> Markup:
     name = run.folder.resolve().name
+    sections = (_scores(run), _curves(run), _freeze_tables(run), _samples(run), _recipe(run))
+    return html_page(f"{name} - mmgpt run report", _header(run, name), tag("main", *sections), _footer(run))
+
+
+def html_page(title: str, *body: str) -> Markup:
+    """A page with the style of reports, which may load nothing."""
     css = resources.files("mmgpt.evaluation").joinpath("report.css").read_text(encoding="utf-8")
     head = tag(
         "head",
@@ -118,12 +124,10 @@ def _page(run: _Run) -> Markup:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", f"{name} - mmgpt run report"),
+        tag("title", title),
         tag("style", Markup(css)),
     )
-    sections = (_scores(run), _curves(run), _freeze_tables(run), _samples(run), _recipe(run))
-    body = tag("body", _header(run, name), tag("main", *sections), _footer(run))
-    return tag("html", head, body, lang="en")
+    return tag("html", head, tag("body", *body), lang="en")
 
 
 def _section(title: str, *children: str | None, hint: str = "") -> Markup:

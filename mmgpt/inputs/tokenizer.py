@@ -100,6 +100,10 @@ class Tokenizer:
         """Write tokenizer.json into a folder."""
         self.core.save(str(Path(folder) / "tokenizer.json"))
 
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self._encode(text))
+
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.core.encode(text, add_special_tokens=False).ids)
 

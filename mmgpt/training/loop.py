@@ -25,7 +25,7 @@ from mmgpt.model.weights import Bundle, new_bundle, read_json, save_bundle, writ
 from mmgpt.training import checkpoint
 from mmgpt.training.interrupt import Interrupted, stop_signals
 from mmgpt.training.log import RunLog
-from mmgpt.training.mixing import order_of, steps_of
+from mmgpt.training.mixing import open_stream, steps_of
 from mmgpt.training.optim import freeze_except, make_optimizers, rate_of, set_rates, share_of_peak
 from mmgpt.training.ranks import Ranks, join_ranks
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
@@ -98,7 +98,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
         run.mkdir(parents=True, exist_ok=True)
         write_file(run / "config.yaml", to_yaml(recipe))
         if not (run / "tokenizer.json").is_file():
-            write_file(run / "tokenizer.json", _tokenizer(recipe, sources).core.to_str(pretty=True))
+            write_file(run / "tokenizer.json", make_tokenizer(recipe, sources).core.to_str(pretty=True))
         log.cut(names, start.stage if start else 0, start.step if start else -1)
 
     ranks.on_main(begin)
@@ -123,7 +123,8 @@ def _keep_freed_memory() -> None:
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD
 
 
-def _tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenizer:
+def make_tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenizer:
+    """The tokenizer that a recipe names, or one trained on the texts of the sources of each of its stages."""
     if recipe.tokenizer.path:
         return Tokenizer.load(recipe.tokenizer.path)
     distinct = {
@@ -226,19 +227,8 @@ class _Stage:
                     )
 
     def _stream(self, start: int) -> StepStream:
-        return StepStream(
-            self.sources,
-            order_of(self.stage, self.sources, self.bundle.renderer, self.seed),
-            self.bundle.renderer,
-            objective=self.stage.objective,
-            batch_size=self.stage.batch_size,
-            micro_batch_tokens=self.stage.micro_batch_tokens,
-            micro_batch_media=self.stage.micro_batch_media,
-            row_tokens=self.stage.row_tokens,
-            start=start,
-            word_dropout=self.stage.word_dropout,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+        return open_stream(
+            self.stage, self.sources, self.bundle.renderer, self.seed, start, self.ranks.rank, self.ranks.world
         )
 
     def _update(self, data: StepData, step: int) -> StepStats:

@@ -6,7 +6,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.mixture import Order
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.chat import Renderer
-from mmgpt.inputs.stream import mean_tokens
+from mmgpt.inputs.stream import StepStream, mean_tokens
 from mmgpt.training.recipe import StageConfig
 
 
@@ -50,3 +50,29 @@ def order_of(stage: StageConfig, sources: Sequence[Source], renderer: Renderer, 
         tokens = [mean_tokens(source, renderer, stage.objective) for source in sources]
         weights = [weight / mean for weight, mean in zip(weights, tokens, strict=True)]
     return Order([len(source) for source in sources], weights, seed, limits)
+
+
+def open_stream(
+    stage: StageConfig,
+    sources: Sequence[Source],
+    renderer: Renderer,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> StepStream:
+    """The steps of a stage from `start` on, or a rank's share of them."""
+    return StepStream(
+        sources,
+        order_of(stage, sources, renderer, seed),
+        renderer,
+        objective=stage.objective,
+        batch_size=stage.batch_size,
+        micro_batch_tokens=stage.micro_batch_tokens,
+        micro_batch_media=stage.micro_batch_media,
+        row_tokens=stage.row_tokens,
+        start=start,
+        word_dropout=stage.word_dropout,
+        rank=rank,
+        world=world,
+    )

@@ -1,0 +1,87 @@
+"""A recipe's data opened as its training would, without a model: sources, and the renderer that they pass through."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmgpt.config import UserError, did_you_mean
+from mmgpt.datasets.media import Media
+from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.sample import Message, Sample
+from mmgpt.datasets.source import Source
+from mmgpt.inputs.chat import TEMPLATES, Objective, Renderer
+from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.training.loop import make_tokenizer
+from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """A recipe, its sources by stage, and how they become tokens."""
+
+    recipe: Recipe
+    data_root: Path
+    sources: dict[str, list[Source]]  # by the name of the stage
+    renderer: Renderer
+
+    @property
+    def stages(self) -> list[StageConfig]:
+        """The stages that are looked at."""
+        return [stage for stage in self.recipe.stages if stage.name in self.sources]
+
+
+def open_data(
+    recipe: str | Path | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    stage: str | None = None,
+    data_root: str | Path = ".",
+    run: str | Path | None = None,
+) -> RecipeData:
+    """Open a recipe's data, and its tokenizer: that of a run, else made as the training would make it.
+
+    Args:
+        recipe: a YAML file, the name of a recipe that comes with mmgpt, or a Recipe.
+        overrides: dotted keys, as in `stages.instruct.batch_size=10`.
+        stage: look at this one alone.
+        data_root: the folder that paths in the recipe are relative to.
+        run: the folder of a run of this recipe, for its tokenizer.
+    Raises:
+        UserError: if the recipe or a source is wrong, or there is no such stage.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
+    names = [one.name for one in recipe.stages]
+    if stage is not None and stage not in names:
+        raise UserError(f"stage {stage!r} is none of {recipe.name}'s; {did_you_mean(stage, names)}")
+    sources = {one.name: [open_source(item, data_root) for item in one.data] for one in recipe.stages}
+    tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, sources)
+    for modality in recipe.model.encoders:
+        tokenizer.special(SLOTS[modality])
+    renderer = Renderer(tokenizer, TEMPLATES[recipe.template], recipe.model.media_specs(), recipe.model.decoder.context)
+    wanted = names if stage is None else [stage]
+    return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
+
+
+def spread_indexes(size: int, limit: int, seed: int = 0) -> list[int]:
+    """At most `limit` indexes below `size`, in order: one drawn from each of as many equal stretches."""
+    count = min(size, limit)
+    rng = random.Random(seed)
+    return [rng.randrange(at * size // count, (at + 1) * size // count) for at in range(count)]
+
+
+def rows_of(sample: Sample, objective: Objective) -> list[Sample]:
+    """What a stage renders of a sample: branches together where it learns to respond, else apart."""
+    return [sample] if objective == "respond" else sample.unbranched()
+
+
+def turns_of(sample: Sample) -> Iterator[Message]:
+    """Every turn of a sample, its branches included."""
+    yield from sample.messages
+    for branch in sample.branches:
+        yield from branch
+
+
+def media_of(sample: Sample) -> list[Media]:
+    """Every medium of a sample in reading order, its branches included."""
+    return [part for turn in turns_of(sample) for part in turn.parts if isinstance(part, Media)]
