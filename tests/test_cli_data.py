@@ -114,3 +114,55 @@ def test_wrong_input_is_refused_with_2(command, arguments, told, mmgpt_says, rec
     assert code == 2
     assert told in said
     assert said.startswith("error: ")
+
+
+@pytest.fixture
+def lines(tmp_path):
+    """A source of twelve texts, three of them copies."""
+    texts = [f"this is line number {number} of a book of many lines" for number in range(9)]
+    (tmp_path / "book.txt").write_text("\n".join([*texts, *texts[:3]]))
+    (tmp_path / "book.yaml").write_text("{reader: text, path: book.txt, unit: line}")
+    return [tmp_path / "book.yaml", tmp_path / "shards", "--data-root", tmp_path, "--workers", 1]
+
+
+def test_shard_writes_and_says_what_and_how_to_read_it(mmgpt_says, lines, tmp_path):
+    code, said, told = mmgpt_says("data", "shard", *lines)
+    assert (code, told) == (0, "")
+    assert "12 samples in 1 shards" in said
+    assert f"{{reader: shards, path: {tmp_path / 'shards'}}}" in said
+    code, said, _ = mmgpt_says("data", "shard", *lines, "limit=3")
+    assert code == 2
+
+
+def test_shard_by_parts_drops_copies_and_counts_tokens(mmgpt_says, lines, tmp_path, tokenizer):
+    tokenizer.core.save(str(tmp_path / "tokenizer.json"))
+    options = ("--max-size", "4kB", "--near-copies", 0.9, "--tokenizer", tmp_path)
+    code, said, _ = mmgpt_says("data", "shard", *lines, *options, "--part", "2/2")
+    assert code == 0
+    assert "dropped: 3 near copies" in said
+    assert "part 2/2 is written; when all are:  mmgpt data shard" in said
+    code, _, told = mmgpt_says("data", "shard", *lines, "--merge")
+    assert code == 2
+    assert "are missing; run the parts that stopped again" in told
+    assert mmgpt_says("data", "shard", *lines, *options, "--part", "1/2")[0] == 0
+    code, said, _ = mmgpt_says("data", "shard", *lines, "--merge")
+    assert code == 0
+    tokens = sum(tokenizer.count(f"this is line number {number} of a book of many lines") for number in range(9))
+    assert "9 samples in" in said
+    assert f"{tokens:,} tokens" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--part", "3"), "--part 3: write K/N"),
+        (("--part", "3/2"), "part 3/2: the parts of 2 are 1 to 2"),
+        (("--max-size", "many"), "--max-size many: write a number and a unit"),
+        (("--near-copies", "2"), "near=2.0: a similarity lies between 0 and 1"),
+        (("window=-1",), "book.yaml: source.window=-1: Input should be greater than 0"),
+    ],
+)
+def test_shard_refuses_what_cannot_be(options, told, mmgpt_says, lines):
+    code, _, errors = mmgpt_says("data", "shard", *lines, *options)
+    assert code == 2
+    assert told in errors
