@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -37,7 +38,9 @@ class Image(Media):
         picture = self._open(limits)
         check_pixels(self.name(), picture.width, picture.height, limits)
         try:
-            return to_rgb(PIL.ImageOps.exif_transpose(picture))
+            picture.load()
+            is_upright = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
+            return to_rgb(picture if is_upright else PIL.ImageOps.exif_transpose(picture))
         except DAMAGE as error:
             raise MediaError(f"{self.name()}: the picture is damaged ({error}); replace or remove it") from None
 
@@ -123,7 +126,7 @@ def to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.has_transparency_data:
         opaque = PIL.Image.new("RGBA", picture.size, "white")
         picture = PIL.Image.alpha_composite(opaque, picture.convert("RGBA"))
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
 
 
 def _to_8_bits(picture: PIL.Image.Image) -> PIL.Image.Image:

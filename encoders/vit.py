@@ -16,6 +16,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmgpt.config import Config
 from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
@@ -74,11 +75,13 @@ class ViTConfig(Config):
         """
         if rng and self.augment:
             picture = transform_picture(picture, self.augment, self.image_size, rng)
-        if picture.size != (self.image_size,) * 2:
-            picture = picture.resize((self.image_size,) * 2, PIL.Image.Resampling.BICUBIC)
-        pixels_HWC = np.asarray(picture, dtype=np.float32) / np.float32(255)
-        normal_HWC = (pixels_HWC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(normal_HWC.transpose(2, 0, 1).copy())
+        pixels_CHW = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        if picture.size != (self.image_size,) * 2:  # as bytes, which is three times as fast as with Pillow
+            size = (self.image_size,) * 2
+            pixels_CHW = F.interpolate(pixels_CHW[None], size, mode="bicubic", antialias=True)[0]
+        mean_C11, std_C11 = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        scale_C11 = 1 / (255 * std_C11)
+        return pixels_CHW.contiguous().float().mul_(scale_C11).sub_(mean_C11 / std_C11)
 
 
 class ConvStem(PatchEmbed):

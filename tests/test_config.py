@@ -75,8 +75,8 @@ def test_a_wrong_value_is_answered_with_its_path_the_value_and_the_rule(override
 
 
 def test_a_missing_key_is_named(tree):
-    del tree["stages"][0]["steps"]
-    with pytest.raises(UserError, match=r"my.yaml: stages.0.steps is missing; it has no default"):
+    del tree["stages"][0]["data"]
+    with pytest.raises(UserError, match=r"my.yaml: stages.0.data is missing; it has no default"):
         build(Recipe, tree, "my.yaml")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmgpt.inputs.chat import IGNORED, Objective, PairedText, Rendered
 
+TRIALS = 4  # numbers of rows among which packing chooses
 PADDING = -1  # the document number of padding
 
 
@@ -143,10 +144,11 @@ def _collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
         media = [(medium, name) for medium, name in found if medium.modality == modality]
         values = [medium.values for medium, _ in media]
         lengths = torch.tensor([value.shape[-1] for value in values])
-        longest = int(lengths.max())
-        padded = [torch.nn.functional.pad(value, (0, longest - value.shape[-1])) for value in values]
+        padded = values[0].new_zeros(len(values), *values[0].shape[:-1], int(lengths.max()))
+        for at, value in enumerate(values):
+            padded[at, ..., : value.shape[-1]] = value
         batches[modality] = MediaBatch(
-            torch.stack(padded),
+            padded,
             lengths,
             num_tokens=tuple(medium.num_tokens for medium, _ in media),
             names=tuple(name for _, name in media),
@@ -176,20 +178,24 @@ def split_by_tokens(
 
 
 def pack(samples: Sequence[Rendered], length: int, max_media: int | None = None) -> list[list[Rendered]]:
-    """Lay samples into as few rows of up to `length` tokens and `max_media` media of a kind as will do, evenly filled.
+    """Lay samples into a few rows of up to `length` tokens and `max_media` media of a kind, evenly filled.
 
     The longest come first, each to the row that has most room (Graham 1969, doi:10.1137/0117039), so that rows differ
-    by less than a short sample and little of a batch is padding. A sample over the length has a row of its own.
+    by less than a short sample. Of the least number of rows that do and the next few, that is taken which leaves least
+    padding. A sample over the length has a row of its own.
     """
     longest_first = sorted(samples, key=lambda sample: -len(sample.ids))
     large = [[sample] for sample in longest_first if len(sample.ids) >= length]
     small = longest_first[len(large) :]
     least = -(-sum(len(sample.ids) for sample in small) // length)
+    found: list[list[list[Rendered]]] = []
     for count in range(least, len(small) + 1):
         rows: list[list[Rendered]] = [[] for _ in range(count)]
         if all(_place(sample, rows, length, max_media) for sample in small):
-            return large + rows
-    raise AssertionError("a row for each sample holds them all")
+            found.append(rows)
+        if len(found) == TRIALS:
+            break
+    return large + min(found, key=lambda rows: len(rows) * max(map(_length, rows), default=0), default=[])
 
 
 def _place(sample: Rendered, rows: list[list[Rendered]], length: int, max_media: int | None) -> bool:

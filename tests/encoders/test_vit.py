@@ -48,13 +48,20 @@ def test_preprocessing_equals_that_of_torchvision(width, height, seed):
     picture = PIL.Image.fromarray(values)
     theirs = v2.Compose(
         [
-            v2.Resize((32, 32), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
             v2.ToImage(),
+            v2.Resize((32, 32), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean, std),
         ]
     )
     torch.testing.assert_close(config.prepare(picture), torch.Tensor(theirs(picture)), atol=1e-5, rtol=1e-5)
+
+
+def test_a_photograph_is_resized_as_by_pillow_to_one_level():
+    config = ViTConfig(image_size=32, patch_size=8, mean=(0, 0, 0), std=(1, 1, 1), **TINY)
+    photograph = PIL.Image.effect_mandelbrot((90, 70), (-2, -1, 1, 1), 60).convert("RGB").resize((300, 200))
+    by_pillow = np.asarray(photograph.resize((32, 32), PIL.Image.Resampling.BICUBIC)) / 255
+    assert np.abs(config.prepare(photograph).permute(1, 2, 0).numpy() - by_pillow).max() <= 1.01 / 255
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])
