@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
+import torch
 from torch import Tensor
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Image, Media
 from mmgpt.datasets.source import Source
-from mmgpt.encoders import EncoderConfig
 from mmgpt.evaluation.gallery import medium_figure
 from mmgpt.evaluation.inspect import RecipeData, media_of, rows_of, spread_indexes
 from mmgpt.evaluation.plots import Markup, tag
@@ -113,7 +112,7 @@ def _refused(error: UserError) -> Markup:
 def _figure(part: Media, entered: Medium | None, model: ModelConfig) -> Markup:
     """A medium as it came, and beside a picture what the encoder gets of it."""
     took = f"{entered.num_tokens} tokens" if entered else "did not enter"
-    seen = prepared_picture(entered.values, model.encoders["image"]) if entered and isinstance(part, Image) else None
+    seen = prepared_picture(entered.values) if entered and isinstance(part, Image) else None
     if seen is None or not isinstance(part, Image):
         return tag("figure", medium_figure(part), tag("figcaption", took))
     came, enters = _sides(part.load()), _sides(seen)
@@ -131,13 +130,11 @@ def _sides(picture: PIL.Image.Image) -> str:
     return f"{picture.width} \N{MULTIPLICATION SIGN} {picture.height}"
 
 
-def prepared_picture(values: Tensor, encoder: EncoderConfig) -> PIL.Image.Image | None:
-    """The picture that a tensor (3, H, W) shows, where the encoder tells what it was shifted and scaled by."""
-    mean, std = getattr(encoder, "mean", None), getattr(encoder, "std", None)
-    if values.ndim != 3 or len(values) != 3 or mean is None or std is None:
+def prepared_picture(values: Tensor) -> PIL.Image.Image | None:
+    """The picture that an encoder is given as bytes (3, H, W)."""
+    if values.ndim != 3 or len(values) != 3 or values.dtype != torch.uint8:
         return None
-    pixels_HWC = values.numpy().transpose(1, 2, 0) * np.array(std) + np.array(mean)
-    return PIL.Image.fromarray((pixels_HWC * 255).round().clip(0, 255).astype(np.uint8))
+    return PIL.Image.fromarray(values.numpy().transpose(1, 2, 0))
 
 
 def row_blocks(rendered: Rendered, tokenizer: Tokenizer) -> list[Markup]:
