@@ -118,6 +118,7 @@ def in_turns(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) 
 
 
 SIZE, BATCH, WORKERS, CAPTIONS = 224, 32, 2, 5
+GROUPS = 6  # pictures a step where their captions are branches: 30 samples
 MEAN = STD = (0.5, 0.5, 0.5)
 WORDS = ("a dog runs over the green grass with a ball in its mouth", "two children play in the water", "a man climbs")
 
@@ -136,6 +137,15 @@ def write_samples(pictures: list[Path], folder: Path) -> int:
             text = f"{WORDS[number % len(WORDS)]}, picture {number}"
             writer.write({"__key__": f"{number:06d}", "jpg": picture.read_bytes(), "txt": text})
             rows.append({"image": {"bytes": picture.read_bytes(), "path": None}, "text": text})
+    (folder / "grouped").mkdir()
+    with webdataset.ShardWriter(str(folder / "grouped" / "shard-%06d.tar"), maxcount=50, verbose=0) as writer:
+        for number, picture in enumerate(pictures):
+            captions = [rows[number + turn * len(pictures)]["text"] for turn in range(CAPTIONS)]
+            talk = {
+                "messages": [{"role": "user", "content": [{"type": "image", "path": "0.jpg"}]}],
+                "branches": [[{"role": "assistant", "content": caption}] for caption in captions],
+            }
+            writer.write({"__key__": f"{number:06d}", "0.jpg": picture.read_bytes(), "json": talk})
     features = Features({"image": ImageColumn(), "text": Value("string")})
     Dataset.from_list(rows, features=features).to_parquet(str(folder / "rows.parquet"))
     return len(rows)
@@ -153,7 +163,12 @@ def new_model() -> Bundle:
     return new_bundle(ModelConfig.model_validate(tree), Tokenizer.train(WORDS, 400), "plain")
 
 
-def our_stream(folder: Path, bundle: Bundle, workers: int = WORKERS) -> Batches:
+def our_grouped_stream(folder: Path, bundle: Bundle) -> Batches:
+    """The same captions, those of a picture as branches of one sample."""
+    return our_stream(folder / "grouped", bundle, batch=GROUPS)
+
+
+def our_stream(folder: Path, bundle: Bundle, workers: int = WORKERS, batch: int = BATCH) -> Batches:
     """Steps of our stream: decoded, rendered, packed into rows of 512 tokens."""
     source = open_source(ShardsConfig(reader="shards", path=str(folder)), Path("/"))
     order = Order([len(source)], [1.0], 0)
@@ -162,7 +177,7 @@ def our_stream(folder: Path, bundle: Bundle, workers: int = WORKERS) -> Batches:
         order,
         bundle.renderer,
         objective="respond",
-        batch_size=BATCH,
+        batch_size=batch,
         micro_batch_tokens=1 << 20,
         row_tokens=512,
     )
@@ -230,7 +245,7 @@ def own_memory(pid: int) -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
 
 
-def measure(make: Callable[[Path, Bundle], Batches], folder: Path, batches: int, told: Any) -> None:
+def measure(make: Callable[[Path, Bundle], Batches], samples: int, folder: Path, batches: int, told: Any) -> None:
     """Samples a second over so many batches after the first few, and the most that a worker holds alone."""
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # this process was spawned, its workers would be too
@@ -241,18 +256,23 @@ def measure(make: Callable[[Path, Bundle], Batches], folder: Path, batches: int,
     for number, _ in enumerate(islice(data, batches)):
         if number % 8 == 0:
             most = max([most, *(own_memory(child.pid) for child in multiprocessing.active_children() if child.pid)])
-    told.put((BATCH * batches / (time.perf_counter() - started), most))
+    told.put((samples * batches / (time.perf_counter() - started), most))
 
 
 def take_turns(folder: Path, batches: int, rounds: int) -> dict[str, tuple[float, float]]:
     """Median samples a second and megabytes of each pipeline, each round in processes of its own."""
-    pipelines = {"mmgpt": our_stream, "webdataset": plain_webdataset, "hugging face": hugging_face}
+    pipelines = {
+        "mmgpt": (our_stream, BATCH),
+        "mmgpt, branches": (our_grouped_stream, GROUPS * CAPTIONS),
+        "webdataset": (plain_webdataset, BATCH),
+        "hugging face": (hugging_face, BATCH),
+    }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
     context = multiprocessing.get_context("spawn")
     for _ in range(rounds):
-        for name, make in pipelines.items():
+        for name, (make, samples) in pipelines.items():
             told = context.Queue()
-            process = context.Process(target=measure, args=(make, folder, batches, told))
+            process = context.Process(target=measure, args=(make, samples, folder, batches, told))
             process.start()
             found[name].append(told.get())
             process.join()
@@ -270,6 +290,7 @@ def bench_data(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         samples = write_samples(files, folder)
         speeds = take_turns(folder, options.batches, options.rounds)
     ours, our_memory = speeds["mmgpt"]
+    grouped, _ = speeds["mmgpt, branches"]
     for peer, least in (("webdataset", 1.0), ("hugging face", 2.0)):
         theirs, memory = speeds[peer]
         yield {
@@ -279,16 +300,17 @@ def bench_data(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             "ours": round(ours, 1),
             "theirs": round(theirs, 1),
             "ratio": round(ours / theirs, 2),
+            "captions_as_branches": {"ours": round(grouped, 1), "ratio": round(grouped / theirs, 2)},
             "to_reach": least,
             "worker_megabytes": {"ours": round(our_memory), "theirs": round(memory)},
             "shapes": {"pictures": len(files), "samples": samples, "size": SIZE, "batch": BATCH, "workers": WORKERS},
         }
 
 
-def bench_steps(options: argparse.Namespace, steps: int = 40) -> Iterator[dict[str, object]]:
+def bench_steps(options: argparse.Namespace, steps: int = 12) -> Iterator[dict[str, object]]:
     """A training step fed by the stream against one fed by batches that lie in memory; one thread computes."""
     torch.set_num_threads(1)
-    bundle = new_model()
+    bundle = build_model()
     with tempfile.TemporaryDirectory() as name:
         rng = np.random.default_rng(0)
         with webdataset.ShardWriter(f"{name}/shard-%06d.tar", maxcount=100, verbose=0) as writer:
@@ -297,9 +319,9 @@ def bench_steps(options: argparse.Namespace, steps: int = 40) -> Iterator[dict[s
                 smooth = PIL.Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((320, 240))
                 smooth.save(buffer, format="JPEG")
                 writer.write({"__key__": f"{number:06d}", "jpg": buffer.getvalue(), "txt": WORDS[number % len(WORDS)]})
-        held = [step.batches for step in islice(our_stream(Path(name), bundle, 0), steps)]
+        held = [step.batches for step in islice(our_stream(Path(name), bundle, 0, 8), steps)]
         before = time.process_time()
-        for _ in islice(our_stream(Path(name), bundle, 0), steps):
+        for _ in islice(our_stream(Path(name), bundle, 0, 8), steps):
             pass
         decoding = (time.process_time() - before) / steps
 
@@ -314,7 +336,7 @@ def bench_steps(options: argparse.Namespace, steps: int = 40) -> Iterator[dict[s
         for workers in (0, 1):
             times: tuple[list[float], list[float]] = ([], [])
             for _ in range(options.rounds):
-                stream = our_stream(Path(name), bundle, workers)
+                stream = our_stream(Path(name), bundle, workers, 8)
                 times[0].append(train(iter(held)))
                 if workers:
                     next(stream)  # the worker has started
