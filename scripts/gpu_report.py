@@ -4,13 +4,17 @@ python scripts/gpu_report.py --only pretrain-1b
 """
 
 import argparse
+import io
 import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
+import webdataset
 
 from mmgpt.evaluation.pipeline import run_recipe
 from mmgpt.inputs.batch import collate
@@ -18,9 +22,10 @@ from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.multimodal import ModelConfig
 from mmgpt.model.weights import new_bundle
-from mmgpt.training.loop import PEAK_FLOPS
+from mmgpt.training.log import read_log
+from mmgpt.training.loop import PEAK_FLOPS, train
 from mmgpt.training.optim import make_optimizers
-from mmgpt.training.recipe import StageConfig
+from mmgpt.training.recipe import Recipe, StageConfig
 from mmgpt.training.step import train_step
 
 Record = dict[str, Any]
@@ -69,7 +74,44 @@ def quickstart_gpu() -> Record:
     return {"seconds": round(time.perf_counter() - started, 1), **scores}
 
 
-FIGURES = {"pretrain-1b": pretrain_1b, "quickstart-gpu": quickstart_gpu}
+def loader_wait(steps: int = 60, device: str = "cuda", width: int = 1024, workers: int = 8) -> Record:
+    """Share of a training step that waits for data: photographs of 500 x 375 from shards, 64 a step, 8 workers."""
+    folder = Path(tempfile.mkdtemp())
+    rng = np.random.default_rng(0)
+    with webdataset.ShardWriter(f"{folder}/shard-%06d.tar", maxcount=200, verbose=0) as writer:
+        for number in range(1000):
+            buffer = io.BytesIO()
+            noise = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
+            PIL.Image.fromarray(noise).resize((500, 375), PIL.Image.Resampling.BICUBIC).save(buffer, format="JPEG")
+            writer.write({"__key__": f"{number:06d}", "jpg": buffer.getvalue(), "txt": f"picture {number}"})
+    tree = {
+        "name": "loader",
+        "tokenizer": {"vocab_size": 300, "num_samples": 50},
+        "model": {
+            "decoder": {"width": width, "depth": 16, "heads": width // 64, "context": 512},
+            "encoders": {"image": {"kind": "vit"}},
+            "adapters": {"image": {"kind": "mlp"}},
+        },
+        "stages": [
+            {
+                "name": "train",
+                "data": [{"reader": "shards", "path": "."}],
+                "steps": steps,
+                "batch_size": 64,
+                "micro_batch_tokens": 16384,
+                "workers": workers,
+                "precision": "bfloat16",
+            }
+        ],
+    }
+    run = train(Recipe.model_validate(tree), out=folder / "run", data_root=folder, device=device)
+    lines = [line for line in read_log(run.folder / "log.jsonl") if line.get("step", 0) > steps // 2]
+    seconds = sum(line["seconds"] for line in lines)
+    waited = sum(line["data_time"] * line["seconds"] for line in lines)  # data_time is a share
+    return {"wait_share": round(waited / seconds, 4), "seconds": round(seconds, 2), "workers": workers}
+
+
+FIGURES = {"loader-wait": loader_wait, "pretrain-1b": pretrain_1b, "quickstart-gpu": quickstart_gpu}
 
 
 def main() -> None:
