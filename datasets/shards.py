@@ -235,16 +235,20 @@ def _find_shards(path: str, data_root: Path) -> tuple[list[str], list[int]]:
     named = expand_braces(path)
     if not named[0].endswith(".tar"):
         folder = re.sub(rf"/?({re.escape(INDEX)})?$", "", path)
-        folder = folder if is_remote(folder) else str(resolve(data_root, folder or "."))
+        folder = folder if is_remote(folder) else str(resolve(data_root, folder or ".").absolute())
         try:
             listed = json.loads(read_text(f"{folder}/{INDEX}"))["shards"]
-            return [f"{folder}/{one['name']}" for one in listed], [int(one["num_samples"]) for one in listed]
+            names, counts = [str(one["name"]) for one in listed], [int(one["num_samples"]) for one in listed]
+            if any("/" in name or "\\" in name for name in names):
+                raise ValueError("its names lead elsewhere")
+            shards = [f"{folder}/{name}" for name in names]
+            return [one if is_remote(one) else str(resolve(data_root, one)) for one in shards], counts
         except AbsentError:
             if is_remote(folder):
                 raise UserError(
                     f"{folder}: holds no {INDEX}; name its tars: {folder}/shard-{{000000..000123}}.tar"
                 ) from None
-            shards = sorted(str(tar) for tar in Path(folder).glob("*.tar"))
+            shards = sorted(str(resolve(data_root, str(tar))) for tar in Path(folder).glob("*.tar"))
         except UserError:
             raise
         except (ValueError, KeyError, TypeError) as error:

@@ -77,6 +77,17 @@ def test_what_was_sharded_is_read_back_the_same_and_the_index_counts_it(world_jo
     assert all(one["bytes"] <= world_job.max_bytes for one in index["shards"])
 
 
+def test_the_data_root_may_be_relative(world_job, tmp_path, monkeypatch):
+    write_shards(world_job)
+    (tmp_path / "data").mkdir()
+    world_job.out.rename(tmp_path / "data" / "shards")
+    monkeypatch.chdir(tmp_path)
+    for path in ("shards", "shards/index.json", "shards/shard-{000000..000000}.tar"):
+        assert read_shards(path, Path("data"))[0].messages
+    (tmp_path / "data" / "shards" / "index.json").unlink()
+    assert len(read_shards("shards", Path("data"))) == 11
+
+
 def test_webdataset_reads_our_shards(world_job):
     index = write_shards(world_job)
     tars = [str(world_job.out / one["name"]) for one in index["shards"]]
@@ -282,6 +293,8 @@ def test_bad_members_are_refused_with_a_reason(members, told, tmp_path):
         ("../out.tar", "leads out of the data root"),
         ("empty", "holds no .tar"),
         ("broken", "not an index that mmgpt data shard wrote"),
+        ("climbing", "its names lead elsewhere"),
+        ("linked", "leads out of the data root"),
     ],
 )
 def test_what_is_no_shard_is_refused_before_anything_starts(path, told, tmp_path):
@@ -289,6 +302,11 @@ def test_what_is_no_shard_is_refused_before_anything_starts(path, told, tmp_path
     (root / "empty").mkdir(parents=True)
     (root / "broken").mkdir()
     (root / "broken" / "index.json").write_text('{"shards": 3}')
+    (root / "climbing").mkdir()
+    (root / "climbing" / "index.json").write_text('{"shards": [{"name": "../../out.tar", "num_samples": 1}]}')
+    write_tar(tmp_path / "out.tar", {"1.txt": b"secret"})
+    (root / "linked").mkdir()
+    (root / "linked" / "in.tar").symlink_to(tmp_path / "out.tar")
     (root / "noise.tar").write_bytes(os.urandom(2048))
     with tarfile.open(root / "packed.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("1.txt"))
