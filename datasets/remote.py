@@ -92,9 +92,9 @@ def _told(path: str, read: Callable[[], Result]) -> Result:
 
 
 def _words(error: Exception) -> str:
-    return {FileNotFoundError: "no such file", PermissionError: "not allowed"}.get(type(error)) or (
-        f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    )
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _filesystem(path: str) -> Any:

@@ -344,10 +344,10 @@ def _encode(medium: Media) -> tuple[str, bytes]:
     if medium.read() is None and isinstance(medium, Audio):
         sound, buffer = medium.load(), io.BytesIO()
         soundfile.write(buffer, sound.samples, sound.rate, format="WAV", subtype="FLOAT")
-        data = bytearray(buffer.getvalue())
-        peak = data.index(b"PEAK")  # a chunk that libsndfile adds to floats: id, size, version, then the time of day
-        data[peak + 12 : peak + 16] = bytes(4)
-        return "wav", bytes(data)
+        wav = bytearray(buffer.getvalue())
+        peak = wav.index(b"PEAK")  # a chunk that libsndfile adds to floats: id, size, version, then the time of day
+        wav[peak + 12 : peak + 16] = bytes(4)
+        return "wav", bytes(wav)
     mime, data = medium.encoded()
     kind = mime.rpartition("/")[2]
     return {"jpeg": "jpg", "mpeg": "mp3", "octet-stream": "mp4"}.get(kind, kind), data

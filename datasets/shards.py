@@ -76,8 +76,8 @@ class ShardSource(Source):
 
     def _sample(self, members: dict[str, bytes], name: str) -> Sample:
         columns = {ext: _decode(data, ext, name) for ext, data in members.items() if _modality(ext) is None}
-        row = columns.pop("json", None)
-        row = _parse_json(row, name) if row is not None else {}
+        described = columns.pop("json", None)
+        row = {} if described is None else _parse_json(described, name)
         media = {ext: MEDIA[kind](data) for ext, data in members.items() if (kind := _modality(ext))}
         if "messages" in row:
             return self._conversation(row, media, name)
@@ -190,7 +190,7 @@ def _scan(path: str, size: int) -> Iterator[tuple[int, int]]:
                     break
                 end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
                 spans.append((_split_name(member.name)[0], member.offset, end, member.isdir()))
-                tar.members.clear()  # tarfile keeps every header otherwise
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
     except tarfile.TarError as error:
         raise UserError(f"{path}: not a tar file ({error}); compressed ones must be unpacked to .tar first") from None
     for _, group in groupby((span for span in spans if not span[3] and not span[0].startswith("__")), lambda s: s[0]):
