@@ -8,6 +8,8 @@ a source of a billion samples costs no memory.
 import hashlib
 from collections.abc import Iterator, Sequence
 
+Position = dict[str, list[int]]
+
 
 class Order:
     """A sequence of (source, index), endless unless every source has a limit.
@@ -36,21 +38,31 @@ class Order:
             return self.draw(draws).counts
         return [round(draws * weight / sum(self.weights)) for weight in self.weights]
 
-    def draw(self, start: int = 0) -> "Draws":
-        """Draws from number `start` on."""
-        return Draws(self, start)
+    def draw(self, start: int = 0, position: Position | None = None) -> "Draws":
+        """Draws from number `start` on, or from a position that other draws of this order were at."""
+        return Draws(self, start, position)
 
 
 class Draws(Iterator[tuple[int, int]]):
     """The draws of an order; `counts` tells how many each source has had, those before the start included."""
 
-    def __init__(self, order: Order, start: int) -> None:
+    def __init__(self, order: Order, start: int, position: Position | None) -> None:
         self.order = order
-        self.counts = [0] * len(order.sizes)
         self.permutations: dict[int, tuple[int, Permutation]] = {}
+        if position is not None:
+            self.counts = list(position["counts"])
+            self._share_among(list(position["sources"]))
+            self.turns, self.number = list(position["turns"]), sum(position["turns"])
+            return
+        self.counts = [0] * len(order.sizes)
         self._share_among([which for which, limit in enumerate(order.limits) if limit != 0])
         for _ in range(start if order.total is None else min(start, order.total)):
             self._next_source()
+
+    @property
+    def position(self) -> Position:
+        """Where these draws are: the draws of each source, the sources that go on, and their turns since one ended."""
+        return {"counts": list(self.counts), "sources": list(self.sources), "turns": list(self.turns)}
 
     def __next__(self) -> tuple[int, int]:
         if not self.sources:
@@ -64,7 +76,7 @@ class Draws(Iterator[tuple[int, int]]):
 
     def _share_among(self, sources: list[int]) -> None:
         """From here on these take turns."""
-        self.sources, self.number = sources, 0
+        self.sources, self.number = sources, 0  # draws in this mixture
         self.turns = [0] * len(sources)
         total = sum(self.order.weights[which] for which in sources)
         self.shares = [self.order.weights[which] / total for which in sources]

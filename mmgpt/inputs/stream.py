@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.mixture import Order, Position
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.batch import Batch, collate_rows, pack, split_by_tokens
@@ -35,12 +35,14 @@ class StepData:
         counts: samples drawn, skipped and trimmed, by source: `{"easy_vqa": {"samples": 64, "skipped": 1}}`.
         epochs: how often each source has been gone through.
         faults: reasons of what was skipped.
+        position: where the draws of the next step begin.
     """
 
     batches: list[Batch]
     counts: dict[str, Counter[str]]
     epochs: dict[str, float]
     faults: list[str] = field(default_factory=list)
+    position: Position | None = None
 
 
 class StepStream(IterableDataset[StepData | UserError]):
@@ -51,6 +53,8 @@ class StepStream(IterableDataset[StepData | UserError]):
         micro_batch_tokens: padded tokens that a micro-batch holds at most.
         micro_batch_media: media of one modality that a micro-batch, and a packed row, holds at most.
         row_tokens: pack samples into rows of up to so many tokens; None gives each a row of its own.
+        start: the first step.
+        position: of its draws, as the step before told it; None walks there from the first draw.
     """
 
     def __init__(
@@ -65,26 +69,27 @@ class StepStream(IterableDataset[StepData | UserError]):
         micro_batch_media: int | None = None,
         row_tokens: int | None = None,
         start: int = 0,
+        position: Position | None = None,
         word_dropout: float = 0.0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.sources, self.order, self.renderer, self.objective = list(sources), order, renderer, objective
-        self.batch_size, self.micro_batch_tokens, self.start = batch_size, micro_batch_tokens, start
+        self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
+        self.start, self.position = start, position
         self.micro_batch_media, self.row_tokens = micro_batch_media, row_tokens
         self.word_dropout, self.rank, self.world = word_dropout, rank, world
 
     def __iter__(self) -> Iterator[StepData | UserError]:
         worker = get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        draws = self.order.draw(self.start * self.batch_size)
+        draws = self.order.draw(self.start * self.batch_size, self.position)
         step = self.start
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             while drawn := list(islice(draws, self.batch_size)):
                 if (step - self.start) % workers == mine:
-                    epochs = [count / size for count, size in zip(draws.counts, self.order.sizes, strict=True)]
                     try:
-                        data: StepData | UserError = self._step(drawn, step, epochs, pool)
+                        data: StepData | UserError = self._step(drawn, step, draws.position, pool)
                     except (
                         UserError
                     ) as error:  # handed on as a value: torch wraps what a worker raises into its traceback
@@ -92,7 +97,7 @@ class StepStream(IterableDataset[StepData | UserError]):
                     yield data
                 step += 1
 
-    def _step(self, drawn: list[tuple[int, int]], step: int, epochs: list[float], pool: ThreadPoolExecutor) -> StepData:
+    def _step(self, drawn: list[tuple[int, int]], step: int, after: Position, pool: ThreadPoolExecutor) -> StepData:
         rendered, faults = [], []
         counts = {source.name: Counter[str]() for source in self.sources}
         numbered = list(enumerate(drawn, start=step * self.batch_size))[self.rank :: self.world]
@@ -110,8 +115,8 @@ class StepStream(IterableDataset[StepData | UserError]):
             except (MediaError, TooLong) as error:
                 own["skipped"] += 1
                 faults.append(str(error))
-        told = {source.name: epoch for source, epoch in zip(self.sources, epochs, strict=True)}
-        return StepData(self._batches(rendered), counts, told, faults)
+        epochs = {one.name: count / len(one) for one, count in zip(self.sources, after["counts"], strict=True)}
+        return StepData(self._batches(rendered), counts, epochs, faults, after)
 
     def _read(self, draw: tuple[int, int]) -> Sample | MediaError:
         source, index = draw

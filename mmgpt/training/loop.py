@@ -15,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from mmgpt.config import UserError, to_yaml
+from mmgpt.datasets.mixture import Position
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
@@ -176,6 +177,7 @@ class _Stage:
         self.seed, self.noise = noise_seed(recipe, stage, 0), noise_seed(recipe, stage, ranks.rank)
         self.sources = sources
         self.totals: Counter[str] = Counter()
+        self.position: Position | None = None  # of the next step's draws
         self.faults: list[str] = []
         self.steps = steps_of(stage, sources)
         self.share = share_of_peak(stage.schedule, self.steps)
@@ -188,7 +190,9 @@ class _Stage:
         """Train from `at`, or from the start with the weights as they are."""
         if at:
             checkpoint.load_checkpoint(self.bundle, self.optimizers, at.folder)
-            self.totals.update(read_json(at.folder / "trainer_state.json")["counts"])
+            state = read_json(at.folder / "trainer_state.json")
+            self.totals.update(state["counts"])
+            self.position = state["position"]
         self.ranks.share_weights(self.bundle.model)
         step = at.step if at else 0
         if step == self.steps:
@@ -209,6 +213,7 @@ class _Stage:
             while step < self.steps:
                 before = time.perf_counter()
                 data, learns = self._draw(steps)
+                self.position = data.position
                 interval.data_seconds += time.perf_counter() - before
                 if learns:
                     interval.stats.append(self._update(data, step))
@@ -227,8 +232,9 @@ class _Stage:
                     )
 
     def _stream(self, start: int) -> StepStream:
+        ranks = self.ranks
         return open_stream(
-            self.stage, self.sources, self.bundle.renderer, self.seed, start, self.ranks.rank, self.ranks.world
+            self.stage, self.sources, self.bundle.renderer, self.seed, start, ranks.rank, ranks.world, self.position
         )
 
     def _update(self, data: StepData, step: int) -> StepStats:
@@ -337,7 +343,7 @@ class _Stage:
 
     def _save(self, step: int) -> None:
         folder = self.folder / f"checkpoint-{step}"
-        state = {"stage": self.stage.name, "global_step": step, "counts": dict(self.totals)}
+        state = {"stage": self.stage.name, "global_step": step, "counts": dict(self.totals), "position": self.position}
 
         def write() -> None:
             checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, state)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mmgpt.config import UserError
-from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.mixture import Order, Position
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.chat import Renderer
 from mmgpt.inputs.stream import StepStream, mean_tokens
@@ -60,8 +60,9 @@ def open_stream(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
+    position: Position | None = None,
 ) -> StepStream:
-    """The steps of a stage from `start` on, or a rank's share of them."""
+    """The steps of a stage from `start` on, where the draws are at `position`, or a rank's share of them."""
     return StepStream(
         sources,
         order_of(stage, sources, renderer, seed),
@@ -72,6 +73,7 @@ def open_stream(
         micro_batch_media=stage.micro_batch_media,
         row_tokens=stage.row_tokens,
         start=start,
+        position=position,
         word_dropout=stage.word_dropout,
         rank=rank,
         world=world,

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from itertools import islice
 
@@ -68,6 +69,18 @@ def test_limited_sources_give_just_so_many_and_the_others_share_the_rest(mixture
     assert list(later) == whole[start:]
     if start <= len(whole):
         assert later.counts == limits
+
+
+@given(mixture=mixtures, limits=st.none() | st.lists(st.integers(0, 40), min_size=4, max_size=4), at=st.integers(0, 90))
+def test_draws_begun_at_a_position_are_those_that_went_on(mixture, limits, at):
+    limits = limits[: len(mixture)] if limits else ()
+    order = Order([size for size, _ in mixture], [weight for _, weight in mixture], 3, limits)
+    draws = order.draw()
+    list(islice(draws, at))
+    position = json.loads(json.dumps(draws.position))
+    there = order.draw(position=position)
+    assert list(islice(there, 60)) == list(islice(draws, 60))
+    assert there.position == draws.position
 
 
 def test_a_source_without_a_limit_goes_on_alone():

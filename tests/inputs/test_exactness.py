@@ -24,6 +24,7 @@ from mmgpt.inputs.stream import StepStream, load_steps
 KILLS = 20
 KILL_SEED = 4
 STEPS = 90
+LIMITS = [None, 30, None, 14, None]  # two of the sources end on the way
 OPTIONS = {"objective": "respond", "batch_size": 5, "micro_batch_tokens": 800, "row_tokens": 300, "word_dropout": 0.1}
 
 
@@ -51,9 +52,9 @@ def five_sources(tmp_path_factory):
 
 @pytest.fixture
 def stream_from(five_sources, make_bundle):
-    def begin(start: int) -> StepStream:
-        order = Order([len(source) for source in five_sources], [1, 2, 1, 0.7, 0.3], 8)
-        return StepStream(five_sources, order, make_bundle().renderer, start=start, **OPTIONS)
+    def begin(start: int, position=None) -> StepStream:
+        order = Order([len(source) for source in five_sources], [1, 2, 1, 0.7, 0.3], 8, LIMITS)
+        return StepStream(five_sources, order, make_bundle().renderer, start=start, position=position, **OPTIONS)
 
     return begin
 
@@ -70,11 +71,11 @@ def digest(step) -> str:
 
 
 def follow(stream: StepStream, workers: int, log: str) -> None:
-    """Write a line a step; runs until it is killed or has done its part."""
+    """Write a line a step, with where the next one begins; runs until it is killed or has done its part."""
     os.setsid()
     with open(log, "a") as file:
         for step in islice(load_steps(stream, workers), STEPS - stream.start):
-            file.write(digest(step) + "\n")
+            file.write(f"{digest(step)} {json.dumps(step.position)}\n")
             file.flush()
             time.sleep(0.01)
 
@@ -88,7 +89,8 @@ def test_a_mixture_killed_again_and_again_gives_the_tokens_of_an_unbroken_run(wo
     log.touch()
     kills = 0
     while (done := len(_whole_lines(log))) < STEPS:
-        process = context.Process(target=follow, args=(stream_from(done), workers, str(log)))
+        position = _whole_lines(log)[-1][1] if done else None
+        process = context.Process(target=follow, args=(stream_from(done, position), workers, str(log)))
         process.start()
         wanted = min(STEPS, done + rng.randint(0, 3))
         while len(_whole_lines(log)) < wanted and process.is_alive():
@@ -98,13 +100,15 @@ def test_a_mixture_killed_again_and_again_gives_the_tokens_of_an_unbroken_run(wo
             kills += 1
             _kill_group(process.pid)
         process.join()
-        log.write_text("".join(f"{line}\n" for line in _whole_lines(log)))
+        log.write_text("".join(f"{told} {json.dumps(where)}\n" for told, where in _whole_lines(log)))
     assert kills == KILLS
-    assert _whole_lines(log) == unbroken
+    assert [told for told, _ in _whole_lines(log)] == unbroken
 
 
-def _whole_lines(log: Path) -> list[str]:
-    return [line for line in log.read_text().splitlines(keepends=False) if len(line) == 64]
+def _whole_lines(log: Path) -> list[tuple[str, dict]]:
+    """Digest and position of each step that was written to its end."""
+    lines = [line.split(" ", 1) for line in log.read_text().splitlines() if line.endswith("}")]
+    return [(told, json.loads(where)) for told, where in lines]
 
 
 def _kill_group(pid: int) -> None:
