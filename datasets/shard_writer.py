@@ -155,7 +155,7 @@ def merge_shards(out: Path) -> Record:
         "version": 1,
         "num_samples": sum(one["num_samples"] for one in shards),
         "bytes": sum(one["bytes"] for one in shards),
-        "totals": dict(sorted(totals.items())),
+        "totals": {key: round(count, 3) for key, count in sorted(totals.items())},
         "shards": listed,
     }
     _write_whole(out / INDEX, json.dumps(index, indent=1).encode())
