@@ -1,8 +1,8 @@
 """The stream of training steps: samples drawn in order, rendered, and cut into micro-batches.
 
-Step k holds draws k * batch_size to (k + 1) * batch_size, whatever the number of ranks and workers, so the position of a
-training in its data is the step and where each source's draws are; there is no buffer to rebuild. Of W ranks, rank r takes
-every W-th draw of each step, from its r-th on.
+Step k holds draws k * batch_size to (k + 1) * batch_size, whatever the number of ranks and workers, so the position of
+a training in its data is the step and where each source's draws are; there is no buffer to rebuild. Of W ranks, rank r
+takes every W-th draw of each step, from its r-th on.
 """
 
 import os
