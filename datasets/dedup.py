@@ -52,10 +52,9 @@ def keep_texts(
 
 def _text(source: Source, number: int) -> str:
     sample = source[number]
-    turns = [*sample.messages, *(turn for branch in sample.branches for turn in branch)]
-    if not all(isinstance(part, Text) for turn in turns for part in turn.parts):
+    if not all(isinstance(part, Text) for turn in sample.turns for part in turn.parts):
         raise UserError(f"{sample.key}: holds media; only sources of texts can be filtered by their words")
-    return "\n".join(turn.text for turn in turns)
+    return "\n".join(turn.text for turn in sample.turns)
 
 
 class _Index:

@@ -64,6 +64,11 @@ class Sample:
     key: str = ""
     branches: tuple[tuple[Message, ...], ...] = ()
 
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """Every turn, those of the branches included."""
+        return (*self.messages, *(turn for branch in self.branches for turn in branch))
+
     def unbranched(self) -> list["Sample"]:
         """The separate samples that the branches stand for."""
         if not self.branches:

@@ -1,14 +1,14 @@
 """A recipe's data opened as its training would, without a model: sources, and the renderer that they pass through."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.media import Media
 from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.sample import Message, Sample
+from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.chat import TEMPLATES, Objective, Renderer
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
@@ -75,13 +75,6 @@ def rows_of(sample: Sample, objective: Objective) -> list[Sample]:
     return [sample] if objective == "respond" else sample.unbranched()
 
 
-def turns_of(sample: Sample) -> Iterator[Message]:
-    """Every turn of a sample, its branches included."""
-    yield from sample.messages
-    for branch in sample.branches:
-        yield from branch
-
-
 def media_of(sample: Sample) -> list[Media]:
     """Every medium of a sample in reading order, its branches included."""
-    return [part for turn in turns_of(sample) for part in turn.parts if isinstance(part, Media)]
+    return [part for turn in sample.turns for part in turn.parts if isinstance(part, Media)]

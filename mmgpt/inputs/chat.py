@@ -291,8 +291,7 @@ class Renderer:
 
     def _pair(self, rendered: Rendered, sample: Sample) -> Rendered:
         """Give the sample's only reply, if it is in words, to each medium that is the only one of its modality."""
-        turns = [*sample.messages, *(turn for branch in sample.branches for turn in branch)]
-        replies = [turn for turn in turns if turn.role == "assistant"]
+        replies = [turn for turn in sample.turns if turn.role == "assistant"]
         if len(replies) != 1 or not replies[0].text.strip() or not all(isinstance(p, Text) for p in replies[0].parts):
             return rendered
         text = replies[0].text

@@ -145,7 +145,7 @@ def _texts(sources: Sequence[Source], count: int) -> Iterator[str]:
 
 def texts_of(sample: Sample) -> Iterator[str]:
     """Every text of a sample, its branches included."""
-    for message in (*sample.messages, *(turn for branch in sample.branches for turn in branch)):
+    for message in sample.turns:
         yield message.text
 
 
