@@ -20,10 +20,10 @@ from mmgpt.datasets.sample import Sample, Text
 from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.evaluation.fingerprint import TOLERANCE, Fingerprint, Lookalikes, fingerprint
-from mmgpt.evaluation.inspect import RecipeData, media_of, rows_of
+from mmgpt.evaluation.inspect import RecipeData, media_of
 from mmgpt.evaluation.task import load_task
 from mmgpt.evaluation.workers import Died, map_in_workers
-from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong
+from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong, rows_of
 from mmgpt.inputs.tokenizer import SLOTS
 
 RANGE = 32  # samples that a worker takes at a time, and that are lost with it

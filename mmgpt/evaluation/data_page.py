@@ -11,10 +11,10 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Image, Media
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.gallery import medium_figure
-from mmgpt.evaluation.inspect import RecipeData, media_of, rows_of, spread_indexes
+from mmgpt.evaluation.inspect import RecipeData, media_of, spread_indexes
 from mmgpt.evaluation.plots import Markup, tag
 from mmgpt.evaluation.report import html_page
-from mmgpt.inputs.chat import IGNORED, Medium, Objective, Rendered
+from mmgpt.inputs.chat import IGNORED, Medium, Objective, Rendered, rows_of
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.multimodal import ModelConfig
 from mmgpt.training.recipe import StageConfig

@@ -10,7 +10,7 @@ from mmgpt.datasets.media import Media
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
-from mmgpt.inputs.chat import TEMPLATES, Objective, Renderer
+from mmgpt.inputs.chat import TEMPLATES, Renderer
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.training.loop import make_tokenizer
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
@@ -68,11 +68,6 @@ def spread_indexes(size: int, limit: int, seed: int = 0) -> list[int]:
     count = min(size, limit)
     rng = random.Random(seed)
     return [rng.randrange(at * size // count, (at + 1) * size // count) for at in range(count)]
-
-
-def rows_of(sample: Sample, objective: Objective) -> list[Sample]:
-    """What a stage renders of a sample: branches together where it learns to respond, else apart."""
-    return [sample] if objective == "respond" else sample.unbranched()
 
 
 def media_of(sample: Sample) -> list[Media]:

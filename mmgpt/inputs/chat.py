@@ -340,6 +340,11 @@ class Renderer:
         return replace(rendered, ids=ids, labels=labels)
 
 
+def rows_of(sample: Sample, objective: Objective) -> list[Sample]:
+    """What is rendered of a sample: branches together where a stage learns to respond, else apart."""
+    return [sample] if objective == "respond" else sample.unbranched()
+
+
 def is_document(sample: Sample) -> bool:
     """True for one assistant message alone: text for language-model pretraining."""
     return not sample.branches and len(sample.messages) == 1 and sample.messages[0].role == "assistant"

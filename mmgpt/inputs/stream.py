@@ -20,7 +20,7 @@ from mmgpt.datasets.mixture import Order, Position
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.batch import Batch, collate_rows, pack, split_by_tokens
-from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong
+from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong, rows_of
 
 CONNECTIONS = 8  # reads at a time of a process whose samples come over a network
 PROBES = 32  # samples that tell how many tokens those of a source have
@@ -126,7 +126,7 @@ class StepStream(IterableDataset[StepData | UserError]):
             return error
 
     def _render(self, sample: Sample, draw: int) -> Iterator[Rendered]:
-        for part in [sample] if self.objective == "respond" else sample.unbranched():
+        for part in rows_of(sample, self.objective):
             yield self.renderer.render(part, self.objective, draw, self.word_dropout)
 
     def _batches(self, rendered: list[Rendered]) -> list[Batch]:
@@ -143,9 +143,8 @@ def mean_tokens(source: Source, renderer: Renderer, objective: Objective) -> flo
     lengths = []
     for index in range(0, len(source), max(1, len(source) // PROBES)):
         try:
-            sample = source[index]
-            parts = [sample] if objective == "respond" else sample.unbranched()
-            lengths.append(sum(len(renderer.render(part, objective).ids) for part in parts))
+            rows = rows_of(source[index], objective)
+            lengths.append(sum(len(renderer.render(row, objective).ids) for row in rows))
         except (MediaError, TooLong):
             continue
     if not lengths:
