@@ -11,7 +11,8 @@ import soundfile
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, MediaError
-from mmgpt.model.weights import save_bundle, write_folder
+from mmgpt.files import write_folder
+from mmgpt.model.weights import save_bundle
 from mmgpt.training.loop import train
 
 RATE = 8000

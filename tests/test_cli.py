@@ -13,8 +13,9 @@ import yaml
 from mmgpt import cli
 from mmgpt.config import Config
 from mmgpt.datasets.sample import Message
+from mmgpt.files import write_folder
 from mmgpt.inputs.chat import Renderer
-from mmgpt.model.weights import save_bundle, write_folder
+from mmgpt.model.weights import save_bundle
 
 COMMANDS = ("quickstart", "train", "eval", "ask", "chat")
 

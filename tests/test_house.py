@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     "config configs",
+    "files",
+    "renaming hub",
     "encoders datasets",
     "inputs",
     "model",

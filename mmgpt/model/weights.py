@@ -4,10 +4,7 @@ The folder has the Hugging Face look: config.json, model.safetensors (sharded pa
 tokenizer.json, processor_config.json, generation_config.json, golden.json, README.md.
 """
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,19 +12,17 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import LIMITS, Audio, Image, Limits, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
+from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import TEMPLATES, Renderer, TooLong
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 
-SHARD_BYTES = 5 * 10**9
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
 
 
@@ -58,34 +53,6 @@ def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str) -> Bund
     return Bundle(MultimodalModel(config, len(tokenizer), slots), tokenizer, template)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder under another name, then move it into place, so that it is there whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    fill(draft)
-    for file in draft.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        draft.rename(folder)
-        shutil.rmtree(old)
-    else:
-        draft.rename(folder)
-
-
-def write_file(file: Path, text: str) -> None:
-    """Write a file under another name, then move it into place, so that it is there whole or not at all."""
-    draft = file.with_name(f".{file.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
-
-
 def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     """Write a bundle's files into an existing folder."""
     model = bundle.model
@@ -97,20 +64,20 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
         "template": bundle.template,
         "model": model.config.model_dump(mode="json"),
     }
-    _write_json(folder / "config.json", described)
+    write_json(folder / "config.json", described)
     bundle.tokenizer.save(folder)
     sizes = {
         m: {"kind": c.kind, "num_tokens": model.config.adapters[m].num_tokens(c.grid_of(c.largest))}
         for m, c in model.config.encoders.items()
     }
-    _write_json(folder / "processor_config.json", sizes)
+    write_json(folder / "processor_config.json", sizes)
     stop = TEMPLATES[bundle.template].end
-    _write_json(
+    write_json(
         folder / "generation_config.json",
         {"do_sample": False, "max_new_tokens": 64, "eos_token_id": bundle.tokenizer.special(stop)},
     )
     if with_golden:
-        _write_json(folder / "golden.json", make_golden(bundle))
+        write_json(folder / "golden.json", make_golden(bundle))
     if bundle.card:
         (folder / "README.md").write_text(_card_text(bundle), encoding="utf-8")
 
@@ -178,50 +145,7 @@ def find_model(path: str | Path) -> Path:
 
 def _unique_weights(model: MultimodalModel) -> dict[str, Tensor]:
     tied = model.config.decoder.tied
-    return {
-        name: w.contiguous() for name, w in model.state_dict().items() if not (tied and name == "decoder.head.weight")
-    }
-
-
-def save_weights(weights: Mapping[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write model.safetensors, or numbered shards with an index where it would pass `shard_bytes`."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, weight in weights.items():
-        if size and size + weight.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = weight
-        size += weight.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(weight.nbytes for weight in weights.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def load_weights(folder: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """Read a folder's safetensors.
-
-    Raises:
-        UserError: if a file is absent, truncated or no safetensors file.
-    """
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    weights: dict[str, Tensor] = {}
-    for name in files:
-        try:
-            weights |= load_file(folder / name, device=str(device))
-        except FileNotFoundError:
-            raise UserError(f"{folder / name}: no such file; the checkpoint is incomplete, take another one") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{folder / name}: damaged or truncated ({error}); take another checkpoint") from None
-    return weights
+    return {name: w for name, w in model.state_dict().items() if not (tied and name == "decoder.head.weight")}
 
 
 def set_weights(model: MultimodalModel, weights: dict[str, Tensor], where: str, *, assign: bool = True) -> None:
@@ -235,30 +159,15 @@ def set_weights(model: MultimodalModel, weights: dict[str, Tensor], where: str, 
     Raises:
         UserError: if any is missing, unexpected or of another shape; names them.
     """
-    wanted = {name: weight.shape for name, weight in model.state_dict().items()}
+    wanted = dict(model.state_dict())
     if model.config.decoder.tied:
         del wanted["decoder.head.weight"]
-    missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    misshapen = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(shape)}"
-        for name, shape in wanted.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
-    if any(names for _, names in faults):
-        told = "; ".join(f"{len(names)} {what}: {_first(names)}" for what, names in faults if names)
-        raise UserError(
-            f"{where}: the weights do not fit config.json ({told}); take the config.json they were saved with"
-        )
+    check_weights(wanted, weights, where, "take the config.json they were saved with")
     if model.config.decoder.tied:
         weights["decoder.head.weight"] = weights["decoder.embedding.weight"]
     model.load_state_dict(weights, assign=assign)
     if assign and model.config.decoder.tied:
         model.decoder.head.weight = model.decoder.embedding.weight
-
-
-def _first(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @torch.no_grad()
@@ -315,27 +224,6 @@ def verify_golden(bundle: Bundle, golden: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where}: golden.json's logits are off by {gap:.2g}; the weights are not the ones it was written with"
         )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: if it is absent or holds something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; the folder is incomplete") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: holds a {type(content).__name__}, not an object")
-    return content
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _card_text(bundle: Bundle) -> str:

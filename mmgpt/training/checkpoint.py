@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from mmgpt.config import UserError
-from mmgpt.model.weights import Bundle, load_weights, save_bundle, set_weights, write_folder
+from mmgpt.files import load_weights, write_folder
+from mmgpt.model.weights import Bundle, save_bundle, set_weights
 
 
 @dataclass(frozen=True)

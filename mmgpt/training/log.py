@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmgpt.model.weights import write_file
+from mmgpt.files import write_file
 
 
 class RunLog:

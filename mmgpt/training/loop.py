@@ -19,10 +19,11 @@ from mmgpt.datasets.mixture import Position
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
+from mmgpt.files import read_json, write_file, write_folder
 from mmgpt.inputs.chat import HeadKind
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.weights import Bundle, new_bundle, read_json, save_bundle, write_file, write_folder
+from mmgpt.model.weights import Bundle, new_bundle, save_bundle
 from mmgpt.training import checkpoint
 from mmgpt.training.interrupt import Interrupted, stop_signals
 from mmgpt.training.log import RunLog

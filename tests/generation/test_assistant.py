@@ -14,10 +14,11 @@ import mmgpt
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message
+from mmgpt.files import write_folder
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered, TooLong
-from mmgpt.model.weights import save_bundle, write_folder
+from mmgpt.model.weights import save_bundle
 
 QUESTION = "How many red shapes are there?"
 

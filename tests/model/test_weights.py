@@ -6,18 +6,10 @@ from safetensors.torch import load_file, save_file
 
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import parse_messages
+from mmgpt.files import load_weights, save_weights, write_file, write_folder
 from mmgpt.inputs.batch import collate
 from mmgpt.model import weights as weights_module
-from mmgpt.model.weights import (
-    golden_logits,
-    load_bundle,
-    load_weights,
-    make_golden,
-    save_bundle,
-    save_weights,
-    write_file,
-    write_folder,
-)
+from mmgpt.model.weights import golden_logits, load_bundle, make_golden, save_bundle
 
 FILE = "model.safetensors"
 

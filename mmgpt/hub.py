@@ -1,0 +1,51 @@
+"""Models by name: a local folder, or a repository of the Hugging Face hub in its cache.
+
+`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean to huggingface_hub.
+"""
+
+import re
+from pathlib import Path
+
+from mmgpt.config import UserError
+
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.md"]
+PICKLES = ["*.bin"]
+
+
+def fetch(source: str | Path, revision: str | None = None, pickles: bool = False) -> Path:
+    """The folder with a model's files, downloaded where it is not here yet.
+
+    Args:
+        source: a folder, or `organisation/name` on the hub.
+        revision: a branch, tag or commit of the hub; its newest if not given.
+        pickles: download *.bin files too.
+    Raises:
+        UserError: if there is no such folder or repository, it may not be read, or it is neither cached nor in reach.
+    """
+    if Path(source).is_dir():
+        if revision:
+            raise UserError(f"{source}: is a folder, which has no revision {revision!r}; leave the revision out")
+        return Path(source)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+        raise UserError(f"{source}: no such folder; give one that holds a config.json, or organisation/name of the hub")
+    from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
+
+    where = f"{source}{f'@{revision}' if revision else ''}"
+    try:
+        patterns = FILES + PICKLES if pickles else FILES
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except hub.GatedRepoError:
+        raise UserError(f"{where}: is gated; accept its terms on the hub and set HF_TOKEN") from None
+    except hub.RevisionNotFoundError:
+        raise UserError(f"{where}: the hub has no such revision; give a branch, tag or commit of {source}") from None
+    except hub.RepositoryNotFoundError:
+        raise UserError(
+            f"{where}: no such folder, and no repository on the hub that may be read; set HF_TOKEN if it is private"
+        ) from None
+    except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{where}: no such folder, not in the cache, and the hub cannot be reached ({reason}); "
+            "download it where there is a network, or give a folder"
+        ) from None
