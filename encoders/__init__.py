@@ -3,10 +3,12 @@
 if __name__ == "encoders":
     raise ImportError("this folder is imported as `mmgpt.encoders`; install it with `pip install -e .`")
 
-from typing import Annotated, NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from mmgpt.config import Config
 from mmgpt.encoders.conformer import ConformerConfig, ConformerEncoder
@@ -14,11 +16,18 @@ from mmgpt.encoders.vit import ViTConfig, ViTEncoder
 
 
 class EncoderKind(NamedTuple):
-    """What an encoder reads, and the classes that describe and build it."""
+    """What an encoder reads, and the classes that describe and build it.
+
+    Attributes:
+        fields: the fields of `config` that an outside checkpoint's folder fixes; None where none can be read.
+        weights: that checkpoint's weights by the names of the module, given the folder and the whole config.
+    """
 
     modality: str
     config: type[Config]
     module: type[nn.Module]
+    fields: Callable[[Path], dict[str, Any]] | None = None
+    weights: Callable[[Path, Any], dict[str, Tensor]] | None = None
 
 
 EncoderConfig = Annotated[ViTConfig | ConformerConfig, Field(discriminator="kind")]

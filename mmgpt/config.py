@@ -25,6 +25,14 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class PretrainedConfig(Config):
+    """A part that may begin from an outside checkpoint; what that one fixes is filled in from its config.json."""
+
+    pretrained: str | None = None  # a folder, or organisation/name on the hub, whose weights a training begins with
+    revision: str | None = None  # branch, tag or commit on the hub
+    pickles: bool = False  # where it has no safetensors, read *.bin, with nothing but tensors allowed in them
+
+
 C = TypeVar("C", bound=Config)
 
 

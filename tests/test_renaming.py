@@ -40,12 +40,12 @@ def test_a_plain_weight_is_not_copied():
 
 
 def test_unknown_names_are_refused_both_ways_and_ignored_ones_left_out():
-    with pytest.raises(UserError, match="here: 1 unexpected weights: h.0.bias"):
+    with pytest.raises(UserError, match=r"here: 1 unexpected weights: h.0.bias"):
         to_ours({"h.0.bias": torch.ones(1)}, RULES, "here")
     assert to_ours({"h.0.bias": torch.ones(1)}, RULES, "here", [r"h\.\d+\.bias"]) == {}
-    with pytest.raises(UserError, match="other.weight: this family has no place"):
+    with pytest.raises(UserError, match=r"other.weight: this family has no place"):
         to_theirs({"other.weight": torch.ones(1)}, RULES)
-    with pytest.raises(UserError, match="stored with blocks.0.key.weight, which is missing"):
+    with pytest.raises(UserError, match=r"stored with blocks.0.key.weight, which is missing"):
         to_theirs({"blocks.0.query.weight": torch.ones(1)}, RULES)
 
 

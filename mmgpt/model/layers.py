@@ -12,10 +12,10 @@ from einops import rearrange
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from mmgpt.config import Config
+from mmgpt.config import PretrainedConfig
 
 
-class DecoderConfig(Config):
+class DecoderConfig(PretrainedConfig):
     """A decoder language model; the switches cover the Llama and GPT-2 families and what learns fast from scratch."""
 
     width: PositiveInt = 768
