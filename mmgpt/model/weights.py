@@ -19,7 +19,8 @@ from mmgpt.datasets.media import LIMITS, Audio, Image, Limits, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import TEMPLATES, Renderer, TooLong
+from mmgpt.inputs.chat import Renderer, TooLong
+from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 
@@ -28,9 +29,14 @@ GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
 
 @dataclass
 class Bundle:
-    """All that answering takes: model, tokenizer, template; `card` is what is known of its origin.
+    """All that answering takes.
 
-    `limits` are a recipe's, for its training; they are not saved, and prompts are held to the defaults.
+    Attributes:
+        template: a name among TEMPLATES.
+        card: what is known of the model's origin.
+        limits: a recipe's, for its training; they are not saved, and prompts are held to the defaults.
+        system: the system turn of conversations that come without one.
+        new_tokens: ids that were added to the tokenizer of the decoder's checkpoint.
     """
 
     model: MultimodalModel
@@ -38,19 +44,21 @@ class Bundle:
     template: str
     card: dict[str, Any] = field(default_factory=dict)
     limits: Limits = LIMITS
+    system: str | None = None
+    new_tokens: tuple[int, ...] = ()
 
     @property
     def renderer(self) -> Renderer:
         """Renders prompts and samples for this model."""
         config = self.model.config
         specs = config.media_specs(self.limits)
-        return Renderer(self.tokenizer, TEMPLATES[self.template], specs, config.decoder.context)
+        return Renderer(self.tokenizer, TEMPLATES[self.template], specs, config.decoder.context, self.system)
 
 
-def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str) -> Bundle:
-    """A bundle with random weights."""
+def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: int | None = None) -> Bundle:
+    """A bundle with random weights; `rows` of the embedding are the tokens if not given."""
     slots = {modality: tokenizer.special(SLOTS[modality]) for modality in config.encoders}
-    return Bundle(MultimodalModel(config, len(tokenizer), slots), tokenizer, template)
+    return Bundle(MultimodalModel(config, rows or len(tokenizer), slots), tokenizer, template)
 
 
 def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
@@ -61,7 +69,10 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
         "model_type": "mmgpt",
         "format_version": 1,
         "vocab_size": model.vocab_size,
+        "num_tokens": len(bundle.tokenizer),
         "template": bundle.template,
+        "system": bundle.system,
+        "new_tokens": bundle.new_tokens,
         "model": model.config.model_dump(mode="json"),
     }
     write_json(folder / "config.json", described)
@@ -102,10 +113,12 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu", verify: bo
         raise UserError(f"{folder / 'config.json'}: {fault}; take the config.json that was saved with the weights")
     config = build(ModelConfig, described["model"], str(folder / "config.json"))
     tokenizer = Tokenizer.load(folder)
-    if len(tokenizer) != described["vocab_size"]:
-        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {described['vocab_size']}")
+    num_tokens = described.get("num_tokens", described["vocab_size"])
+    if len(tokenizer) != num_tokens:
+        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {num_tokens}")
     with torch.device("meta"):
-        bundle = new_bundle(config, tokenizer, described["template"])
+        bundle = new_bundle(config, tokenizer, described["template"], described["vocab_size"])
+    bundle.system, bundle.new_tokens = described.get("system"), tuple(described.get("new_tokens", ()))
     set_weights(bundle.model, load_weights(folder, device), str(folder))
     bundle.model.eval()
     if verify:

@@ -17,12 +17,12 @@ from torch.optim import Optimizer
 from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.mixture import Position
 from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.files import read_json, write_file, write_folder
 from mmgpt.inputs.chat import HeadKind
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.pretrained import load_parts, rows_for
 from mmgpt.model.weights import Bundle, new_bundle, save_bundle
 from mmgpt.training import checkpoint
 from mmgpt.training.interrupt import Interrupted, stop_signals
@@ -32,6 +32,7 @@ from mmgpt.training.optim import freeze_except, make_optimizers, rate_of, set_ra
 from mmgpt.training.ranks import Ranks, join_ranks
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
 from mmgpt.training.step import StepStats, train_step
+from mmgpt.training.vocabulary import make_tokenizer, new_tokens
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, by name of the device
 COUNTS = ("samples", "skipped", "trimmed")
@@ -105,9 +106,13 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
 
     ranks.on_main(begin)
     torch.manual_seed(recipe.seed)
-    bundle = new_bundle(recipe.model, Tokenizer.load(run), recipe.template)
+    tokenizer = Tokenizer.load(run)
+    bundle = new_bundle(recipe.model, tokenizer, recipe.template, rows_for(recipe.model, tokenizer))
+    bundle.system, bundle.new_tokens = recipe.system, new_tokens(recipe, tokenizer)
     bundle.card = {"recipe": recipe.name, "seed": recipe.seed, "stages": ", ".join(names)}
     bundle.limits = recipe.limits
+    if start is None:
+        load_parts(bundle.model, bundle.new_tokens)
     bundle.model.to(ranks.device)
     for number, stage in enumerate(recipe.stages):
         if start and number < start.stage:
@@ -123,31 +128,6 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(ctypes.c_int(-3), ctypes.c_int(2**31 - 1))  # M_MMAP_THRESHOLD
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD
-
-
-def make_tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenizer:
-    """The tokenizer that a recipe names, or one trained on the texts of the sources of each of its stages."""
-    if recipe.tokenizer.path:
-        return Tokenizer.load(recipe.tokenizer.path)
-    distinct = {
-        item.model_dump_json(exclude={"weight"}): source
-        for stage in recipe.stages
-        for item, source in zip(stage.data, sources[stage.name], strict=True)
-    }
-    return Tokenizer.train(_texts(list(distinct.values()), recipe.tokenizer.num_samples), recipe.tokenizer.vocab_size)
-
-
-def _texts(sources: Sequence[Source], count: int) -> Iterator[str]:
-    for source in sources:
-        stride = max(1, len(source) // count)
-        for index in range(0, len(source), stride)[:count]:
-            yield from texts_of(source[index])
-
-
-def texts_of(sample: Sample) -> Iterator[str]:
-    """Every text of a sample, its branches included."""
-    for message in sample.turns:
-        yield message.text
 
 
 @dataclass

@@ -8,9 +8,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers import AnySource
-from mmgpt.inputs.chat import HeadKind, Objective, TemplateName
+from mmgpt.inputs.chat import HeadKind, Objective
+from mmgpt.inputs.templates import TemplateName
 from mmgpt.inputs.tokenizer import TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.pretrained import chat_of, resolve
 
 
 class OptimizerConfig(Config):
@@ -102,7 +104,8 @@ class Recipe(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: NonNegativeInt = 0
     tokenizer: TokenizerConfig = TokenizerConfig()
-    template: TemplateName = "chatml"
+    template: TemplateName = "chatml"  # that of a pretrained decoder's own chat template where it has one
+    system: str | None = None  # the system turn of conversations that come without one
     model: ModelConfig
     stages: list[StageConfig] = Field(min_length=1)
     limits: Limits = LIMITS  # of the media it trains on
@@ -133,7 +136,10 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """Read a recipe and lay overrides such as `stages.instruct.steps=10` over it.
 
     Raises:
-        UserError: if the file is absent, not YAML, or does not fit the schema.
+        UserError: if the file is absent, not YAML, or does not fit the schema, or a checkpoint it names cannot be had.
     """
-    tree = apply_overrides(read_yaml(path), list(overrides))
-    return build(Recipe, tree, str(find_config(path)))
+    tree, where = apply_overrides(read_yaml(path), list(overrides)), str(find_config(path))
+    if isinstance(tree.get("model"), dict):
+        tree["model"] = resolve(tree["model"], where)
+        tree = {**chat_of(tree["model"]), **tree}
+    return build(Recipe, tree, where)

@@ -145,7 +145,7 @@ def test_a_config_of_another_kind_is_refused(content, saved):
 def test_a_tokenizer_of_another_size_is_refused_with_both_sizes(saved):
     _, folder = saved()
     described = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**described, "vocab_size": 401}))
+    (folder / "config.json").write_text(json.dumps({**described, "num_tokens": 401}))
     with pytest.raises(UserError, match="the tokenizer has 400 tokens, the model 401"):
         load_bundle(folder)
 

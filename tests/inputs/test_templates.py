@@ -1,0 +1,103 @@
+import json
+from dataclasses import replace
+
+import pytest
+import tokenizers
+from tokenizers import processors
+
+from mmgpt.config import UserError
+from mmgpt.datasets.sample import Message, Sample
+from mmgpt.inputs.chat import IGNORED
+from mmgpt.inputs.templates import TEMPLATES, read_template
+from mmgpt.inputs.tokenizer import END, Tokenizer
+
+CHATML = (
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
+    "{%- else %}{{- '<|im_start|>system\\nYou are kind.<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}{%- endfor %}"
+)
+
+
+def with_settings(folder, **settings):
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        (CHATML, ("chatml", "You are kind.")),
+        ("{{ '<|im_start|>' + role }}", ("chatml", None)),
+        ("{{ '<|start_header_id|>' + role + '<|end_header_id|>' }}", ("llama3", None)),
+        ("{{ '<start_of_turn>' + role }}", ("gemma", None)),
+        ("{{ 'USER: ' }}{{ 'ASSISTANT:' }}", ("vicuna", None)),
+        ([{"name": "tool", "template": "x"}, {"name": "default", "template": "<|im_start|>"}], ("chatml", None)),
+    ],
+)
+def test_a_checkpoints_template_is_known_by_its_markup(program, expected, tmp_path):
+    assert read_template(with_settings(tmp_path, chat_template=program)) == expected
+
+
+def test_the_jinja_file_counts_before_the_settings_and_none_is_plain(tmp_path):
+    assert read_template(tmp_path) == ("plain", None)
+    assert read_template(with_settings(tmp_path, eos_token="</s>")) == ("plain", None)
+    (tmp_path / "chat_template.jinja").write_text("<start_of_turn>")
+    assert read_template(with_settings(tmp_path, chat_template="<|im_start|>"))[0] == "gemma"
+
+
+def test_an_unknown_template_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(UserError, match=r"none of chatml, llama3, gemma, vicuna; name the one to use"):
+        read_template(with_settings(tmp_path, chat_template="{{ '[INST]' }}"))
+
+
+def test_a_system_turn_that_all_get_stands_where_none_is_given(make_bundle):
+    bundle = make_bundle(template="chatml")
+    renderer = replace(bundle.renderer, system="You are kind.")
+    given = (Message.of("system", "You are kind."), Message.of("user", "Hi."), Message.of("assistant", "Ho."))
+    said, added = (renderer.render(Sample(messages, key="k")) for messages in (given, given[1:]))
+    assert added.ids == said.ids
+    assert added.labels == said.labels
+    assert renderer.prompt(given[1:2]).ids == renderer.prompt(given[:2]).ids
+
+
+def test_a_role_that_a_template_lacks_is_refused(make_bundle):
+    renderer = make_bundle(template="gemma").renderer
+    with pytest.raises(UserError, match="has no system turns, only user, assistant"):
+        renderer.prompt((Message.of("system", "Look."), Message.of("user", "Hi.")))
+
+
+@pytest.fixture
+def outside(tokenizer):
+    """A tokenizer as Llama's: it opens every text with a token of its own and closes documents with `</s>`."""
+    core = tokenizers.Tokenizer.from_str(tokenizer.core.to_str())
+    core.add_special_tokens(["<s>", "</s>"])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", core.token_to_id("<s>"))]
+    )
+    text = core.to_str().replace('"<|end|>"', '"<|other|>"')
+    return Tokenizer.from_string(text)
+
+
+def test_what_a_tokenizer_puts_before_every_text_is_put_before_documents_and_talks(outside, make_bundle):
+    begin = (outside.special_ids["<s>"],)
+    assert outside.begin == begin
+    for template in ("plain", "chatml"):
+        renderer = replace(make_bundle().renderer, tokenizer=outside, template=TEMPLATES[template])
+        assert tuple(renderer.prompt((Message.of("user", "Hi."),)).ids[:1]) == begin
+    document = renderer.render(Sample((Message.of("assistant", "A text."),), key="k"))
+    assert document.ids == [*begin, *outside.encode("A text."), outside.special_ids["</s>"]]
+    assert document.labels == [IGNORED, *document.ids[1:]]
+
+
+def test_the_end_of_a_document_is_the_tokenizers_own(outside, tokenizer):
+    assert outside.special(END) == outside.special_ids["</s>"]
+    assert tokenizer.special(END) == tokenizer.core.token_to_id(END)
+
+
+def test_tokens_are_added_once_at_the_end(tokenizer):
+    more = tokenizer.extended(["<bos>", "<|image|>", "<bos>"])
+    assert len(more) == len(tokenizer) + 1
+    assert more.special("<bos>") == len(tokenizer)
+    assert more.extended(["<bos>"]) is more
+    assert more.encode("<bos>") == tokenizer.encode("<bos>")
+    assert more.encode_markup("<bos>") == (len(tokenizer),)
