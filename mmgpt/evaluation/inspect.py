@@ -60,7 +60,7 @@ def open_data(
     for modality in recipe.model.encoders:
         tokenizer.special(SLOTS[modality])
     specs, context = recipe.model.media_specs(), recipe.model.decoder.context
-    renderer = Renderer(tokenizer, TEMPLATES[recipe.template], specs, context, recipe.system)
+    renderer = Renderer(tokenizer, TEMPLATES[recipe.template], specs, context, recipe.system, recipe.wraps)
     wanted = names if stage is None else [stage]
     return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
 

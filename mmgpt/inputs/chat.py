@@ -104,6 +104,7 @@ class Renderer:
         specs: what each modality of the model needs; a part of any other modality is refused.
         context: the most tokens a row may take.
         system: the system turn of conversations that come without one; None for none.
+        wraps: markup before and after each medium of a modality.
     """
 
     tokenizer: Tokenizer
@@ -111,6 +112,7 @@ class Renderer:
     specs: Mapping[str, MediaSpec]
     context: int
     system: str | None = None
+    wraps: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def render(
         self, sample: Sample, objective: Objective = "respond", draw: int | None = None, word_dropout: float = 0.0
@@ -284,7 +286,10 @@ class Renderer:
             spec = self.specs[part.modality]
             values = spec.prepare(part, out.rng)
             medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())
+            before, after = map(self.tokenizer.encode_markup, self.wraps.get(part.modality, ("", "")))
+            out.add(before, False)
             out.add_medium(medium, self.tokenizer.special(SLOTS[part.modality]))
+            out.add(after, False)
 
     def _pair(self, rendered: Rendered, sample: Sample) -> Rendered:
         """Give the sample's only reply, if it is in words, to each medium that is the only one of its modality."""

@@ -1,4 +1,4 @@
-"""Chat templates: the markup around turns, and which of them an outside model was trained with.
+"""Chat templates: the markup around turns and media, and which of them an outside model was trained with.
 
 A Hugging Face checkpoint gives its template as a Jinja program. Those of the families here are recognised by their
 markup and written without Jinja, so that rendering knows of every token whether it is to be learned.
@@ -46,8 +46,7 @@ class Template:
     @property
     def tokens(self) -> list[str]:
         """The special tokens of the markup."""
-        markup = "".join([self.begin or "", *(piece for turn in self.turns.values() for piece in turn)])
-        return list(dict.fromkeys(re.findall(r"<[^<>\s]+>", markup)))
+        return special_tokens("".join([self.begin or "", *(piece for turn in self.turns.values() for piece in turn)]))
 
     def turn(self, role: str) -> Turn:
         """The markup of a role.
@@ -85,6 +84,41 @@ MARKS: dict[str, TemplateName] = {  # what tells a family's template, first come
     "<start_of_turn>": "gemma",
     "ASSISTANT:": "vicuna",
 }
+
+
+def special_tokens(markup: str) -> list[str]:
+    """The special tokens in a piece of markup: words in angle brackets."""
+    return list(dict.fromkeys(re.findall(r"<[^<>\s]+>", markup)))
+
+
+def jinja_of(template: Template, begin: str, system: str | None, media: Mapping[str, str]) -> str:
+    """The template as Hugging Face's programs read it; messages hold a string, or a list of parts in reading order.
+
+    Args:
+        template: the markup.
+        begin: what stands before the first turn.
+        system: the system turn of conversations without one.
+        media: what stands for a medium of each modality.
+    """
+    added = "" if system is None else f"{template.turn('system').open}{system}{_closed(template.turn('system'))}"
+    kinds = "".join(f"{{%- elif part['type'] == {kind!r} -%}}{{{{ {text!r} }}}}" for kind, text in media.items())
+    opened = {role: turn.open for role, turn in template.turns.items()}
+    closed = {role: _closed(turn) for role, turn in template.turns.items()}
+    return "".join(
+        [
+            f"{{%- set opened = {opened!r} -%}}{{%- set closed = {closed!r} -%}}{{{{ {begin!r} }}}}",
+            f"{{%- if messages[0]['role'] != 'system' -%}}{{{{ {added!r} }}}}{{%- endif -%}}" if added else "",
+            "{%- for message in messages -%}{{ opened[message['role']] }}",
+            "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}",
+            "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}",
+            f"{kinds}{{%- endif -%}}{{%- endfor -%}}{{%- endif -%}}{{{{ closed[message['role']] }}}}{{%- endfor -%}}",
+            "{%- if add_generation_prompt -%}{{ opened['assistant'] }}{%- endif -%}",
+        ]
+    )
+
+
+def _closed(turn: Turn) -> str:
+    return turn.end + turn.after
 
 
 def read_template(folder: Path) -> tuple[TemplateName, str | None]:

@@ -36,6 +36,7 @@ class Bundle:
         card: what is known of the model's origin.
         limits: a recipe's, for its training; they are not saved, and prompts are held to the defaults.
         system: the system turn of conversations that come without one.
+        wraps: markup before and after each medium of a modality.
         new_tokens: ids that were added to the tokenizer of the decoder's checkpoint.
     """
 
@@ -45,6 +46,7 @@ class Bundle:
     card: dict[str, Any] = field(default_factory=dict)
     limits: Limits = LIMITS
     system: str | None = None
+    wraps: dict[str, tuple[str, str]] = field(default_factory=dict)
     new_tokens: tuple[int, ...] = ()
 
     @property
@@ -52,7 +54,8 @@ class Bundle:
         """Renders prompts and samples for this model."""
         config = self.model.config
         specs = config.media_specs(self.limits)
-        return Renderer(self.tokenizer, TEMPLATES[self.template], specs, config.decoder.context, self.system)
+        template, context = TEMPLATES[self.template], config.decoder.context
+        return Renderer(self.tokenizer, template, specs, context, self.system, self.wraps)
 
 
 def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: int | None = None) -> Bundle:
@@ -72,6 +75,7 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
         "num_tokens": len(bundle.tokenizer),
         "template": bundle.template,
         "system": bundle.system,
+        "wraps": bundle.wraps,
         "new_tokens": bundle.new_tokens,
         "model": model.config.model_dump(mode="json"),
     }
@@ -119,6 +123,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu", verify: bo
     with torch.device("meta"):
         bundle = new_bundle(config, tokenizer, described["template"], described["vocab_size"])
     bundle.system, bundle.new_tokens = described.get("system"), tuple(described.get("new_tokens", ()))
+    bundle.wraps = {modality: (before, after) for modality, (before, after) in described.get("wraps", {}).items()}
     set_weights(bundle.model, load_weights(folder, device), str(folder))
     bundle.model.eval()
     if verify:

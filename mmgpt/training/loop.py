@@ -108,7 +108,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
     torch.manual_seed(recipe.seed)
     tokenizer = Tokenizer.load(run)
     bundle = new_bundle(recipe.model, tokenizer, recipe.template, rows_for(recipe.model, tokenizer))
-    bundle.system, bundle.new_tokens = recipe.system, new_tokens(recipe, tokenizer)
+    bundle.system, bundle.wraps, bundle.new_tokens = recipe.system, recipe.wraps, new_tokens(recipe, tokenizer)
     bundle.card = {"recipe": recipe.name, "seed": recipe.seed, "stages": ", ".join(names)}
     bundle.limits = recipe.limits
     if start is None:

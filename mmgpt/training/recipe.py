@@ -5,12 +5,12 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
+from mmgpt.config import Config, apply_overrides, build, did_you_mean, find_config, read_yaml
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers import AnySource
 from mmgpt.inputs.chat import HeadKind, Objective
 from mmgpt.inputs.templates import TemplateName
-from mmgpt.inputs.tokenizer import TokenizerConfig
+from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig
 from mmgpt.model.pretrained import chat_of, resolve
 
@@ -106,6 +106,7 @@ class Recipe(Config):
     tokenizer: TokenizerConfig = TokenizerConfig()
     template: TemplateName = "chatml"  # that of a pretrained decoder's own chat template where it has one
     system: str | None = None  # the system turn of conversations that come without one
+    wraps: dict[str, tuple[str, str]] = {}  # markup before and after each medium of a modality
     model: ModelConfig
     stages: list[StageConfig] = Field(min_length=1)
     limits: Limits = LIMITS  # of the media it trains on
@@ -118,6 +119,12 @@ class Recipe(Config):
             raise ValueError(
                 f"stages {names} must have different names; their checkpoints go to folders of those names"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _wraps_have_media(self) -> Self:
+        for modality in self.wraps.keys() - self.model.encoders.keys():
+            raise ValueError(f"wraps.{modality}: the model has no such encoder; {did_you_mean(modality, SLOTS)}")
         return self
 
     @model_validator(mode="after")

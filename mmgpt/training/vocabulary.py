@@ -1,11 +1,12 @@
 """The tokenizer of a run: trained on its own texts or brought by a checkpoint, with the tokens that its model needs."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
-from mmgpt.inputs.templates import TEMPLATES
+from mmgpt.inputs.templates import TEMPLATES, special_tokens
 from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer
 from mmgpt.model.pretrained import tokenizer_of
 from mmgpt.training.recipe import Recipe
@@ -51,6 +52,7 @@ def needed_tokens(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
         *end,
         *(token for token in TEMPLATES[recipe.template].tokens if token != END),
         *(SLOTS[modality] for modality in recipe.model.encoders),
+        *special_tokens("".join(chain(*recipe.wraps.values()))),
         *([MASK] if masks else []),
     ]
 

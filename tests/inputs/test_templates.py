@@ -1,16 +1,20 @@
 import json
 from dataclasses import replace
 
+import PIL.Image
 import pytest
 import tokenizers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import processors
 
 from mmgpt.config import UserError
+from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.chat import IGNORED
-from mmgpt.inputs.templates import TEMPLATES, read_template
-from mmgpt.inputs.tokenizer import END, Tokenizer
+from mmgpt.inputs.templates import TEMPLATES, jinja_of, read_template
+from mmgpt.inputs.tokenizer import END, SLOTS, Tokenizer
 
+PICTURE = Image(PIL.Image.new("RGB", (8, 8), "red"))
 CHATML = (
     "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
     "{%- else %}{{- '<|im_start|>system\\nYou are kind.<|im_end|>\\n' }}{%- endif %}"
@@ -101,3 +105,29 @@ def test_tokens_are_added_once_at_the_end(tokenizer):
     assert more.extended(["<bos>"]) is more
     assert more.encode("<bos>") == tokenizer.encode("<bos>")
     assert more.encode_markup("<bos>") == (len(tokenizer),)
+
+
+@pytest.mark.parametrize(
+    ("template", "system"),
+    [("plain", None), ("chatml", None), ("chatml", "You are 'kind'.\n"), ("llama3", "Be brief."), ("gemma", None)],
+)
+def test_the_jinja_program_writes_what_is_rendered(template, system, make_bundle):
+    bundle = make_bundle(template=template)
+    renderer = replace(bundle.renderer, system=system, wraps={"image": ("<", ">")})
+    slots, begin = f"<{SLOTS['image'] * 4}>", TEMPLATES[template].begin or ""
+    program = jinja_of(TEMPLATES[template], begin, system, {"image": slots})
+    messages = (
+        Message.of("user", "See ", PICTURE, "and say:\n"),
+        Message.of("assistant", "Red."),
+        Message.of("user", "Why?"),
+    )
+    words = [{"type": "text", "text": "See "}, {"type": "image"}, {"type": "text", "text": "and say:\n"}]
+    raw = [
+        {"role": "user", "content": words},
+        {"role": "assistant", "content": "Red."},
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+    ]
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(program)
+    written = jinja.render(messages=raw, add_generation_prompt=True)
+    assert written == bundle.tokenizer.decode(renderer.prompt(messages).ids, keep_special=True)
+    assert slots in written
