@@ -14,15 +14,19 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from mmgpt.config import UserError, build
+from mmgpt.config import UserError, build, did_you_mean
 from mmgpt.datasets.media import LIMITS, Audio, Image, Limits, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
+from mmgpt.hub import fetch, is_name
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Renderer, TooLong
-from mmgpt.inputs.templates import TEMPLATES
+from mmgpt.inputs.templates import TEMPLATES, read_template
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.model.families import decoder_fields, decoder_weights
+from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.pretrained import rows_of, tokenizer_of
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
 
@@ -97,20 +101,53 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
         (folder / "README.md").write_text(_card_text(bundle), encoding="utf-8")
 
 
-def load_bundle(path: str | Path, device: str | torch.device = "cpu", verify: bool = False) -> Bundle:
-    """Read a bundle from a run, a stage's checkpoint, or a model folder.
+def load_bundle(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    verify: bool = False,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Bundle:
+    """Read a bundle from a run, a stage's checkpoint, a model folder, or a language model in Hugging Face layout.
 
     Args:
-        path: the folder.
+        path: the folder, or organisation/name on the hub.
         device: where the weights go.
         verify: compute golden.json's logits again and compare.
+        revision: of the hub.
+        dtype: of the weights; None leaves them as they are stored.
     Raises:
         UserError: if files are absent or damaged, or weights are missing, unexpected or of another shape.
     """
-    folder = find_model(path)
+    folder = find_model(path, revision)
     described = read_json(folder / "config.json")
-    if described.get("model_type") != "mmgpt" or "model" not in described:
-        raise UserError(f"{folder / 'config.json'}: model_type is {described.get('model_type')!r}, not 'mmgpt'")
+    is_ours = described.get("model_type") == "mmgpt"
+    bundle, weights = _read_own(folder, described, device) if is_ours else read_language_model(folder, device)
+    set_weights(bundle.model, {name: w.to(dtype) for name, w in weights.items()} if dtype else weights, str(folder))
+    bundle.model.eval()
+    if verify:
+        verify_golden(bundle, read_json(folder / "golden.json"), str(folder))
+    return bundle
+
+
+def read_language_model(folder: Path, device: str | torch.device) -> tuple[Bundle, dict[str, Tensor]]:
+    """A language model in Hugging Face layout: its bundle on the meta device, and its weights."""
+    decoder = build(DecoderConfig, {"pretrained": str(folder), **decoder_fields(folder)}, str(folder / "config.json"))
+    config = ModelConfig(decoder=decoder)
+    tokenizer = tokenizer_of(config)
+    template, system = read_template(folder)
+    with torch.device("meta"):
+        bundle = new_bundle(config, tokenizer, template, rows_of(folder))
+    bundle.system = system
+    weights = decoder_weights(folder, decoder)
+    return bundle, {f"decoder.{name}": weight.to(device) for name, weight in weights.items()}
+
+
+def _read_own(folder: Path, described: dict[str, Any], device: str | torch.device) -> tuple[Bundle, dict[str, Tensor]]:
+    """A folder that `save_bundle` wrote: its bundle on the meta device, and its weights."""
+    if "model" not in described:
+        raise UserError(f"{folder / 'config.json'}: has no model; take the config.json that was saved with the weights")
     absent = [key for key in ("vocab_size", "template") if key not in described]
     if absent or described["template"] not in TEMPLATES:
         fault = f"has no {absent[0]}" if absent else f"names the template {described['template']!r}, which is not known"
@@ -124,11 +161,19 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu", verify: bo
         bundle = new_bundle(config, tokenizer, described["template"], described["vocab_size"])
     bundle.system, bundle.new_tokens = described.get("system"), tuple(described.get("new_tokens", ()))
     bundle.wraps = {modality: (before, after) for modality, (before, after) in described.get("wraps", {}).items()}
-    set_weights(bundle.model, load_weights(folder, device), str(folder))
-    bundle.model.eval()
-    if verify:
-        verify_golden(bundle, read_json(folder / "golden.json"), str(folder))
-    return bundle
+    return bundle, load_weights(folder, device)
+
+
+def pick_dtype(name: str) -> torch.dtype | None:
+    """The type of a name; None for `auto`, which leaves weights as they are stored.
+
+    Raises:
+        UserError: if it is none of those here.
+    """
+    known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise UserError(f"dtype {name}: is not known; {did_you_mean(name, known)}")
+    return known[name]
 
 
 def pick_device(name: str) -> torch.device:
@@ -146,13 +191,15 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device {name}: cannot be used here ({reason}); give cpu, cuda or auto") from None
 
 
-def find_model(path: str | Path) -> Path:
-    """The folder with a model's files: `path` itself, its `final/`, or its newest checkpoint.
+def find_model(path: str | Path, revision: str | None = None) -> Path:
+    """The folder with a model's files: `path` itself, its `final/`, its newest checkpoint, or that name on the hub.
 
     Raises:
         UserError: if there is none.
     """
     root = Path(path)
+    if revision or is_name(path):
+        return fetch(path, revision)
     newest = sorted(root.glob("*/checkpoint-*"), key=lambda p: p.stat().st_mtime, reverse=True)
     for folder in [root, root / "final", *newest]:
         if (folder / "config.json").is_file():
