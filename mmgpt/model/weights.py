@@ -23,6 +23,7 @@ from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Renderer, TooLong
 from mmgpt.inputs.templates import TEMPLATES, read_template
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.model.card import card_text
 from mmgpt.model.families import decoder_fields, decoder_weights
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
@@ -47,7 +48,7 @@ class Bundle:
     model: MultimodalModel
     tokenizer: Tokenizer
     template: str
-    card: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, str] = field(default_factory=dict)
     limits: Limits = LIMITS
     system: str | None = None
     wraps: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -98,7 +99,7 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     if with_golden:
         write_json(folder / "golden.json", make_golden(bundle))
     if bundle.card:
-        (folder / "README.md").write_text(_card_text(bundle), encoding="utf-8")
+        (folder / "README.md").write_text(card_text(bundle.model, bundle.card), encoding="utf-8")
 
 
 def load_bundle(
@@ -289,19 +290,3 @@ def verify_golden(bundle: Bundle, golden: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where}: golden.json's logits are off by {gap:.2g}; the weights are not the ones it was written with"
         )
-
-
-def _card_text(bundle: Bundle) -> str:
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in bundle.model.named_children()}
-    rows = [f"| {name} | {count:,} |" for name, count in parts.items()]
-    facts = [f"- {key}: {value}" for key, value in bundle.card.items()]
-    lines = ["# An mmgpt model", "", *facts, "", "| part | parameters |", "| --- | ---: |", *rows, ""]
-    use = [
-        "```python",
-        "import mmgpt",
-        'model = mmgpt.load("THIS_FOLDER")',
-        'print(model.ask("...").text)',
-        "```",
-        "",
-    ]
-    return "\n".join(lines + use)

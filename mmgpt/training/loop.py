@@ -109,7 +109,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
     tokenizer = Tokenizer.load(run)
     bundle = new_bundle(recipe.model, tokenizer, recipe.template, rows_for(recipe.model, tokenizer))
     bundle.system, bundle.wraps, bundle.new_tokens = recipe.system, recipe.wraps, new_tokens(recipe, tokenizer)
-    bundle.card = {"recipe": recipe.name, "seed": recipe.seed, "stages": ", ".join(names)}
+    bundle.card = recipe.card()
     bundle.limits = recipe.limits
     if start is None:
         load_parts(bundle.model, bundle.new_tokens)

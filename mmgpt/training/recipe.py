@@ -138,6 +138,17 @@ class Recipe(Config):
                 )
         return self
 
+    def card(self) -> dict[str, str]:
+        """What a model card tells of a run: its seed, its stages, and the data of each."""
+        told = {"recipe": self.name, "seed": str(self.seed)}
+        for stage in self.stages:
+            length = f"{stage.steps:,} steps" if stage.steps else f"{stage.epochs:g} epochs"
+            sources = ", ".join(
+                dict.fromkeys(source.label or getattr(source, "name", source.reader) for source in stage.data)
+            )
+            told[f"stage {stage.name}"] = f"{stage.objective}, {length}, trains {', '.join(stage.train)}; {sources}"
+        return told
+
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and lay overrides such as `stages.instruct.steps=10` over it.
