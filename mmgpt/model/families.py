@@ -1,6 +1,0 @@
-def decoder_fields(folder):
-    raise NotImplementedError
-
-
-def decoder_weights(folder, config):
-    raise NotImplementedError
