@@ -98,10 +98,11 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
     log = RunLog(run)
 
     def begin() -> None:
+        made = None if (run / "tokenizer.json").is_file() else make_tokenizer(recipe, sources)
         run.mkdir(parents=True, exist_ok=True)
         write_file(run / "config.yaml", to_yaml(recipe))
-        if not (run / "tokenizer.json").is_file():
-            write_file(run / "tokenizer.json", make_tokenizer(recipe, sources).core.to_str(pretty=True))
+        if made:
+            write_file(run / "tokenizer.json", made.core.to_str(pretty=True))
         log.cut(names, start.stage if start else 0, start.step if start else -1)
 
     ranks.on_main(begin)

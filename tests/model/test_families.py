@@ -179,7 +179,9 @@ def test_in_bf16_a_decoder_is_as_near_to_float32_as_its_own_library(reference):
     theirs, folder = reference
     ids_BT = random_ids(2, LENGTH)
     exact_BTV = theirs_of(theirs, ids_BT)
-    library = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
+    library = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="eager"
+    )
     rounded_BTV = theirs_of(library.eval(), ids_BT)
     ours_BTV = logits_of(read(folder, torch.bfloat16).decoder, ids_BT)
     scale = exact_BTV.std()
