@@ -18,12 +18,13 @@ from einops import rearrange
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from mmgpt.config import Config, UserError
+from mmgpt.config import UserError
 from mmgpt.encoders.augment import add_noise, change_speed
 from mmgpt.encoders.mel import log_mel, num_frames
+from mmgpt.encoders.pieces import Grid, PiecesConfig
 
 
-class ConformerConfig(Config):
+class ConformerConfig(PiecesConfig):
     """Size and front end of a conformer."""
 
     kind: Literal["conformer"] = "conformer"
@@ -69,13 +70,9 @@ class ConformerConfig(Config):
         """Encoded frames to either side that a feature can depend on; None for the whole clip."""
         return None if self.window is None else self.depth * (self.window + self.kernel // 2) + 1
 
-    def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """How the features of a clip whose tensor has the shape `size` (F, T) lie: (frames,)."""
-        return (math.ceil(size[-1] / self.subsampling),)
-
-    def num_tokens(self, size: tuple[int, ...]) -> int:
-        """Features of a clip whose tensor has the shape `size` (F, T)."""
-        return self.grid_of(size)[0]
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+        """How the features of a clip whose tensor has the shape (F, T) lie: one piece, (frames,)."""
+        return ((math.ceil(shape[-1] / self.subsampling),),)
 
     def prepare(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
         """Resample a mono sound (samples, rate) and make its log-mel features: float32 (mels, T).
@@ -111,13 +108,14 @@ class ConformerEncoder(nn.Module):
         self.subsample = Subsampling(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
 
-    def forward(self, mel_MFT: Tensor, lengths_M: Tensor) -> Tensor:
+    def forward(self, mel_MFT: Tensor, shapes_M2: Tensor) -> Tensor:
         """Encode clips to features (M, N, D), zeros after each clip's `config.num_tokens`.
 
         Args:
             mel_MFT: log-mel features, padded at the end of the last axis with anything.
-            lengths_M: frames of each clip.
+            shapes_M2: bands and frames of each clip.
         """
+        lengths_M = shapes_M2[:, -1]
         if self.training:
             mel_MFT = mask_spectrogram(mel_MFT, lengths_M, self.config)
         elif self.config.chunk and mel_MFT.shape[-1] > self.config.chunk * self.config.subsampling:

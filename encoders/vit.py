@@ -18,11 +18,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgpt.config import Config
 from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
+from mmgpt.encoders.pieces import Grid, PiecesConfig
 
 
-class ViTConfig(Config):
+class ViTConfig(PiecesConfig):
     """Size and preprocessing of a ViT."""
 
     kind: Literal["vit"] = "vit"
@@ -56,13 +56,9 @@ class ViTConfig(Config):
         """Shape of a picture's tensor."""
         return (3, self.image_size, self.image_size)
 
-    def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Rows and columns of the features of a picture whose tensor has the shape `size` (C, H, W)."""
-        return (size[-2] // self.patch_size, size[-1] // self.patch_size)
-
-    def num_tokens(self, size: tuple[int, ...]) -> int:
-        """Features of a picture whose tensor has the shape `size` (C, H, W)."""
-        return math.prod(self.grid_of(size))
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+        """Rows and columns of the features of a picture whose tensor has the shape (C, H, W): one piece."""
+        return ((shape[-2] // self.patch_size, shape[-1] // self.patch_size),)
 
     def prepare(self, picture: PIL.Image.Image, rng: random.Random | None = None) -> Tensor:
         """Resize an RGB picture (bicubic, aspect ratio not kept): bytes (3, image_size, image_size).
@@ -128,10 +124,10 @@ class ViTEncoder(nn.Module):
         )
         return pixels_MCHW.float() / (255 * std_C11) - mean_C11 / std_C11
 
-    def forward(self, pixels_MCHW: Tensor, lengths_M: Tensor | None = None) -> Tensor:
+    def forward(self, pixels_MCHW: Tensor, shapes_M3: Tensor | None = None) -> Tensor:
         """Encode pictures (M, 3, H, W), pixels of 0 to 255, to features (M, N, D), patches in row-major order.
 
-        All pictures are of one size, so `lengths_M`, which encoders of clips need, says nothing new.
+        All pictures are of one size, so `shapes_M3`, which other encoders need, says nothing new.
         """
         features_MND: Tensor = self.vit.forward_features(self.normalise(pixels_MCHW))
         return features_MND

@@ -23,22 +23,22 @@ class MediaBatch:
     """The media of one modality in reading order.
 
     Attributes:
-        values: (M, ...), padded with zeros at the end of the last axis.
-        lengths: (M,) valid entries of the last axis.
+        values: (M, ...), padded with zeros at the end of each axis.
+        shapes: (M, axes) of each medium without its padding.
         num_tokens: the placeholders that rendering wrote for each medium.
         names: sample and medium, for errors.
         texts: what each medium forms a pair with, for the heads.
     """
 
     values: Tensor
-    lengths: Tensor
+    shapes: Tensor
     num_tokens: tuple[int, ...]
     names: tuple[str, ...]
     texts: tuple[PairedText | None, ...]
 
     def sizes(self) -> list[tuple[int, ...]]:
         """The shape of each medium's tensor without its padding."""
-        return [(*self.values.shape[1:-1], length) for length in self.lengths.tolist()]
+        return [tuple(shape) for shape in self.shapes.tolist()]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Batch:
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         moved["media"] = {
-            kind: replace(media, values=media.values.to(device), lengths=media.lengths.to(device))
+            kind: replace(media, values=media.values.to(device), shapes=media.shapes.to(device))
             for kind, media in self.media.items()
         }
         return replace(self, **moved)
@@ -143,13 +143,13 @@ def _collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
     for modality in sorted({medium.modality for medium, _ in found}):
         media = [(medium, name) for medium, name in found if medium.modality == modality]
         values = [medium.values for medium, _ in media]
-        lengths = torch.tensor([value.shape[-1] for value in values])
-        padded = values[0].new_zeros(len(values), *values[0].shape[:-1], int(lengths.max()))
+        shapes = torch.tensor([value.shape for value in values])
+        padded = values[0].new_zeros(len(values), *shapes.amax(dim=0).tolist())
         for at, value in enumerate(values):
-            padded[at, ..., : value.shape[-1]] = value
+            padded[at][tuple(slice(size) for size in value.shape)] = value
         batches[modality] = MediaBatch(
             padded,
-            lengths,
+            shapes,
             num_tokens=tuple(medium.num_tokens for medium, _ in media),
             names=tuple(name for _, name in media),
             texts=tuple(medium.text for medium, _ in media),

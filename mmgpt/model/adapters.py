@@ -1,10 +1,12 @@
 """Adapters: encoder features to tokens of the decoder's width.
 
-Shape letters: M media, N features, K tokens, D width of the encoder, W width of the decoder.
-Every adapter is told how many features of each medium are real (M,); what it makes of the padding is not used.
+Shape letters: P pieces of media, N features, K tokens, D width of the encoder, W width of the decoder.
+Every adapter is told the grid of each piece, so how many of its features are real; what it makes of the padding is not
+used. It is built for the grid of the largest piece.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,8 +17,7 @@ from torch import Tensor, nn
 
 from mmgpt.config import Config
 from mmgpt.encoders.conformer import is_real
-
-Grid = tuple[int, ...]  # how the features of a medium lie: (rows, columns) of a picture, (frames,) of a sound
+from mmgpt.encoders.pieces import Grid, PiecesConfig
 
 
 class LinearConfig(Config):
@@ -25,7 +26,7 @@ class LinearConfig(Config):
     kind: Literal["linear"]
 
     def num_tokens(self, grid: Grid) -> int:
-        """Tokens of a medium whose features lie in `grid`."""
+        """Tokens of a piece whose features lie in `grid`."""
         return math.prod(grid)
 
 
@@ -37,7 +38,7 @@ class MLPConfig(Config):
     inner: PositiveInt | None = None  # the decoder's width if not given
 
     def num_tokens(self, grid: Grid) -> int:
-        """Tokens of a medium whose features lie in `grid`; the last one may be padded with zeros."""
+        """Tokens of a piece whose features lie in `grid`; the last one may be padded with zeros."""
         return math.ceil(math.prod(grid) / self.stride)
 
 
@@ -50,7 +51,7 @@ class FoldConfig(Config):
     places: bool = False  # add a learned embedding of each token's place, so that the decoder can tell where it looks
 
     def num_tokens(self, grid: Grid) -> int:
-        """Tokens of a picture whose patches lie in `grid`.
+        """Tokens of a piece whose patches lie in `grid`.
 
         Raises:
             ValueError: if `stride` does not divide the grid, or it is no picture's.
@@ -73,11 +74,29 @@ class ResamplerConfig(Config):
     heads: PositiveInt = 8
 
     def num_tokens(self, grid: Grid) -> int:
-        """Tokens of any medium: the number of queries."""
+        """Tokens of any piece: the number of queries."""
         return self.queries
 
 
 AdapterConfig = Annotated[LinearConfig | MLPConfig | FoldConfig | ResamplerConfig, Field(discriminator="kind")]
+
+
+def check_grids(adapter: AdapterConfig, encoder: PiecesConfig) -> None:
+    """Refuse an adapter that cannot take every grid of an encoder's pieces.
+
+    Raises:
+        ValueError: names the adapter's field and the remedy.
+    """
+    for grid in encoder.grids_of(encoder.largest):
+        adapter.num_tokens(grid)
+    if encoder.unit is None:
+        return
+    if adapter.kind == "resampler" or (adapter.kind == "fold" and adapter.places):
+        raise ValueError(
+            f"{adapter.kind} learns the places of one grid, but this encoder's pictures keep their aspect ratio; "
+            "take linear, mlp, or a fold with places: false"
+        )
+    adapter.num_tokens(encoder.unit)
 
 
 class LinearAdapter(nn.Module):
@@ -88,10 +107,10 @@ class LinearAdapter(nn.Module):
         self.project = nn.Linear(width, out_width)
         _scale_to_embeddings(self.project)
 
-    def forward(self, features_MND: Tensor, counts_M: Tensor) -> Tensor:
-        """Features (M, N, D) to tokens (M, N, W)."""
-        out_MNW: Tensor = self.project(features_MND)
-        return out_MNW
+    def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Features (P, N, D) to tokens (P, N, W)."""
+        out_PNW: Tensor = self.project(features_PND)
+        return out_PNW
 
 
 class MLPAdapter(nn.Module):
@@ -102,12 +121,12 @@ class MLPAdapter(nn.Module):
         self.stride = config.stride
         self.project = _two_layers(config.stride * width, config.inner or out_width, out_width)
 
-    def forward(self, features_MND: Tensor, counts_M: Tensor) -> Tensor:
-        """Features (M, N, D) to tokens (M, ceil(N / stride), W)."""
-        missing = -features_MND.shape[1] % self.stride
-        padded_MND = F.pad(features_MND * is_real(counts_M, features_MND.shape[1])[..., None], (0, 0, 0, missing))
-        out_MKW: Tensor = self.project(rearrange(padded_MND, "m (k s) d -> m k (s d)", s=self.stride))
-        return out_MKW
+    def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Features (P, N, D) to tokens (P, ceil(N / stride), W)."""
+        missing = -features_PND.shape[1] % self.stride
+        padded_PND = F.pad(features_PND * _is_real(features_PND, grids)[..., None], (0, 0, 0, missing))
+        out_PKW: Tensor = self.project(rearrange(padded_PND, "p (k s) d -> p k (s d)", s=self.stride))
+        return out_PKW
 
 
 class FoldAdapter(nn.Module):
@@ -117,14 +136,27 @@ class FoldAdapter(nn.Module):
         super().__init__()
         count = config.num_tokens(grid)
         self.places = nn.Parameter(torch.randn(count, out_width) * out_width**-0.5) if config.places else None
-        self.fold = {"h": grid[0] // config.stride, "s": config.stride, "t": config.stride}
+        self.stride = config.stride
         self.project = _two_layers(config.stride**2 * width, config.inner or out_width, out_width)
 
-    def forward(self, features_MND: Tensor, counts_M: Tensor) -> Tensor:
-        """Features (M, N, D) in row-major order to tokens (M, N / stride^2, W)."""
-        folded_MKD = rearrange(features_MND, "m (h s w t) d -> m (h w) (s t d)", **self.fold)
-        out_MKW: Tensor = self.project(folded_MKD)
-        return out_MKW if self.places is None else out_MKW + self.places
+    def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Features (P, N, D), each piece's in row-major order of its own grid, to tokens (P, N / stride^2, W)."""
+        out_PKW: Tensor = self.project(self._fold(features_PND, grids))
+        return out_PKW if self.places is None else out_PKW + self.places
+
+    def _fold(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+        pattern, square = "p (h s w t) d -> p (h w) (s t d)", {"s": self.stride, "t": self.stride}
+        kinds = set(grids)
+        if len(kinds) == 1:
+            return rearrange(features_PND, pattern, h=grids[0][0] // self.stride, **square)
+        most = max(map(math.prod, kinds)) // self.stride**2
+        folded_PKD = features_PND.new_zeros(len(grids), most, self.stride**2 * features_PND.shape[-1])
+        for kind in kinds:
+            at = torch.tensor([number for number, grid in enumerate(grids) if grid == kind], device=folded_PKD.device)
+            alike_PND = features_PND[at, : math.prod(kind)]
+            alike_PKD = rearrange(alike_PND, pattern, h=kind[0] // self.stride, **square)
+            folded_PKD[at, : alike_PKD.shape[1]] = alike_PKD
+        return folded_PKD
 
 
 class ResamplerAdapter(nn.Module):
@@ -150,15 +182,25 @@ class ResamplerAdapter(nn.Module):
         self.leave = nn.Linear(out_width, out_width)
         _scale_to_embeddings(self.leave)
 
-    def forward(self, features_MND: Tensor, counts_M: Tensor) -> Tensor:
-        """Features (M, N, D) to tokens (M, queries, W)."""
-        memory_MNW = self.enter(features_MND) + self.places[: features_MND.shape[1]]
-        x_MKW = self.queries.expand(len(features_MND), -1, -1)
-        padding_MN = ~is_real(counts_M, features_MND.shape[1])
+    def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Features (P, N, D) to tokens (P, queries, W)."""
+        memory_PNW = self.enter(features_PND) + self.places[: features_PND.shape[1]]
+        x_PKW = self.queries.expand(len(features_PND), -1, -1)
+        padding_PN = ~_is_real(features_PND, grids)
         for layer in self.layers:
-            x_MKW = layer(x_MKW, memory_MNW, memory_key_padding_mask=padding_MN)
-        out_MKW: Tensor = self.leave(F.layer_norm(x_MKW, x_MKW.shape[-1:]))
-        return out_MKW
+            x_PKW = layer(x_PKW, memory_PNW, memory_key_padding_mask=padding_PN)
+        out_PKW: Tensor = self.leave(F.layer_norm(x_PKW, x_PKW.shape[-1:]))
+        return out_PKW
+
+
+def feature_counts(grids: Sequence[Grid], device: torch.device) -> Tensor:
+    """Features (P,) of pieces that lie in these grids."""
+    return torch.tensor([math.prod(grid) for grid in grids], device=device)
+
+
+def _is_real(features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Bool (P, N), False in the padding after each piece's features."""
+    return is_real(feature_counts(grids, features_PND.device), features_PND.shape[1])
 
 
 def _two_layers(width: int, inner: int, out_width: int) -> nn.Sequential:

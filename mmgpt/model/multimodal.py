@@ -1,7 +1,8 @@
 """The multimodal model: encoders and adapters feed the decoder's token space.
 
 Shape letters: B rows, T tokens, M media, K tokens of a medium or distinct texts, N target positions, D width,
-V vocabulary, F features of a medium, E width of an encoder, W width of the space that media and texts share.
+V vocabulary, P pieces of media, F features of a piece, E width of an encoder, W width of the space that media and
+texts share.
 """
 
 import random
@@ -17,15 +18,16 @@ from torch.nn.utils.rnn import pad_sequence
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.media import LIMITS, Limits, MediaError
 from mmgpt.encoders import ENCODERS, EncoderConfig
+from mmgpt.encoders.pieces import Grid
 from mmgpt.inputs.batch import Batch, MediaBatch
 from mmgpt.inputs.chat import IGNORED, MediaSpec, PairedText
-from mmgpt.model.adapters import ADAPTERS, AdapterConfig
+from mmgpt.model.adapters import ADAPTERS, AdapterConfig, check_grids, feature_counts
 from mmgpt.model.decoder import Decoder
 from mmgpt.model.heads import HEADS, HeadConfig
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.loss import Loss, cross_entropy_sum
 
-Encoded = tuple[Tensor, Tensor]  # features (M, F, E) of the media of a batch, and how many of each are real (M,)
+Encoded = tuple[Tensor, list[Grid]]  # features (P, F, E) of all pieces of a batch's media in order, the grid of each
 
 
 class ModelConfig(Config):
@@ -48,7 +50,7 @@ class ModelConfig(Config):
                     f"encoder {encoder.kind} reads {ENCODERS[encoder.kind].modality}, it cannot be encoders.{modality}"
                 )
             adapter = self.adapters[modality]
-            adapter.num_tokens(encoder.grid_of(encoder.largest))
+            check_grids(adapter, encoder)
             if adapter.kind == "resampler" and self.decoder.width % adapter.heads:
                 raise ValueError(
                     f"resampler: heads={adapter.heads} does not divide the decoder's width={self.decoder.width}"
@@ -62,6 +64,13 @@ class ModelConfig(Config):
             if head.modality not in self.encoders:
                 known = did_you_mean(head.modality, self.encoders) if self.encoders else "this model has no encoders"
                 raise ValueError(f"head {head.kind} is for {head.modality}, which has no encoder; {known}")
+            encoder = self.encoders[head.modality]
+            pieces = len(encoder.grids_of(encoder.largest))
+            if pieces > 1:
+                raise ValueError(
+                    f"head {head.kind} learns from whole media, but encoder {encoder.kind} cuts the largest into "
+                    f"{pieces} pieces; leave the head out, or the cutting"
+                )
             if head.name in names[:number]:
                 raise ValueError(f"heads hold {head.kind} for {head.modality} twice; leave one of the two out")
         return self
@@ -102,7 +111,7 @@ class _TokenCount:
     adapter: AdapterConfig
 
     def __call__(self, shape: tuple[int, ...]) -> int:
-        return self.adapter.num_tokens(self.encoder.grid_of(shape))
+        return sum(map(self.adapter.num_tokens, self.encoder.grids_of(shape)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ class MultimodalModel(nn.Module):
                     adapter,
                     width=config.encoders[modality].width,
                     out_width=config.decoder.width,
-                    grid=config.encoders[modality].grid_of(config.encoders[modality].largest),
+                    grid=config.encoders[modality].grids_of(config.encoders[modality].largest)[0],
                 )
                 for modality, adapter in config.adapters.items()
             }
@@ -157,10 +166,10 @@ class MultimodalModel(nn.Module):
         return self.decoder.embedding.weight.device
 
     def encode(self, modality: str, media: MediaBatch) -> Encoded:
-        """Features (M, F, E) of one modality, and how many of each medium's are real (M,)."""
-        features_MFE = self.encoders[modality](media.values, media.lengths)
-        counts = [self.config.encoders[modality].num_tokens(size) for size in media.sizes()]
-        return features_MFE, torch.tensor(counts, device=features_MFE.device)
+        """Features (P, F, E) of all pieces of one modality's media in order, and the grid of each piece."""
+        config = self.config.encoders[modality]
+        grids = [grid for size in media.sizes() for grid in config.grids_of(size)]
+        return self.encoders[modality](media.values, media.shapes), grids
 
     def media_tokens(self, modality: str, media: MediaBatch, encoded: Encoded | None = None) -> Tensor:
         """Tokens (all media's in a row, D) of one modality; `encoded` if the encoder has run already.
@@ -169,17 +178,21 @@ class MultimodalModel(nn.Module):
             ValueError: if a medium's tokens differ in number from its placeholders; names sample and medium.
         """
         encoder, adapter = self.config.encoders[modality], self.config.adapters[modality]
-        given = [adapter.num_tokens(encoder.grid_of(size)) for size in media.sizes()]
-        for name, expected, count in zip(media.names, media.num_tokens, given, strict=True):
-            if expected != count:
+        pieces = [[adapter.num_tokens(grid) for grid in encoder.grids_of(size)] for size in media.sizes()]
+        for name, expected, counts in zip(media.names, media.num_tokens, pieces, strict=True):
+            if expected != sum(counts):
                 raise ValueError(
-                    f"{name}: the prompt holds {expected} {modality} tokens, encoder and adapter give {count}; "
+                    f"{name}: the prompt holds {expected} {modality} tokens, encoder and adapter give {sum(counts)}; "
                     "render the batch with this model's own config.media_specs()"
                 )
-        tokens_MKD = self.adapters[modality](*(encoded or self.encode(modality, media)))
-        if tokens_MKD.shape[1] != max(given):
-            raise ValueError(f"{modality}: {tokens_MKD.shape[1]} tokens came of {max(given)} that its configs promise")
-        return torch.cat([tokens_KD[:count] for tokens_KD, count in zip(tokens_MKD, given, strict=True)])
+        given = [count for counts in pieces for count in counts]
+        tokens_PKD = self.adapters[modality](*(encoded or self.encode(modality, media)))
+        if tokens_PKD.shape[:2] != (len(given), max(given)):
+            raise ValueError(
+                f"{modality}: pieces and tokens {tuple(tokens_PKD.shape[:2])} came of {(len(given), max(given))} "
+                "that its configs promise"
+            )
+        return torch.cat([tokens_KD[:count] for tokens_KD, count in zip(tokens_PKD, given, strict=True)])
 
     def embed(self, batch: Batch, encoded: Mapping[str, Encoded] | None = None) -> Tensor:
         """Embeddings (B, T, D) of a batch, with the media written over their placeholders in reading order."""
@@ -247,10 +260,16 @@ class MultimodalModel(nn.Module):
         return sum(self.head_config(name).weigh(text.text) for text in self.lessons(name, batch).values())
 
     def _head_loss(self, name: str, lessons: Mapping[int, PairedText], encoded: Mapping[str, Encoded]) -> Tensor:
-        features_MFE, counts_M = encoded[self.head_config(name).modality]
+        features_MFE, counts_M = self._whole(encoded[self.head_config(name).modality])
         at = torch.tensor(list(lessons), device=counts_M.device)
         loss: Tensor = self.heads[name](features_MFE[at], counts_M[at], list(lessons.values()), self.read_texts)
         return loss
+
+    @staticmethod
+    def _whole(encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """For heads, under which every medium is one piece: features (M, F, E), and how many are real (M,)."""
+        features_MFE, grids = encoded
+        return features_MFE, feature_counts(grids, features_MFE.device)
 
     def read_texts(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """The decoder's state (K, D) at the last token of each text, given as token ids."""
@@ -262,7 +281,8 @@ class MultimodalModel(nn.Module):
 
     def embed_media(self, modality: str, media: MediaBatch) -> Tensor:
         """Media (M, W) of length 1 in the space of a contrastive head; their products with texts rank these."""
-        embedded: Tensor = self.head(modality, "contrastive").embed_media(*self.encode(modality, media))
+        head = self.head(modality, "contrastive")
+        embedded: Tensor = head.embed_media(*self._whole(self.encode(modality, media)))
         return embedded
 
     def embed_texts(self, modality: str, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -272,7 +292,8 @@ class MultimodalModel(nn.Module):
 
     def transcribe(self, media: MediaBatch) -> list[str]:
         """What the ctc head writes down of each clip, likeliest symbol by symbol."""
-        written: list[str] = self.head("audio", "ctc").transcribe(*self.encode("audio", media))
+        head = self.head("audio", "ctc")
+        written: list[str] = head.transcribe(*self._whole(self.encode("audio", media)))
         return written
 
     def head(self, modality: str, kind: str) -> Any:

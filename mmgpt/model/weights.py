@@ -87,7 +87,7 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     write_json(folder / "config.json", described)
     bundle.tokenizer.save(folder)
     sizes = {
-        m: {"kind": c.kind, "num_tokens": model.config.adapters[m].num_tokens(c.grid_of(c.largest))}
+        m: {"kind": c.kind, "num_tokens": model.config.media_specs()[m].num_tokens(c.largest)}
         for m, c in model.config.encoders.items()
     }
     write_json(folder / "processor_config.json", sizes)

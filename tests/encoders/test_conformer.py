@@ -20,6 +20,10 @@ TINY = {"mels": 10, "width": 16, "depth": 2, "heads": 2, "stem": 4, "kernel": 5}
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 
 
+def shapes(*lengths: int) -> torch.Tensor:
+    return torch.tensor([(TINY["mels"], length) for length in lengths])
+
+
 def make(**options) -> ConformerEncoder:
     torch.manual_seed(0)
     encoder = ConformerEncoder(ConformerConfig(**{**TINY, **options})).eval()
@@ -63,7 +67,7 @@ def test_the_rates_in_use_are_met_exactly_and_any_other_to_half_a_thousandth_by_
 def test_the_formula_counts_the_features_of_a_clip_of_any_length(num_samples, subsampling, rate):
     config = ConformerConfig(**{**TINY, "subsampling": subsampling})
     mel_FT = config.prepare((np.random.default_rng(0).normal(size=num_samples).astype(np.float32), rate))
-    features = make(subsampling=subsampling)(mel_FT[None], torch.tensor([mel_FT.shape[1]]))
+    features = make(subsampling=subsampling)(mel_FT[None], shapes(mel_FT.shape[1]))
     assert features.shape == (1, config.num_tokens(tuple(mel_FT.shape)), 16)
     assert config.num_tokens(config.largest) == math.ceil(3001 / subsampling)
     assert torch.isfinite(features).all()
@@ -89,9 +93,9 @@ def test_a_clip_has_the_same_features_alone_and_in_any_batch_at_any_padding(leng
     for row, clip in enumerate(clips):
         batch[row, :, : clip.shape[1]] = clip
     with torch.no_grad():
-        together = encoder(batch, torch.tensor(lengths))
+        together = encoder(batch, shapes(*lengths))
         for row, clip in enumerate(clips):
-            alone = encoder(clip[None], torch.tensor([clip.shape[1]]))[0]
+            alone = encoder(clip[None], shapes(clip.shape[1]))[0]
             torch.testing.assert_close(together[row, : len(alone)], alone, **SAME)
             assert not together[row, len(alone) :].any()
 
@@ -100,15 +104,15 @@ def test_a_clip_has_the_same_features_alone_and_in_any_batch_at_any_padding(leng
 @settings(max_examples=30)
 def test_a_long_clip_has_the_same_features_in_chunks(length, chunk, subsampling):
     whole, chunked = (make(subsampling=subsampling, window=2, chunk=c) for c in (None, chunk))
-    clips, lengths = torch.randn(2, 10, length), torch.tensor([length, max(1, length // 2)])
+    clips, sizes = torch.randn(2, 10, length), shapes(length, max(1, length // 2))
     with torch.no_grad():
-        torch.testing.assert_close(chunked(clips, lengths), whole(clips, lengths), **SAME)
+        torch.testing.assert_close(chunked(clips, sizes), whole(clips, sizes), **SAME)
 
 
 def test_no_gradient_reaches_padded_frames():
     clips = torch.randn(3, 10, 30, requires_grad=True)
-    lengths = torch.tensor([30, 17, 1])
-    make()(clips, lengths).square().sum().backward()
+    lengths = (30, 17, 1)
+    make()(clips, shapes(*lengths)).square().sum().backward()
     for row, length in enumerate(lengths):
         assert clips.grad[row, :, :length].abs().sum() > 0
         assert not clips.grad[row, :, length:].any()
@@ -149,9 +153,9 @@ def test_spectrogram_masks_hide_stretches_inside_the_clip_and_only_while_trainin
     assert masked[:, :, 20:].amax(dim=1).all()
     encoder = make(time_masks=2, band_masks=2, time_mask=0.9)
     clip, length = torch.randn(1, 10, 40), torch.tensor([40])
-    assert torch.equal(encoder(clip, length), encoder(clip, length))
+    assert torch.equal(encoder(clip, shapes(40)), encoder(clip, shapes(40)))
     encoder.train()
-    assert not torch.equal(encoder(clip, length), encoder(clip, length))
+    assert not torch.equal(encoder(clip, shapes(40)), encoder(clip, shapes(40)))
     assert mask_spectrogram(clip, length, ConformerConfig(**TINY)) is clip
 
 

@@ -36,7 +36,7 @@ def test_the_token_count_is_the_length_of_the_real_output(patches, patch_size, s
     with torch.no_grad():
         features = ViTEncoder(config)(pixels)
     assert features.shape == (1, config.num_tokens(tuple(pixels.shape[1:])), 16)
-    assert config.grid_of(config.largest) == (patches, patches)
+    assert config.grids_of(config.largest) == ((patches, patches),)
 
 
 @settings(max_examples=25)

@@ -67,10 +67,21 @@ def test_media_of_all_samples_lie_in_reading_order_padded_at_their_ends():
     batch = collate([row(3, media=(sound(5, 1.0), picture)), row(2, media=(sound(3, 2.0), sound(7, 3.0)))])
     audio = batch.media["audio"]
     assert audio.names == ("a/3: clip 1.0", "a/2: clip 2.0", "a/2: clip 3.0")
-    assert audio.lengths.tolist() == [5, 3, 7]
+    assert audio.shapes.tolist() == [[1, 5], [1, 3], [1, 7]]
     assert audio.values.shape == (3, 1, 7)
     assert audio.values.sum(dim=-1).flatten().tolist() == [5.0, 6.0, 21.0]
     assert batch.media["image"].names == ("a/3: red.png",)
+
+
+def test_pictures_of_several_shapes_are_padded_at_the_end_of_every_axis():
+    shapes = [(3, 4, 6), (3, 8, 2), (3, 2, 2)]
+    pictures = [Medium("image", torch.full(shape, 1.0 + at), 4, f"{at}.png") for at, shape in enumerate(shapes)]
+    image = collate([row(3, media=pictures[:2]), row(2, media=pictures[2:])]).media["image"]
+    assert image.values.shape == (3, 3, 8, 6)
+    assert image.sizes() == shapes
+    for picture, value in zip(pictures, image.values, strict=True):
+        assert torch.equal(value[tuple(map(slice, picture.values.shape))], picture.values)
+        assert value.sum() == picture.values.sum()
 
 
 def test_sources_are_numbered_in_the_order_they_come():
@@ -84,7 +95,7 @@ def test_moving_a_batch_moves_every_tensor_in_it():
     picture = Medium("image", torch.ones(3, 4, 4), 4, "red.png")
     moved = collate([row(3, media=(picture,))]).to("meta")
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    tensors += [moved.media["image"].values, moved.media["image"].lengths]
+    tensors += [moved.media["image"].values, moved.media["image"].shapes]
     assert len(tensors) == 8
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 

@@ -13,11 +13,6 @@ WIDTH, OUT = 8, 12
 sides = st.integers(1, 7)
 
 
-def counts_of(features_MND: torch.Tensor) -> torch.Tensor:
-    """All features real."""
-    return torch.full((len(features_MND),), features_MND.shape[1])
-
-
 def make(config, grid, out_width=OUT):
     return ADAPTERS[config.kind](config, width=WIDTH, out_width=out_width, grid=grid)
 
@@ -33,7 +28,7 @@ def test_every_adapter_gives_as_many_tokens_as_it_says(rows, columns, stride):
     if rows % stride == columns % stride == 0:
         configs.append(FoldConfig(kind="fold", stride=stride))
     for config in configs:
-        out = make(config, grid)(features, counts_of(features))
+        out = make(config, grid)(features, [grid] * 2)
         assert out.shape == (2, config.num_tokens(grid), OUT), config
 
 
@@ -45,14 +40,14 @@ def test_fold_joins_each_square_of_patches_in_reading_order():
     image_MDHW = features_MND.transpose(1, 2).reshape(3, WIDTH, *grid)
     columns = torch.nn.functional.unfold(image_MDHW, stride, stride=stride)  # (M, D * s * t, h * w)
     squares = columns.reshape(3, WIDTH, stride**2, -1).permute(0, 3, 2, 1).flatten(2)
-    torch.testing.assert_close(adapter(features_MND, counts_of(features_MND)), adapter.project(squares))
+    torch.testing.assert_close(adapter(features_MND, [grid] * 3), adapter.project(squares))
 
 
 @given(length=st.integers(1, 9), stride=st.integers(1, 4))
 def test_mlp_joins_features_in_a_row_and_pads_the_last_with_zeros(length, stride):
     adapter = make(MLPConfig(kind="mlp", stride=stride), (length,))
     features = torch.randn(1, length, WIDTH)
-    out = adapter(features, counts_of(features))
+    out = adapter(features, [(length,)])
     for token in range(out.shape[1]):
         own = features[0, token * stride : (token + 1) * stride].flatten()
         padded = torch.cat([own, torch.zeros(stride * WIDTH - len(own))])
@@ -64,9 +59,9 @@ def test_a_medium_gets_the_same_tokens_alone_and_among_others(kind):
     configs = {"linear": LinearConfig, "mlp": MLPConfig, "fold": FoldConfig, "resampler": ResamplerConfig}
     adapter = make(configs[kind](kind=kind), (4, 4), out_width=16)
     features = torch.randn(5, 16, WIDTH)
-    together = adapter(features, counts_of(features))
+    together = adapter(features, [(4, 4)] * 5)
     for number in range(5):
-        alone = adapter(features[[number]], torch.tensor([16]))[0]
+        alone = adapter(features[[number]], [(4, 4)])[0]
         torch.testing.assert_close(alone, together[number], atol=1e-5, rtol=1e-5)
 
 
@@ -77,10 +72,24 @@ def test_a_medium_gets_the_same_tokens_alone_and_among_others(kind):
 def test_a_clip_gets_the_same_tokens_at_any_padding(config, lengths):
     adapter = make(config, (12,), out_width=16)
     features = torch.randn(len(lengths), 12, WIDTH) * 100  # whatever stands in the padding
-    together = adapter(features, torch.tensor(lengths))
+    together = adapter(features, [(length,) for length in lengths])
     for number, length in enumerate(lengths):
-        alone = adapter(features[[number], :length], torch.tensor([length]))[0]
+        alone = adapter(features[[number], :length], [(length,)])[0]
         assert len(alone) == config.num_tokens((length,))
+        torch.testing.assert_close(alone, together[number, : len(alone)], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config", [LinearConfig(kind="linear"), MLPConfig(kind="mlp", stride=3), FoldConfig(kind="fold", stride=2)]
+)
+@given(grids=st.lists(st.tuples(sides, sides).map(lambda grid: (2 * grid[0], 2 * grid[1])), min_size=1, max_size=4))
+def test_pieces_of_any_grids_get_the_same_tokens_alone_and_together(config, grids):
+    adapter, most = make(config, max(grids, key=math.prod)), max(map(math.prod, grids))
+    features = torch.randn(len(grids), most, WIDTH) * 100  # whatever stands in the padding
+    together = adapter(features, grids)
+    for number, grid in enumerate(grids):
+        alone = adapter(features[[number], : math.prod(grid)], [grid])[0]
+        assert len(alone) == config.num_tokens(grid)
         torch.testing.assert_close(alone, together[number, : len(alone)], atol=1e-4, rtol=1e-4)
 
 
@@ -89,7 +98,7 @@ def test_media_tokens_begin_about_as_large_as_text_embeddings(kind):
     configs = {"linear": LinearConfig, "mlp": MLPConfig, "fold": FoldConfig}
     adapter = ADAPTERS[kind](configs[kind](kind=kind), width=64, out_width=256, grid=(4, 4))
     features = torch.nn.functional.layer_norm(torch.randn(8, 16, 64), (64,))
-    out = adapter(features, counts_of(features))
+    out = adapter(features, [(4, 4)] * 8)
     assert 0.2 < out.std().item() * 256**0.5 < 1.5
 
 

@@ -1,4 +1,5 @@
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -63,8 +64,8 @@ def views(viewer):
 def features_of(bundle, rendered):
     """The real features (N, D) of the only medium of a sample, encoded without any other."""
     (modality,), media = {m.modality for m in rendered.media}, collate([rendered]).media
-    features_MND, counts_M = bundle.model.encode(modality, media[modality])
-    return features_MND[0, : counts_M[0]]
+    features_MND, grids = bundle.model.encode(modality, media[modality])
+    return features_MND[0, : math.prod(grids[0])]
 
 
 def test_ctc_is_torchs_loss_of_every_clip_alone_summed(listener, clips):

@@ -1,0 +1,35 @@
+"""What every encoder says of its features before it has run: the pieces of a medium, and the grid of each.
+
+A sound is one piece, as is a picture in most encoders; a large picture may be several tiles and its thumbnail.
+"""
+
+import math
+
+from mmgpt.config import PretrainedConfig
+
+Grid = tuple[int, ...]  # how the features of a piece lie: (rows, columns) of a picture, (frames,) of a sound
+
+
+class PiecesConfig(PretrainedConfig):
+    """Base of the encoders' configs."""
+
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+        """The grid of each piece, in order, of a medium whose tensor has this shape."""
+        raise NotImplementedError
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        """Shape of the largest medium's tensor."""
+        raise NotImplementedError
+
+    @property
+    def unit(self) -> Grid | None:
+        """Where pictures keep their ratio, the grid that all others are whole multiples of; None where none does.
+
+        Otherwise, no piece reaches over the grid of the first piece of the largest tensor.
+        """
+        return None
+
+    def num_tokens(self, shape: tuple[int, ...]) -> int:
+        """Features of a medium whose tensor has this shape, all pieces together."""
+        return sum(math.prod(grid) for grid in self.grids_of(shape))
