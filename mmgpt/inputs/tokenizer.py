@@ -3,6 +3,7 @@
 Source of the algorithm: Sennrich et al. 2016, arXiv:1508.07909; on bytes: Radford et al. 2019 (GPT-2).
 """
 
+import json
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -83,7 +84,13 @@ class Tokenizer:
         """
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         if not file.is_file():
-            raise UserError(f"{file}: no such file; give a tokenizer.json or the folder that holds one")
+            old = file.with_name("tokenizer.model").is_file()
+            remedy = (
+                "write it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+                if old
+                else "give a tokenizer.json or the folder that holds one"
+            )
+            raise UserError(f"{file}: no such file; {remedy}")
         try:
             return cls(tokenizers.Tokenizer.from_file(str(file)))
         except Exception as error:  # the library raises bare Exception
@@ -121,6 +128,18 @@ class Tokenizer:
         core = tokenizers.Tokenizer.from_str(self.core.to_str())
         core.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in missing])
         return Tokenizer(core)
+
+    def renamed(self, old: str, new: str) -> "Tokenizer":
+        """A tokenizer in which a special token has another name and the same id."""
+        if old == new:
+            return self
+        tree = json.loads(self.core.to_str())
+        for token in tree["added_tokens"]:
+            token["content"] = new if token["content"] == old else token["content"]
+        words = tree["model"]["vocab"]
+        if isinstance(words, dict) and old in words:
+            words[new] = words.pop(old)
+        return Tokenizer.from_string(json.dumps(tree))
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json into a folder."""

@@ -131,3 +131,19 @@ def test_the_jinja_program_writes_what_is_rendered(template, system, make_bundle
     written = jinja.render(messages=raw, add_generation_prompt=True)
     assert written == bundle.tokenizer.decode(renderer.prompt(messages).ids, keep_special=True)
     assert slots in written
+
+
+def test_a_renamed_token_keeps_its_id_and_everything_else(tokenizer):
+    other = tokenizer.renamed("<|image|>", "<image>")
+    assert other.special("<image>") == tokenizer.special("<|image|>")
+    assert "<|image|>" not in other.special_ids
+    assert other.encode("A red circle. <image>") == tokenizer.encode("A red circle. <image>")
+    assert other.renamed("<image>", "<|image|>").special_ids == tokenizer.special_ids
+    added = tokenizer.extended(["<a>"]).renamed("<a>", "<b>")
+    assert added.special("<b>") == len(tokenizer)
+
+
+def test_a_folder_with_a_sentencepiece_model_alone_is_told_how_to_write_a_tokenizer(tmp_path):
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(UserError, match=r"tokenizer.json: no such file; write it with transformers: AutoTokenizer"):
+        Tokenizer.load(tmp_path)
