@@ -14,6 +14,7 @@ from mmgpt.inputs.chat import TEMPLATES, Renderer
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.training.loop import make_tokenizer
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
+from mmgpt.training.warm_start import template_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def open_data(
     tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, sources)
     for modality in recipe.model.encoders:
         tokenizer.special(SLOTS[modality])
-    renderer = Renderer(tokenizer, TEMPLATES[recipe.template], recipe.model.media_specs(), recipe.model.decoder.context)
+    template = TEMPLATES[template_of(recipe)]
+    renderer = Renderer(tokenizer, template, recipe.model.media_specs(), recipe.model.decoder.context)
     wanted = names if stage is None else [stage]
     return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
 

@@ -24,6 +24,7 @@ from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
+TOKEN_TABLES = ("decoder.embedding.weight", "decoder.head.weight")  # a row a token; one weight where it is tied
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Bundle:
     """All that answering takes: model, tokenizer, template; `card` is what is known of its origin.
 
     `limits` are a recipe's, for its training; they are not saved, and prompts are held to the defaults.
+    `new_tokens` are the ids that were added to the vocabulary of a decoder from outside.
     """
 
     model: MultimodalModel
@@ -38,6 +40,7 @@ class Bundle:
     template: str
     card: dict[str, Any] = field(default_factory=dict)
     limits: Limits = LIMITS
+    new_tokens: tuple[int, ...] = ()
 
     @property
     def renderer(self) -> Renderer:
@@ -56,7 +59,7 @@ def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str) -> Bund
 def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     """Write a bundle's files into an existing folder."""
     model = bundle.model
-    save_weights(_unique_weights(model), folder)
+    save_weights(unique_weights(model), folder)
     described = {
         "model_type": "mmgpt",
         "format_version": 1,
@@ -143,7 +146,8 @@ def find_model(path: str | Path) -> Path:
     raise UserError(f"{path}: {what}; give a run (runs/NAME), one of its checkpoints, or an exported model folder")
 
 
-def _unique_weights(model: MultimodalModel) -> dict[str, Tensor]:
+def unique_weights(model: MultimodalModel) -> dict[str, Tensor]:
+    """The state dict, without the output layer where it shares the embedding."""
     tied = model.config.decoder.tied
     return {name: w for name, w in model.state_dict().items() if not (tied and name == "decoder.head.weight")}
 

@@ -11,6 +11,7 @@ from mmgpt.datasets.readers import AnySource
 from mmgpt.inputs.chat import HeadKind, Objective, TemplateName
 from mmgpt.inputs.tokenizer import TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig
+from mmgpt.training.lora import LoraConfig
 
 
 class OptimizerConfig(Config):
@@ -45,7 +46,8 @@ class StageConfig(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     objective: Objective = "respond"
     auxiliary: dict[HeadKind, PositiveFloat] = {}  # losses of heads, with their weights, added to the objective's
-    train: list[str] = Field(default=["*"], min_length=1)  # globs over parameter names; the rest is frozen
+    train: list[str] = ["*"]  # globs over parameter names, the rest is frozen; decoder.embedding[new]: added rows alone
+    lora: LoraConfig | None = None  # adapters that learn besides, merged at the end; [] in train for them alone
     data: list[AnySource] = Field(min_length=1)
     steps: PositiveInt | None = None  # updates; either these or epochs
     epochs: PositiveFloat | None = None  # times that each source is gone through
@@ -60,6 +62,8 @@ class StageConfig(Config):
     row_tokens: PositiveInt | None = None  # pack samples into rows of so many tokens; else rows of like lengths
     learning_rate: PositiveFloat = 3e-3
     learning_rates: dict[str, PositiveFloat] = {}  # globs with rates of their own; the last match counts
+    layer_decay: float | None = Field(default=None, gt=0, le=1)  # of rates from each block to the one below
+    ema: float | None = Field(default=None, gt=0, lt=1)  # end with an average of the weights that decays so a step
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     max_grad_norm: PositiveFloat = 1.0
@@ -74,6 +78,12 @@ class StageConfig(Config):
     def _ends_somewhere(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"steps={self.steps} and epochs={self.epochs}: give one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> Self:
+        if not self.train and self.lora is None:
+            raise ValueError("train=[]: nothing would learn; name what trains, or give lora")
         return self
 
     @model_validator(mode="after")
@@ -101,8 +111,9 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: NonNegativeInt = 0
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    template: TemplateName = "chatml"
+    start: str | None = None  # a run, checkpoint or exported folder whose weights it begins with, as far as they fit
+    tokenizer: TokenizerConfig | None = None  # that of start if not given, else one trained on the recipe's texts
+    template: TemplateName | None = None  # that of start if not given, else chatml
     model: ModelConfig
     stages: list[StageConfig] = Field(min_length=1)
     limits: Limits = LIMITS  # of the media it trains on
