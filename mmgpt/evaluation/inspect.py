@@ -15,6 +15,7 @@ from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
 from mmgpt.training.vocabulary import make_tokenizer
+from mmgpt.training.warm_start import talk_of
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def open_data(
     tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, sources)
     for modality in recipe.model.encoders:
         tokenizer.special(SLOTS[modality])
+    template, system, wraps = talk_of(recipe)
     specs, context = recipe.model.media_specs(), recipe.model.decoder.context
-    renderer = Renderer(tokenizer, TEMPLATES[recipe.template], specs, context, recipe.system, recipe.wraps)
+    renderer = Renderer(tokenizer, TEMPLATES[template], specs, context, system, wraps)
     wanted = names if stage is None else [stage]
     return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
 

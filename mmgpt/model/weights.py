@@ -30,6 +30,7 @@ from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 from mmgpt.model.pretrained import rows_of, tokenizer_of
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
+TOKEN_TABLES = ("decoder.embedding.weight", "decoder.head.weight")  # a row a token; one weight where it is tied
 
 
 @dataclass
@@ -72,7 +73,7 @@ def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: i
 def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     """Write a bundle's files into an existing folder."""
     model = bundle.model
-    save_weights(_unique_weights(model), folder)
+    save_weights(unique_weights(model), folder)
     described = {
         "model_type": "mmgpt",
         "format_version": 1,
@@ -209,7 +210,8 @@ def find_model(path: str | Path, revision: str | None = None) -> Path:
     raise UserError(f"{path}: {what}; give a run (runs/NAME), one of its checkpoints, or an exported model folder")
 
 
-def _unique_weights(model: MultimodalModel) -> dict[str, Tensor]:
+def unique_weights(model: MultimodalModel) -> dict[str, Tensor]:
+    """The state dict, without the output layer where it shares the embedding."""
     tied = model.config.decoder.tied
     return {name: w for name, w in model.state_dict().items() if not (tied and name == "decoder.head.weight")}
 

@@ -13,6 +13,7 @@ from mmgpt.inputs.templates import TemplateName
 from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig
 from mmgpt.model.pretrained import chat_of, resolve
+from mmgpt.training.lora import LoraConfig
 
 
 class OptimizerConfig(Config):
@@ -47,7 +48,8 @@ class StageConfig(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     objective: Objective = "respond"
     auxiliary: dict[HeadKind, PositiveFloat] = {}  # losses of heads, with their weights, added to the objective's
-    train: list[str] = Field(default=["*"], min_length=1)  # globs over parameter names; the rest is frozen
+    train: list[str] = ["*"]  # globs over parameter names, the rest is frozen; decoder.embedding[new]: added rows alone
+    lora: LoraConfig | None = None  # adapters that learn besides, merged at the end; [] in train for them alone
     data: list[AnySource] = Field(min_length=1)
     steps: PositiveInt | None = None  # updates; either these or epochs
     epochs: PositiveFloat | None = None  # times that each source is gone through
@@ -62,6 +64,8 @@ class StageConfig(Config):
     row_tokens: PositiveInt | None = None  # pack samples into rows of so many tokens; else rows of like lengths
     learning_rate: PositiveFloat = 3e-3
     learning_rates: dict[str, PositiveFloat] = {}  # globs with rates of their own; the last match counts
+    layer_decay: float | None = Field(default=None, gt=0, le=1)  # of rates from each block to the one below
+    ema: float | None = Field(default=None, gt=0, lt=1)  # end with an average of the weights that decays so a step
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     max_grad_norm: PositiveFloat = 1.0
@@ -76,6 +80,12 @@ class StageConfig(Config):
     def _ends_somewhere(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"steps={self.steps} and epochs={self.epochs}: give one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> Self:
+        if not self.train and self.lora is None:
+            raise ValueError("train=[]: nothing would learn; name what trains, or give lora")
         return self
 
     @model_validator(mode="after")
@@ -103,10 +113,11 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: NonNegativeInt = 0
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    template: TemplateName = "chatml"  # that of a pretrained decoder's own chat template where it has one
-    system: str | None = None  # the system turn of conversations that come without one
-    wraps: dict[str, tuple[str, str]] = {}  # markup before and after each medium of a modality
+    start: str | None = None  # a run, checkpoint or exported folder whose weights it begins with, as far as they fit
+    tokenizer: TokenizerConfig | None = None  # that of start or of a pretrained decoder, else one trained on its texts
+    template: TemplateName | None = None  # that of start or of a pretrained decoder, else chatml
+    system: str | None = None  # the system turn of conversations that come without one; as for template
+    wraps: dict[str, tuple[str, str]] = {}  # markup before and after each medium of a modality; that of start
     model: ModelConfig
     stages: list[StageConfig] = Field(min_length=1)
     limits: Limits = LIMITS  # of the media it trains on
