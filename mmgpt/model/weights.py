@@ -21,6 +21,7 @@ from mmgpt.files import check_weights, load_weights, read_json, save_weights, wr
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import TEMPLATES, Renderer, TooLong
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.model.meta import without_weights
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
@@ -104,7 +105,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu", verify: bo
     tokenizer = Tokenizer.load(folder)
     if len(tokenizer) != described["vocab_size"]:
         raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {described['vocab_size']}")
-    with torch.device("meta"):
+    with without_weights():
         bundle = new_bundle(config, tokenizer, described["template"])
     set_weights(bundle.model, load_weights(folder, device), str(folder))
     bundle.model.eval()
