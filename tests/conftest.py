@@ -17,8 +17,8 @@ from mmgpt.datasets.source import Source
 from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END, Tokenizer
+from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.weights import Bundle, new_bundle
 from mmgpt.training.recipe import Recipe
 from mmgpt.training.vocabulary import texts_of
 

@@ -13,7 +13,8 @@ from mmgpt.generation.decode import Reply, cut_at, decode, generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import IGNORED, Rendered
-from mmgpt.model.weights import Bundle, load_bundle, pick_device, pick_dtype
+from mmgpt.model.bundle import Bundle
+from mmgpt.model.weights import load_bundle, pick_device, pick_dtype
 
 T = TypeVar("T")
 

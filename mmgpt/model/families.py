@@ -17,6 +17,7 @@ from mmgpt.files import check_weights, load_weights, read_json, save_weights, wr
 from mmgpt.model.decoder import Decoder
 from mmgpt.model.family_tables import FAMILIES, FULL, SLIDING, Described, Family, rotated_layers
 from mmgpt.model.layers import DecoderConfig
+from mmgpt.model.meta import without_weights
 from mmgpt.renaming import Rule, to_ours, to_theirs
 
 FREE = {"family", "pretrained", "revision", "pickles", "zero_init", "dropout"}  # fields that no checkpoint fixes
@@ -209,7 +210,7 @@ def weights_of(given: Mapping[str, Tensor], config: DecoderConfig, where: str) -
     }
     if config.tied and head in own and not torch.equal(own.pop(head), embedding):
         raise UserError(f"{where}: {head} is not the embedding, though config.json says so by tie_word_embeddings")
-    with torch.device("meta"):
+    with without_weights():
         wanted = Decoder(config, len(embedding)).state_dict()
     if config.tied:
         del wanted["head.weight"]
@@ -263,10 +264,15 @@ def _settings(config: DecoderConfig, kind: str) -> dict[str, Any]:
     family, fields = FAMILIES[kind], _resolved(config)
     fields["score_width"] = int(fields["score_width"]) if fields["score_width"] % 1 == 0 else fields["score_width"]
     name, activations = family.activation
+    spare, given = {key for key, value in family.defaults.items() if value is None}, config.model_dump()
     settings = {
         "architectures": [family.architecture],
         "model_type": kind,
-        **{theirs: fields[ours] for theirs, ours in family.keys.items()},
+        **{
+            theirs: fields[ours]
+            for theirs, ours in family.keys.items()
+            if not (theirs in spare and given[ours] is None)
+        },
         name: next((theirs for theirs, ours in activations.items() if ours == config.mlp), config.mlp),
     }
     if "attention_bias" in family.defaults:

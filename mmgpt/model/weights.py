@@ -5,7 +5,6 @@ tokenizer.json, processor_config.json, generation_config.json, golden.json, READ
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +14,24 @@ import torch
 from torch import Tensor
 
 from mmgpt.config import UserError, build, did_you_mean
-from mmgpt.datasets.media import LIMITS, Audio, Image, Limits, MediaError
+from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
 from mmgpt.hub import fetch, is_name
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Renderer, TooLong
+from mmgpt.inputs.chat import TooLong
 from mmgpt.inputs.templates import TEMPLATES, read_template
-from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.card import card_text
 from mmgpt.model.families import decoder_fields, decoder_weights
 from mmgpt.model.layers import DecoderConfig
+from mmgpt.model.meta import without_weights
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 from mmgpt.model.pretrained import rows_of, tokenizer_of
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
 TOKEN_TABLES = ("decoder.embedding.weight", "decoder.head.weight")  # a row a token; one weight where it is tied
-
-
-@dataclass
-class Bundle:
-    """All that answering takes.
-
-    Attributes:
-        template: a name among TEMPLATES.
-        card: what is known of the model's origin.
-        limits: a recipe's, for its training; they are not saved, and prompts are held to the defaults.
-        system: the system turn of conversations that come without one.
-        wraps: markup before and after each medium of a modality.
-        new_tokens: ids that were added to the tokenizer of the decoder's checkpoint.
-    """
-
-    model: MultimodalModel
-    tokenizer: Tokenizer
-    template: str
-    card: dict[str, str] = field(default_factory=dict)
-    limits: Limits = LIMITS
-    system: str | None = None
-    wraps: dict[str, tuple[str, str]] = field(default_factory=dict)
-    new_tokens: tuple[int, ...] = ()
-
-    @property
-    def renderer(self) -> Renderer:
-        """Renders prompts and samples for this model."""
-        config = self.model.config
-        specs = config.media_specs(self.limits)
-        template, context = TEMPLATES[self.template], config.decoder.context
-        return Renderer(self.tokenizer, template, specs, context, self.system, self.wraps)
-
-
-def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: int | None = None) -> Bundle:
-    """A bundle with random weights; `rows` of the embedding are the tokens if not given."""
-    slots = {modality: tokenizer.special(SLOTS[modality]) for modality in config.encoders}
-    return Bundle(MultimodalModel(config, rows or len(tokenizer), slots), tokenizer, template)
 
 
 def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
@@ -139,7 +103,7 @@ def read_language_model(folder: Path, device: str | torch.device) -> tuple[Bundl
     config = ModelConfig(decoder=decoder)
     tokenizer = tokenizer_of(config)
     template, system = read_template(folder)
-    with torch.device("meta"):
+    with without_weights():
         bundle = new_bundle(config, tokenizer, template, rows_of(folder))
     bundle.system = system
     weights = decoder_weights(folder, decoder)
@@ -159,7 +123,7 @@ def _read_own(folder: Path, described: dict[str, Any], device: str | torch.devic
     num_tokens = described.get("num_tokens", described["vocab_size"])
     if len(tokenizer) != num_tokens:
         raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {num_tokens}")
-    with torch.device("meta"):
+    with without_weights():
         bundle = new_bundle(config, tokenizer, described["template"], described["vocab_size"])
     bundle.system, bundle.new_tokens = described.get("system"), tuple(described.get("new_tokens", ()))
     bundle.wraps = {modality: (before, after) for modality, (before, after) in described.get("wraps", {}).items()}

@@ -24,7 +24,8 @@ from torch.optim import Optimizer
 
 from mmgpt.config import UserError
 from mmgpt.files import load_weights, write_folder
-from mmgpt.model.weights import Bundle, save_bundle, set_weights
+from mmgpt.model.bundle import Bundle
+from mmgpt.model.weights import save_bundle, set_weights
 from mmgpt.training.lora import merged, unmerged_state
 
 

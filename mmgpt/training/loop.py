@@ -22,8 +22,9 @@ from mmgpt.files import read_json, write_file, write_folder
 from mmgpt.inputs.chat import HeadKind
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.pretrained import load_parts, rows_for
-from mmgpt.model.weights import Bundle, new_bundle, save_bundle
+from mmgpt.model.weights import save_bundle
 from mmgpt.training import checkpoint, lora
 from mmgpt.training.ema import Average
 from mmgpt.training.interrupt import Interrupted, stop_signals

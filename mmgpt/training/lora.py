@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.sample import parse_messages
 from mmgpt.files import first_of, save_weights
-from mmgpt.model.weights import Bundle, golden_logits, make_golden
+from mmgpt.model.bundle import Bundle
+from mmgpt.model.weights import golden_logits, make_golden
 
 MERGE_TOLERANCE = 1e-4  # of logits in float32, as a share of the largest (of 1, where all are smaller)
 ADAPTER = "default"  # what peft calls a model's only adapter

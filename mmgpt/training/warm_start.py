@@ -8,7 +8,8 @@ import torch
 from mmgpt.config import UserError
 from mmgpt.files import first_of, read_json
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.weights import TOKEN_TABLES, Bundle, find_model, load_bundle, unique_weights
+from mmgpt.model.bundle import Bundle
+from mmgpt.model.weights import TOKEN_TABLES, find_model, load_bundle, unique_weights
 from mmgpt.training.recipe import Recipe
 
 

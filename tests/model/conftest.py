@@ -68,7 +68,7 @@ def make_reference() -> Callable[..., Any]:
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         for parameter in model.parameters():
-            nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.2)
+            nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.3)
         return model.eval()
 
     return make

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmgpt.config import UserError, build
 from mmgpt.files import load_weights, read_json, save_weights
-from mmgpt.generation.decode import decode, prefill
+from mmgpt.generation.decode import decode, decode_one, prefill
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate, collate_rows
 from mmgpt.inputs.chat import Rendered
@@ -76,7 +76,18 @@ def test_greedy_cached_answers_are_those_of_its_own_library_token_for_token(refe
     for token in decode(model, rendered, GenerateConfig(max_new_tokens=64), set(), end=-1):
         answers[token.row].append(token.id)
     assert answers == expected
-    assert len(set(answers[0])) > 3
+
+
+def test_every_step_of_cached_decoding_gives_the_logits_of_a_full_pass_of_its_own_library(reference):
+    theirs, folder = reference
+    model, texts = read(folder), [random_ids(5 + 64), random_ids(19 + 64)]
+    expected = [theirs_of(theirs, ids_T[None])[0, -65:] for ids_T in texts]
+    cache, logits_BV = prefill(model, [prompt_of(ids_T[:-64].tolist()) for ids_T in texts], room=64)
+    steps = [logits_BV]
+    for step in range(64):
+        steps.append(decode_one(model, cache, torch.stack([ids_T[-64 + step] for ids_T in texts])))
+    for row, expected_SV in enumerate(expected):
+        torch.testing.assert_close(torch.stack(steps)[:, row], expected_SV, **EXACT)
 
 
 def test_written_in_its_family_and_read_by_its_own_library_nothing_has_changed(reference, tmp_path):
