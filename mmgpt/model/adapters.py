@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from mmgpt.config import Config
-from mmgpt.encoders.conformer import is_real
+from mmgpt.encoders.sound import is_real
 
 Grid = tuple[int, ...]  # how the features of a medium lie: (rows, columns) of a picture, (frames,) of a sound
 
