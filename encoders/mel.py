@@ -1,7 +1,7 @@
 """Log-mel front ends: a sound to frames of mel bands.
 
-Shape letters: S samples, F mel bands, T frames, K frequencies.
-Source: Stevens et al. 1937 (the mel scale); computed by torchaudio's MelSpectrogram and its port of Kaldi's fbank.
+Shape letters: S samples, F mel bands, T frames, L samples of a frame, K frequencies.
+Source: Stevens et al. 1937 (the mel scale); computed by torchaudio's MelSpectrogram, or as Kaldi's compute-fbank-feats.
 """
 
 from functools import lru_cache, partial
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
-from torchaudio.compliance.kaldi import fbank
 from torchaudio.functional import preemphasis
 from torchaudio.transforms import MelSpectrogram
 
@@ -69,8 +68,16 @@ class KaldiFront(Config):
         return round(self.window_seconds * rate)
 
     def features(self, samples_S: Tensor, rate: int, bands: int) -> Tensor:
-        """Normalised log-mel features (F, T); in float64 on the way, for Kaldi takes samples of 16 bits."""
-        log_FT = fbank(samples_S[None].double() * 2**15, num_mel_bins=bands, sample_frequency=rate).mT.float()
+        """Normalised log-mel features (F, T); up to the logarithm in float64, for it is that of small differences."""
+        length, hop = self.fewest_samples(rate), round(self.hop_seconds * rate)
+        frames_TL = samples_S.double().unfold(0, length, hop) * 2**15  # Kaldi reads samples of 16 bits
+        frames_TL = frames_TL - frames_TL.mean(1, keepdim=True)
+        before_TL = torch.cat([frames_TL[:, :1], frames_TL[:, :-1]], dim=1)
+        povey_L = torch.hann_window(length, periodic=False, dtype=torch.float64) ** 0.85
+        fft = 1 << (length - 1).bit_length()
+        power_TK = torch.fft.rfft((frames_TL - 0.97 * before_TL) * povey_L, fft).abs() ** 2
+        floor = torch.finfo(torch.float32).eps
+        log_FT = (power_TK @ _kaldi_filters(rate, fft, bands)).clamp(min=floor).log().mT.float()
         return (log_FT - log_FT.mean(1, keepdim=True)) / (_band_variance(log_FT) + 1e-7).sqrt()
 
 
@@ -111,6 +118,8 @@ def _transform(front: MelFront, rate: int, bands: int) -> MelSpectrogram:
         n_mels=bands,
         window_fn=partial(torch.hann_window, periodic=not front.symmetric),
         pad_mode="constant",  # a clip may be shorter than the half window that a mirrored edge would take
+        norm="slaney" if front.scale == "slaney" else None,
+        mel_scale=front.scale,
     )
     if front.scale == "slaney":
         transform.mel_scale.fb.copy_(slaney_filters(rate, fft, bands, rate / 2))
@@ -127,6 +136,20 @@ def slaney_filters(rate: int, fft: int, bands: int, top: float) -> Tensor:
     mels = np.linspace(0, top_mel, bands + 2)
     edges = np.where(mels < knee / linear, mels * linear, knee * np.exp(logarithmic * (mels - knee / linear)))
     frequencies_K1 = np.linspace(0, rate / 2, fft // 2 + 1)[:, None]
+    return torch.from_numpy(_triangles(frequencies_K1, edges) * 2 / (edges[2:] - edges[:-2])).float()
+
+
+@lru_cache(maxsize=8)
+def _kaldi_filters(rate: int, fft: int, bands: int) -> Tensor:
+    """Triangular filters (K, F) whose sides are straight over mels, from 20 Hz to half the rate."""
+    frequencies_K1 = np.linspace(0, rate / 2, fft // 2 + 1)[:, None]
+    lowest, highest = (1127 * np.log1p(hertz / 700) for hertz in (20, rate / 2))
+    edges = np.linspace(lowest, highest, bands + 2)
+    return torch.from_numpy(_triangles(1127 * np.log1p(frequencies_K1 / 700), edges))
+
+
+def _triangles(places_K1: np.ndarray, edges: np.ndarray) -> np.ndarray:
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
-    rising, falling = (frequencies_K1 - low) / (middle - low), (high - frequencies_K1) / (high - middle)
-    return torch.from_numpy(np.maximum(0, np.minimum(rising, falling)) * 2 / (high - low)).float()
+    sides = np.minimum((places_K1 - low) / (middle - low), (high - places_K1) / (high - middle))
+    triangles: np.ndarray = np.maximum(0, sides)
+    return triangles
