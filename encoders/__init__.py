@@ -11,8 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmgpt.config import Config
-from mmgpt.encoders.conformer import ConformerConfig, ConformerEncoder
+from mmgpt.encoders.conformer import ConformerEncoder
+from mmgpt.encoders.conformer_config import ConformerConfig
+from mmgpt.encoders.conformer_families import conformer_fields, conformer_weights
 from mmgpt.encoders.vit import ViTConfig, ViTEncoder
+from mmgpt.encoders.whisper import WhisperConfig, WhisperEncoder, whisper_fields, whisper_weights
 
 
 class EncoderKind(NamedTuple):
@@ -30,8 +33,9 @@ class EncoderKind(NamedTuple):
     weights: Callable[[Path, Any], dict[str, Tensor]] | None = None
 
 
-EncoderConfig = Annotated[ViTConfig | ConformerConfig, Field(discriminator="kind")]
+EncoderConfig = Annotated[ViTConfig | ConformerConfig | WhisperConfig, Field(discriminator="kind")]
 ENCODERS: dict[str, EncoderKind] = {  # a new encoder is one new file and one line here
     "vit": EncoderKind("image", ViTConfig, ViTEncoder),
-    "conformer": EncoderKind("audio", ConformerConfig, ConformerEncoder),
+    "conformer": EncoderKind("audio", ConformerConfig, ConformerEncoder, conformer_fields, conformer_weights),
+    "whisper": EncoderKind("audio", WhisperConfig, WhisperEncoder, whisper_fields, whisper_weights),
 }

@@ -1,0 +1,49 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def sound() -> Callable[..., np.ndarray]:
+    def make(seconds: float, silence: bool = True) -> np.ndarray:
+        """Tones that come and go over a little noise, with a stretch of zeros, 16,000 samples a second."""
+        rng = np.random.default_rng(0)
+        time = np.arange(int(seconds * 16_000)) / 16_000
+        tones = sum(np.sin(2 * np.pi * f * time + f) * np.sin(7 * time + f) for f in rng.uniform(80, 5000, 6))
+        samples = 0.1 * tones + 0.003 * rng.normal(size=len(time))
+        if silence:
+            samples[len(time) // 3 : len(time) // 2] = 0
+        return samples.astype(np.float32)
+
+    return make
+
+
+@pytest.fixture
+def randomise() -> Callable[[torch.nn.Module], torch.nn.Module]:
+    def fill(model: torch.nn.Module) -> torch.nn.Module:
+        """Weights and batch statistics that all show in what the model gives."""
+        torch.manual_seed(0)
+        for name, parameter in model.named_parameters():
+            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.15)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                torch.nn.init.normal_(buffer, std=0.3)
+            elif name.endswith("running_var"):
+                torch.nn.init.uniform_(buffer, 0.3, 2.0)
+        return model.eval()
+
+    return fill
+
+
+@pytest.fixture
+def edit() -> Callable[[Path, dict], None]:
+    def change(file: Path, changes: dict) -> None:
+        """Set keys of a JSON file; None takes a key out."""
+        content = {**json.loads(file.read_text()), **changes}
+        file.write_text(json.dumps({key: value for key, value in content.items() if changes.get(key, 0) is not None}))
+
+    return change
