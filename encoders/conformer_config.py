@@ -54,7 +54,10 @@ class ConformerConfig(SoundConfig):
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel={self.kernel} is even; an odd one has a middle")
         if self.chunk and not self.window:
-            raise ValueError(f"chunk={self.chunk} needs a window: attention without one reaches the whole clip")
+            raise ValueError(
+                f"chunk={self.chunk} needs a window: attention without one reaches the whole clip; "
+                "to encode its pieces apart, set piece_seconds"
+            )
         return self
 
     @property
@@ -73,7 +76,8 @@ class ConformerConfig(SoundConfig):
         """Mel frames of each of the pieces that a clip of so many is cut into; the last may be shorter."""
         if not self.piece_seconds:
             return frames
-        most = max(1, int(self.piece_seconds / self.front.hop_seconds) // self.subsampling)  # encoded frames
+        hop = round(self.front.hop_seconds * self.rate)
+        most = max(1, round(self.piece_seconds * self.rate) // hop // self.subsampling)  # encoded frames
         count = math.ceil(frames / self.subsampling)
         return math.ceil(count / math.ceil(count / most)) * self.subsampling
 

@@ -160,8 +160,8 @@ def _folded(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             absent = [part for part in parts if part not in weights]
             if absent:
                 raise UserError(f"{where}: {absent[0]} is missing: a batch norm without it cannot stand still")
-            variance, mean, bias = (weights[part] for part in parts)
-            folded[name] = weight * (variance + BATCH_NORM_EPS).rsqrt()
+            variance, mean, bias = (weights[part].float() for part in parts)
+            folded[name] = weight.float() * (variance + BATCH_NORM_EPS).rsqrt()
             folded[stem + "bias"] = bias - mean * folded[name]
         else:
             folded.setdefault(name, weight)

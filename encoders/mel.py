@@ -5,7 +5,7 @@ Source: Stevens et al. 1937 (the mel scale); computed by torchaudio's MelSpectro
 """
 
 from functools import lru_cache, partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -56,8 +56,8 @@ class KaldiFront(Config):
     """Kaldi's filter banks (25 ms every 10 ms, only whole windows), each band of mean 0 and deviation 1."""
 
     kind: Literal["kaldi"]
-    hop_seconds: Literal[0.010] = 0.010
-    window_seconds: Literal[0.025] = 0.025
+    window_seconds: ClassVar[float] = 0.025
+    hop_seconds: ClassVar[float] = 0.010
 
     def num_frames(self, num_samples: int, rate: int) -> int:
         """Frames of a sound: the windows that fit into it; at least one."""

@@ -110,6 +110,26 @@ def test_a_long_clip_has_the_same_features_in_chunks(length, chunk, subsampling)
         torch.testing.assert_close(chunked(clips, sizes), whole(clips, sizes), **SAME)
 
 
+@given(
+    frames=st.integers(1, 400),
+    seconds=st.floats(0.01, 2),
+    subsampling=st.sampled_from([2, 4, 8]),
+    training=st.booleans(),
+)
+@settings(max_examples=30)
+def test_pieces_are_as_few_as_their_longest_allows_and_their_features_add_up(frames, seconds, subsampling, training):
+    encoder = make(subsampling=subsampling, piece_seconds=seconds).train(training)
+    config = encoder.config
+    piece, most = config.piece(frames), max(subsampling, math.floor(100 * seconds + 1e-3))
+    cuts = [min(piece, frames - start) for start in range(0, frames, piece)]
+    assert piece <= most
+    assert len(cuts) == math.ceil(config.num_tokens((10, frames)) / (most // subsampling))
+    assert sum(config.num_tokens((10, cut)) for cut in cuts) == config.num_tokens((10, frames))
+    features = encoder(torch.randn(2, 10, frames), torch.tensor([frames, 1]))
+    assert features.shape == (2, config.num_tokens((10, frames)), 16)
+    assert not features[1, 1:].any()
+
+
 def test_no_gradient_reaches_padded_frames():
     clips = torch.randn(3, 10, 30, requires_grad=True)
     lengths = (30, 17, 1)
