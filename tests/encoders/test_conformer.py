@@ -125,7 +125,7 @@ def test_pieces_are_as_few_as_their_longest_allows_and_their_features_add_up(fra
     assert piece <= most
     assert len(cuts) == math.ceil(config.num_tokens((10, frames)) / (most // subsampling))
     assert sum(config.num_tokens((10, cut)) for cut in cuts) == config.num_tokens((10, frames))
-    features = encoder(torch.randn(2, 10, frames), torch.tensor([frames, 1]))
+    features = encoder(torch.randn(2, 10, frames), shapes(frames, 1))
     assert features.shape == (2, config.num_tokens((10, frames)), 16)
     assert not features[1, 1:].any()
 

@@ -61,12 +61,12 @@ def test_the_features_are_those_of_transformers_alone_and_in_a_batch_whose_paddi
     lengths = torch.tensor([83, 41, 8, 1])
     batch = torch.randn(4, ours.config.mels, 90)
     with torch.no_grad():
-        together = ours(batch, lengths)
+        together = ours(batch, lengths[:, None])
         for row, length in enumerate(lengths.tolist()):
             clip = batch[row : row + 1, :, :length]
             expected = theirs(clip.mT, torch.ones(1, length, dtype=torch.long)).last_hidden_state
             assert expected.shape[1] == ours.config.num_tokens(clip.shape)
-            torch.testing.assert_close(ours(clip, lengths[row : row + 1]), expected, **SAME)
+            torch.testing.assert_close(ours(clip, lengths[row : row + 1][:, None]), expected, **SAME)
             torch.testing.assert_close(together[row, : expected.shape[1]], expected[0], **SAME)
             assert not together[row, expected.shape[1] :].any()
 
@@ -102,7 +102,7 @@ def test_from_samples_to_features_the_whole_way_is_theirs(tmp_path, saved, sound
     mel_FT = ours.config.prepare((samples, 16_000))
     with torch.no_grad():
         expected = theirs(**ParakeetFeatureExtractor()(samples, sampling_rate=16_000, return_tensors="pt"))
-        features = ours(mel_FT[None], torch.tensor([mel_FT.shape[1]]))[0]
+        features = ours(mel_FT[None], torch.tensor([mel_FT.shape[1]])[:, None])[0]
     real = int(expected.attention_mask.sum())
     assert len(features) == real
     torch.testing.assert_close(features, expected.last_hidden_state[0, :real], **SAME)
@@ -117,7 +117,7 @@ def test_the_encoder_of_a_ctc_model_is_read_and_its_head_is_left_out(tmp_path, r
     clip = torch.randn(1, 80, 50)
     with torch.no_grad():
         expected = model.encoder(clip.mT, torch.ones(1, 50, dtype=torch.long)).last_hidden_state
-        torch.testing.assert_close(read(tmp_path)(clip, torch.tensor([50])), expected, **SAME)
+        torch.testing.assert_close(read(tmp_path)(clip, torch.tensor([50])[:, None]), expected, **SAME)
 
 
 def test_saved_and_loaded_by_its_own_names_it_gives_the_same_bits(tmp_path, saved):
@@ -126,7 +126,7 @@ def test_saved_and_loaded_by_its_own_names_it_gives_the_same_bits(tmp_path, save
     save_file(ours.state_dict(), tmp_path / "ours.safetensors")
     again = ConformerEncoder(build(ConformerConfig, ours.config.model_dump(mode="json"), "saved")).eval()
     again.load_state_dict(load_file(tmp_path / "ours.safetensors"))
-    assert torch.equal(again(clip, length), ours(clip, length))
+    assert torch.equal(again(clip, length[:, None]), ours(clip, length[:, None]))
 
 
 def test_training_keeps_no_statistics_and_padding_never_reaches_a_clip(tmp_path, saved):
@@ -134,8 +134,8 @@ def test_training_keeps_no_statistics_and_padding_never_reaches_a_clip(tmp_path,
     ours = read(tmp_path).train()
     clip, other = torch.randn(1, 80, 40), torch.randn(1, 80, 40)
     before = {name: weight.clone() for name, weight in ours.state_dict().items()}
-    alone = ours(clip, torch.tensor([40]))
-    together = ours(torch.cat([clip, 9 * other]), torch.tensor([40, 17]))
+    alone = ours(clip, torch.tensor([40])[:, None])
+    together = ours(torch.cat([clip, 9 * other]), torch.tensor([40, 17])[:, None])
     torch.testing.assert_close(together[:1], alone, **SAME)
     assert all(torch.equal(weight, before[name]) for name, weight in ours.state_dict().items())
 
@@ -144,9 +144,9 @@ def test_bfloat16_stays_within_a_twentieth(tmp_path, saved):
     saved()
     ours, clip, length = read(tmp_path), torch.randn(1, 80, 64), torch.tensor([64])
     with torch.no_grad():
-        exact = ours(clip, length)
+        exact = ours(clip, length[:, None])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = ours(clip, length)
+            rough = ours(clip, length[:, None])
     assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
 
 

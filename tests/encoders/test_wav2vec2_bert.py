@@ -48,12 +48,12 @@ def test_the_features_are_those_of_transformers_alone_and_in_a_batch_whose_paddi
     lengths = torch.tensor([60, 26, 2])
     batch = torch.randn(3, 80, 67)
     with torch.no_grad():
-        together = ours(batch, lengths)
+        together = ours(batch, lengths[:, None])
         for row, length in enumerate(lengths.tolist()):
             clip = batch[row : row + 1, :, :length]
             expected = theirs(stacked(clip)).last_hidden_state
             assert expected.shape[1] == ours.config.num_tokens(clip.shape)
-            torch.testing.assert_close(ours(clip, lengths[row : row + 1]), expected, **SAME)
+            torch.testing.assert_close(ours(clip, lengths[row : row + 1][:, None]), expected, **SAME)
             torch.testing.assert_close(together[row, : expected.shape[1]], expected[0], **SAME)
             assert not together[row, expected.shape[1] :].any()
 
@@ -76,7 +76,7 @@ def test_a_sound_too_short_for_two_windows_has_one_feature(tmp_path, seconds, sa
     ours = read(tmp_path)
     mel_FT = ours.config.prepare((sound(seconds), 16_000))
     assert mel_FT.shape == (80, 2)
-    assert torch.isfinite(ours(mel_FT[None], torch.tensor([2]))).all()
+    assert torch.isfinite(ours(mel_FT[None], torch.tensor([2])[:, None])).all()
 
 
 def test_from_samples_to_features_the_whole_way_is_theirs_in_a_batch_too(tmp_path, saved, sound):
@@ -88,7 +88,7 @@ def test_from_samples_to_features_the_whole_way_is_theirs_in_a_batch_too(tmp_pat
     inputs = SeamlessM4TFeatureExtractor()(sounds, sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
         expected = theirs(**inputs).last_hidden_state
-        features = ours(batch, torch.tensor([mel_FT.shape[1] for mel_FT in mels]))
+        features = ours(batch, torch.tensor([mel_FT.shape[1] for mel_FT in mels])[:, None])
     for row, real in enumerate(inputs["attention_mask"].sum(1).tolist()):
         assert real == ours.config.num_tokens(mels[row].shape)
         torch.testing.assert_close(features[row, :real], expected[row, :real], **SAME)
@@ -99,7 +99,7 @@ def test_the_encoder_of_a_ctc_model_is_read_and_its_head_is_left_out(tmp_path, s
     clip = torch.randn(1, 80, 30)
     with torch.no_grad():
         expected = theirs.wav2vec2_bert(stacked(clip)).last_hidden_state
-        torch.testing.assert_close(ours(clip, torch.tensor([30])), expected, **SAME)
+        torch.testing.assert_close(ours(clip, torch.tensor([30])[:, None]), expected, **SAME)
 
 
 def test_a_long_clip_in_pieces_has_the_features_of_the_pieces_alone_in_a_row(tmp_path, saved):
@@ -108,10 +108,10 @@ def test_a_long_clip_in_pieces_has_the_features_of_the_pieces_alone_in_a_row(tmp
     lengths = torch.tensor([90, 40, 24])
     batch = torch.randn(3, 80, 90)
     with torch.no_grad():
-        together = ours(batch, lengths)
+        together = ours(batch, lengths[:, None])
         for row, cuts in enumerate([(24, 24, 24, 18), (20, 20), (24,)]):
             parts = torch.split(batch[row, :, : sum(cuts)], cuts, dim=1)
-            alone = torch.cat([ours(part[None], torch.tensor([part.shape[1]]))[0] for part in parts])
+            alone = torch.cat([ours(part[None], torch.tensor([part.shape[1]])[:, None])[0] for part in parts])
             assert len(alone) == ours.config.num_tokens((80, sum(cuts)))
             torch.testing.assert_close(together[row, : len(alone)], alone, **SAME)
             assert not together[row, len(alone) :].any()

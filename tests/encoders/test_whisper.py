@@ -61,7 +61,7 @@ def read(folder) -> WhisperEncoder:
 def encode(encoder: WhisperEncoder, samples: np.ndarray) -> torch.Tensor:
     samples_S = encoder.config.prepare((samples, 16_000))
     with torch.no_grad():
-        return encoder(samples_S[None], torch.tensor([len(samples_S)]))[0]
+        return encoder(samples_S[None], torch.tensor([len(samples_S)])[:, None])[0]
 
 
 @pytest.mark.parametrize("cls", [WhisperForConditionalGeneration, WhisperModel, Qwen2AudioEncoder])
@@ -95,7 +95,7 @@ def test_from_samples_to_features_the_whole_way_is_theirs_in_a_batch_too(tmp_pat
         expected = encoder(inputs["input_features"]).last_hidden_state[0]
         padded = torch.full((2, 18_000), 3.0)
         padded[1, : len(samples)] = torch.from_numpy(samples)
-        together = ours(padded, torch.tensor([18_000, len(samples)]))[1]
+        together = ours(padded, torch.tensor([18_000, len(samples)])[:, None])[1]
     count = ours.config.num_tokens((len(samples),))
     torch.testing.assert_close(encode(ours, samples), expected[:count], **SAME)
     torch.testing.assert_close(together[:count], expected[:count], **SAME)
@@ -113,7 +113,7 @@ def test_a_long_sound_has_the_features_of_its_windows_in_a_row(tmp_path, saved, 
 def test_no_gradient_reaches_the_padding(tmp_path, saved):
     saved()
     samples = torch.randn(2, 20_000, requires_grad=True)
-    read(tmp_path)(samples, torch.tensor([20_000, 5_000])).square().sum().backward()
+    read(tmp_path)(samples, torch.tensor([20_000, 5_000])[:, None]).square().sum().backward()
     assert samples.grad[1, :5_000].any()
     assert not samples.grad[1, 5_000:].any()
 
@@ -163,7 +163,7 @@ def test_there_and_back_every_weight_and_setting_is_the_same(tmp_path, saved):
     save_file({name: weight.clone() for name, weight in ours.state_dict().items()}, folder / "ours.safetensors")
     again = WhisperEncoder(ours.config).eval()
     again.load_state_dict(load_file(folder / "ours.safetensors"))
-    assert torch.equal(again(samples, lengths), ours(samples, lengths))
+    assert torch.equal(again(samples, lengths[:, None]), ours(samples, lengths[:, None]))
 
 
 def test_the_sound_tower_of_a_whole_qwen2_audio_is_read(tmp_path, randomise):
