@@ -110,7 +110,6 @@ def _parakeet(config: Settings, sound: Settings) -> dict[str, Any]:
         "conv_bias": config.read("convolution_bias"),
         "conv_norm": "affine",
         "distances": None,
-        "window": None,
     }
 
 
@@ -144,7 +143,6 @@ def _wav2vec2_bert(config: Settings, sound: Settings) -> dict[str, Any]:
             config.number("left_max_position_embeddings"),
             config.number("right_max_position_embeddings"),
         ),
-        "window": None,
     }
 
 

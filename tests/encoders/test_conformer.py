@@ -101,10 +101,15 @@ def test_a_clip_has_the_same_features_alone_and_in_any_batch_at_any_padding(leng
             assert not together[row, len(alone) :].any()
 
 
-@given(length=st.integers(1, 200), chunk=st.integers(1, 12), subsampling=st.sampled_from([2, 4]))
+@given(
+    length=st.integers(1, 200),
+    chunk=st.integers(1, 12),
+    subsampling=st.sampled_from([2, 4]),
+    switches=st.sampled_from([{}, {"causal": True, "distances": (3, 1)}, {"stem_kind": "separable"}]),
+)
 @settings(max_examples=30)
-def test_a_long_clip_has_the_same_features_in_chunks(length, chunk, subsampling):
-    whole, chunked = (make(subsampling=subsampling, window=2, chunk=c) for c in (None, chunk))
+def test_a_long_clip_has_the_same_features_in_chunks(length, chunk, subsampling, switches):
+    whole, chunked = (make(subsampling=subsampling, window=2, chunk=c, **switches) for c in (None, chunk))
     clips, sizes = torch.randn(2, 10, length), shapes(length, max(1, length // 2))
     with torch.no_grad():
         torch.testing.assert_close(chunked(clips, sizes), whole(clips, sizes), **SAME)

@@ -140,14 +140,14 @@ def test_training_keeps_no_statistics_and_padding_never_reaches_a_clip(tmp_path,
     assert all(torch.equal(weight, before[name]) for name, weight in ours.state_dict().items())
 
 
-def test_bfloat16_stays_within_a_twentieth(tmp_path, saved):
+def test_bfloat16_stays_within_a_fiftieth(tmp_path, saved):
     saved()
     ours, clip, length = read(tmp_path), torch.randn(1, 80, 64), torch.tensor([64])
     with torch.no_grad():
         exact = ours(clip, length[:, None])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = ours(clip, length[:, None])
-    assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
+    assert (rough - exact).abs().max() < 0.02 * exact.abs().max()
 
 
 @pytest.mark.parametrize(
