@@ -97,13 +97,13 @@ def _check_stages(recipe: Recipe, ranks: Ranks) -> None:
 
 def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_record: OnRecord) -> None:
     _check_stages(recipe, ranks)
-    template = template_of(recipe)
+    names = [stage.name for stage in recipe.stages]
+    start = checkpoint.newest(run, names)
+    template = read_json(start.folder / "config.json")["template"] if start else template_of(recipe)
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
     for stage in recipe.stages:
         steps_of(stage, sources[stage.name])  # data that end too soon are told now
     _keep_freed_memory()
-    names = [stage.name for stage in recipe.stages]
-    start = checkpoint.newest(run, names)
     log = RunLog(run)
 
     def begin() -> None:

@@ -185,6 +185,6 @@ def save_adapter(model: nn.Module, folder: Path, outside_name: Callable[[str], s
         if name in names:
             weights[f"{PREFIX}{names[name]}.lora_{kind}"] = weight
     save_weights(weights, folder, shard_bytes=2**63, stem="adapter_model")  # peft reads one file
-    config = copy(model.peft_config[ADAPTER])  # type: ignore[index]
+    config: Any = copy(model.peft_config[ADAPTER])  # type: ignore[index]
     config.target_modules, config.inference_mode = sorted(names.values()), True
     config.save_pretrained(folder)

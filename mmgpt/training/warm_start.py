@@ -13,10 +13,13 @@ from mmgpt.training.recipe import Recipe
 
 
 def template_of(recipe: Recipe) -> str:
-    """The template that a recipe names, else that of its start, else chatml."""
-    if recipe.template or not recipe.start:
-        return recipe.template or "chatml"
-    return str(read_json(find_model(recipe.start) / "config.json").get("template", "chatml"))
+    """The template that a recipe names, else that of its start, else chatml.
+
+    Raises:
+        UserError: if it has a start and there is no model.
+    """
+    described = read_json(find_model(recipe.start) / "config.json") if recipe.start else {}
+    return recipe.template or str(described.get("template", "chatml"))
 
 
 @torch.no_grad()
