@@ -1,10 +1,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
+
+from mmgpt.config import build
+from mmgpt.encoders import ENCODERS
 
 
 @pytest.fixture
@@ -23,12 +28,13 @@ def sound() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def randomise() -> Callable[[torch.nn.Module], torch.nn.Module]:
-    def fill(model: torch.nn.Module) -> torch.nn.Module:
+def randomise() -> Callable[[torch.nn.Module], Any]:
+    def fill(model: torch.nn.Module) -> Any:
         """Weights and batch statistics that all show in what the model gives."""
         torch.manual_seed(0)
         for name, parameter in model.named_parameters():
-            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.15)
+            is_scale = parameter.dim() == 1 and ("norm" in name or "ln_" in name) and name.endswith("weight")
+            torch.nn.init.normal_(parameter, mean=float(is_scale), std=0.15)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 torch.nn.init.normal_(buffer, std=0.3)
@@ -47,3 +53,26 @@ def edit() -> Callable[[Path, dict], None]:
         file.write_text(json.dumps({key: value for key, value in content.items() if changes.get(key, 0) is not None}))
 
     return change
+
+
+@pytest.fixture
+def read_tower() -> Callable[..., Any]:
+    """Makes the encoder of a checkpoint's folder, built on the meta device as a saved model is."""
+
+    def read(folder: Path, kind: str = "timm", **options: Any) -> Any:
+        make = ENCODERS[kind]
+        assert make.fields
+        assert make.weights
+        config: Any = build(make.config, {"kind": kind, **make.fields(folder), **options}, "x")
+        with torch.device("meta"):
+            encoder = make.module(config)
+        encoder.load_state_dict(make.weights(folder, config), assign=True)
+        return encoder.eval()
+
+    return read
+
+
+@pytest.fixture
+def photograph() -> Callable[[int, int], PIL.Image.Image]:
+    """Makes a picture with edges and slopes."""
+    return lambda w, h: PIL.Image.effect_mandelbrot((90, 70), (-2, -1, 1, 1), 60).convert("RGB").resize((w, h))

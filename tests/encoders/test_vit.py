@@ -102,5 +102,5 @@ def test_sizes_that_do_not_agree_are_refused_with_both_numbers(sizes, rule):
 def test_every_encoder_in_the_list_builds_and_says_what_it_reads():
     for name, kind in ENCODERS.items():
         assert kind.modality in ("image", "audio", "video")
-        assert kind.config().kind == name
+        assert kind.config.model_fields["kind"].default == name
         assert issubclass(kind.module, torch.nn.Module)

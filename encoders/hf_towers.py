@@ -1,0 +1,268 @@
+"""Image towers in Hugging Face layout, CLIP's and SigLIP's, read into timm's modules and written back.
+
+transformers keeps query, key and value apart where timm joins them; all else is a change of names.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import GELU, GELUTanh, QuickGELU
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mmgpt.config import UserError
+from mmgpt.encoders.towers import TimmConfig, build_tower, checked, complete, timm_fields, timm_weights
+from mmgpt.files import load_weights, read_json
+from mmgpt.renaming import Rule, to_ours, to_theirs
+
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # theirs: timm's
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+ARCHITECTURES = {"clip": "vit_base_patch16_clip_224", "siglip": "vit_base_patch16_siglip_224"}
+DEFAULTS = {  # of CLIPVisionConfig and SiglipVisionConfig, whose files leave out what is as here
+    "clip": {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "siglip": {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+}
+SIZES = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+}
+
+
+def clip_rules(prefix: str = "") -> list[Rule]:
+    """Names of a CLIP tower: timm's on the left of each rule, transformers' after `prefix` on the right."""
+    return [
+        *_shared_rules(prefix),
+        Rule("cls_token", f"{prefix}embeddings.class_embedding"),
+        Rule("norm_pre.weight", f"{prefix}pre_layrnorm.weight"),
+        Rule("norm_pre.bias", f"{prefix}pre_layrnorm.bias"),
+    ]
+
+
+def siglip_rules(prefix: str = "") -> list[Rule]:
+    """Names of a SigLIP tower: timm's on the left of each rule, transformers' after `prefix` on the right."""
+    return [*_shared_rules(prefix), Rule("patch_embed.proj.bias", f"{prefix}embeddings.patch_embedding.bias")]
+
+
+def _shared_rules(prefix: str) -> list[Rule]:
+    layer, block = f"{prefix}encoder.layers.{{}}", "blocks.{}"
+    alike = [("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("attn.proj", "self_attn.out_proj")]
+    alike += [("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")]
+    return [
+        Rule("patch_embed.proj.weight", f"{prefix}embeddings.patch_embedding.weight"),
+        Rule("pos_embed", f"{prefix}embeddings.position_embedding.weight"),
+        *[Rule(f"norm.{kind}", f"{prefix}post_layernorm.{kind}") for kind in ("weight", "bias")],
+        *[Rule(f"{block}.{a}.{kind}", f"{layer}.{b}.{kind}") for a, b in alike for kind in ("weight", "bias")],
+        *[
+            Rule(f"{block}.attn.qkv.{kind}", tuple(f"{layer}.self_attn.{part}_proj.{kind}" for part in "qkv"))
+            for kind in ("weight", "bias")
+        ],
+    ]
+
+
+def family_of(vision: Mapping[str, Any]) -> str | None:
+    """`clip` or `siglip` where a config.json, or its vision_config, is such a tower's."""
+    kind = str(vision.get("model_type", "")).removesuffix("_vision_model")
+    return kind if kind in ARCHITECTURES else None
+
+
+def tower_fields(folder: Path) -> dict[str, Any]:
+    """What a checkpoint in timm's or transformers' layout fixes of a TimmConfig.
+
+    Raises:
+        UserError: if it is neither, or says nothing of the pixels that the tower was trained on.
+    """
+    described = read_json(folder / "config.json")
+    if family_of(described) is None:
+        return timm_fields(folder)
+    file = folder / "preprocessor_config.json"
+    if file.is_file() or not (folder / "processor_config.json").is_file():
+        return hf_vision_fields(described, read_json(file), str(folder))
+    together = read_json(folder / "processor_config.json")
+    return hf_vision_fields(described, together.get("image_processor", together), str(folder))
+
+
+def tower_weights(folder: Path, config: TimmConfig) -> dict[str, Tensor]:
+    """A checkpoint's weights, in timm's or transformers' layout, by the names of TimmEncoder.
+
+    Raises:
+        UserError: if any is missing, unexpected or of another shape.
+    """
+    if family_of(read_json(folder / "config.json")) is None:
+        return timm_weights(folder, config)
+    return hf_vision_weights(load_weights(folder, pickles=config.pickles), config, str(folder))
+
+
+def hf_vision_fields(described: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a TimmConfig that a transformers config fixes.
+
+    Args:
+        described: a tower's config, or one that holds it as vision_config.
+        preprocessor: the content of preprocessor_config.json.
+        where: what an error begins with.
+    Raises:
+        UserError: if it is another family's, or a value of it has no counterpart.
+    """
+    vision = described.get("vision_config", described)
+    family = family_of({"model_type": vision.get("model_type", described.get("model_type"))})
+    if family is None:
+        raise UserError(f"{where}: the tower {vision.get('model_type')!r} is not read; known: clip, siglip")
+    vision = {**SIZES, **DEFAULTS[family], **vision}
+    if vision["hidden_act"] not in ACTIVATIONS:
+        raise UserError(f"{where}: hidden_act={vision['hidden_act']} is not known; known: {', '.join(ACTIVATIONS)}")
+    for name, only in (("layer_norm_eps", DEFAULTS[family]["layer_norm_eps"]), ("num_channels", 3)):
+        if vision.get(name, only) != only:
+            raise UserError(f"{where}: {name}={vision[name]}; a {family} tower is read with {only} alone")
+    width = vision["hidden_size"]
+    args = {
+        "img_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "embed_dim": width,
+        "depth": vision["num_hidden_layers"],
+        "num_heads": vision["num_attention_heads"],
+        "mlp_ratio": _ratio(vision["intermediate_size"], width),
+        "act_layer": ACTIVATIONS[vision["hidden_act"]],
+    }
+    pixels = _pixels(preprocessor, vision["image_size"], where)
+    return complete({"architecture": ARCHITECTURES[family], "model_args": args, **pixels})
+
+
+def _ratio(inner: int, width: int) -> float:
+    """The mlp_ratio of which timm makes `inner`: it rounds the product down."""
+    ratio = inner / width
+    return ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
+
+
+def _pixels(preprocessor: Mapping[str, Any], image_size: int, where: str) -> dict[str, Any]:
+    absent = [name for name in ("image_mean", "image_std", "size", "resample") if preprocessor.get(name) is None]
+    if absent:
+        raise UserError(f"{where}: the image processor has no {absent[0]}; write it into preprocessor_config.json")
+    off = [name for name in ("do_resize", "do_rescale", "do_normalize") if not preprocessor.get(name, True)]
+    if off:
+        raise UserError(f"{where}: the image processor has {off[0]}: false, but pictures come as they are; set it true")
+    if preprocessor["resample"] not in RESAMPLING:
+        raise UserError(f"{where}: resample={preprocessor['resample']}; known: 2 (bilinear), 3 (bicubic)")
+    size = preprocessor["size"]
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    crop = preprocessor.get("crop_size") if preprocessor.get("do_center_crop", "shortest_edge" in size) else None
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    keeps_ratio = "shortest_edge" in size
+    before = {size["shortest_edge"]} if keeps_ratio else {size.get("height", 0), size.get("width", 0)}
+    after = {crop["height"], crop["width"]} if crop else before
+    if after != {image_size} or len(before) > 1 or min(before) < image_size or (keeps_ratio and not crop):
+        raise UserError(
+            f"{where}: size={size}, crop_size={crop} make no square of image_size={image_size}; "
+            "mend preprocessor_config.json"
+        )
+    return {
+        "image_size": image_size,
+        "mean": preprocessor["image_mean"],
+        "std": preprocessor["image_std"],
+        "interpolation": RESAMPLING[preprocessor["resample"]],
+        "crop": "center" if keeps_ratio else "squash",
+        "crop_pct": image_size / before.pop(),
+    }
+
+
+def hf_vision_weights(weights: Mapping[str, Tensor], config: TimmConfig, where: str) -> dict[str, Tensor]:
+    """A tower's weights by the names of TimmEncoder, from those of any transformers model that holds it.
+
+    Raises:
+        UserError: if any is missing, unexpected or of another shape.
+    """
+    anchor = "embeddings.patch_embedding.weight"
+    prefixes = [name.removesuffix(anchor) for name in weights if name.endswith(anchor)]
+    if len(prefixes) != 1:
+        raise UserError(f"{where}: holds {len(prefixes)} weights named {anchor}; a CLIP or SigLIP tower has one")
+    (prefix,) = prefixes
+    parts = tuple(prefix + part for part in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm."))
+    own = {k: w for k, w in weights.items() if k.startswith(parts) and not k.endswith("position_ids")}
+    rules = clip_rules(prefix) if "clip" in config.architecture else siglip_rules(prefix)
+    try:
+        renamed = to_theirs(own, rules)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    shaped = {"cls_token": (1, 1, config.width), "pos_embed": (1, -1, config.width)}
+    return checked({k: w.reshape(shaped[k]) if k in shaped else w for k, w in renamed.items()}, config, where)
+
+
+def to_hf_vision(weights: Mapping[str, Tensor], config: TimmConfig, prefix: str = "") -> dict[str, Tensor]:
+    """Weights by the names of TimmEncoder as a transformers tower's, each name after `prefix`.
+
+    Raises:
+        UserError: if transformers has no such tower; see hf_vision_config.
+    """
+    rules = clip_rules(prefix) if _family_of_tower(config)[0] == "clip" else siglip_rules(prefix)
+    named = {name.removeprefix("tower."): weight for name, weight in weights.items()}
+    shaped = {"cls_token": (config.width,), "pos_embed": (-1, config.width)}
+    return to_ours({k: w.reshape(shaped[k]) if k in shaped else w for k, w in named.items()}, rules, "the tower")
+
+
+def hf_vision_config(config: TimmConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The vision_config and the preprocessor_config.json of a tower.
+
+    Raises:
+        UserError: if transformers' CLIP and SigLIP are other than this tower; names it.
+    """
+    family, activation, tower = _family_of_tower(config)
+    vision = {
+        "model_type": f"{family}_vision_model",
+        "hidden_size": config.width,
+        "intermediate_size": tower.blocks[0].mlp.fc1.out_features,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": tower.blocks[0].attn.num_heads,
+        "num_channels": 3,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_act": activation,
+        "layer_norm_eps": DEFAULTS[family]["layer_norm_eps"],
+        **({"vision_use_head": False} if family == "siglip" else {}),
+    }
+    before = math.floor(config.image_size / config.crop_pct)
+    processor = {
+        "image_processor_type": "CLIPImageProcessor" if config.crop == "center" else "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": before} if config.crop == "center" else {"height": before, "width": before},
+        "resample": next(number for number, name in RESAMPLING.items() if name == config.interpolation),
+        "do_center_crop": config.crop == "center" or before != config.image_size,
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+        "do_convert_rgb": True,
+    }
+    return vision, processor
+
+
+def _family_of_tower(config: TimmConfig) -> tuple[str, str, Any]:
+    """Its family, its activation in transformers' words, and the tower without weights."""
+    with torch.device("meta"):
+        tower = build_tower(config.architecture, config.model_args)
+    if type(tower) is VisionTransformer:
+        activation = _activation(tower.get_submodule("blocks.0.mlp.act"))
+        for family, rules in (("clip", clip_rules()), ("siglip", siglip_rules())):
+            try:
+                to_ours(tower.state_dict(), rules, "the tower")
+            except UserError:
+                continue
+            eps = DEFAULTS[family]["layer_norm_eps"]
+            norms = [part for part in tower.modules() if isinstance(part, nn.LayerNorm)]
+            has_all = len(tower.state_dict()) == (7 if family == "clip" else 5) + 12 * config.depth
+            if activation and has_all and all(norm.eps == eps for norm in norms):
+                return family, activation, tower
+    raise UserError(f"{config.architecture}: transformers' CLIP and SigLIP are no such tower; save it as mmgpt's own")
+
+
+def _activation(module: nn.Module) -> str | None:
+    if isinstance(module, QuickGELU):
+        return "quick_gelu"
+    if isinstance(module, GELUTanh):
+        return "gelu_pytorch_tanh"
+    return "gelu" if isinstance(module, nn.GELU | GELU) else None
