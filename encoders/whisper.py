@@ -10,6 +10,7 @@ Source: Radford et al. 2022, arXiv:2212.04356; the pooling: Qwen2-Audio, arXiv:2
 
 import math
 import random
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -241,18 +242,22 @@ def whisper_fields(folder: Path) -> dict[str, Any]:
 
 
 def whisper_weights(folder: Path, config: WhisperConfig) -> dict[str, Tensor]:
-    """That checkpoint's encoder by the names of a `WhisperEncoder`; its decoder is left out.
+    """That checkpoint's encoder by the names of a `WhisperEncoder`; see `whisper_weights_of`."""
+    return whisper_weights_of(load_weights(folder, pickles=config.pickles), config, str(folder))
+
+
+def whisper_weights_of(weights: Mapping[str, Tensor], config: WhisperConfig, where: str) -> dict[str, Tensor]:
+    """The encoder among a whole model's weights, by the names of a `WhisperEncoder`; what else there is is left out.
 
     Raises:
-        UserError: if the files cannot be read or the encoder holds weights that Whisper's does not have.
+        UserError: if there is none, or it holds weights that Whisper's does not have.
     """
-    weights = load_weights(folder, pickles=config.pickles)
     first = next((name for name in weights if name.endswith("conv1.weight")), None)
     if first is None:
-        raise UserError(f"{folder}: holds no conv1.weight of a Whisper encoder; take another checkpoint")
+        raise UserError(f"{where}: holds no conv1.weight of a Whisper encoder; take another checkpoint")
     prefix = first.removesuffix("conv1.weight")
     encoder = {name: weight for name, weight in weights.items() if name.startswith(prefix)}
-    return to_ours(encoder, whisper_rules(prefix), str(folder))
+    return to_ours(encoder, whisper_rules(prefix), where)
 
 
 def whisper_rules(prefix: str) -> list[Rule]:
