@@ -220,12 +220,14 @@ def family_of(config: DecoderConfig) -> str:
     Raises:
         UserError: if there is none; names what it lacks.
     """
-    named = config.family and _among(config.family, "family", FAMILIES, "decoder")
-    kind = named or next((kind for kind in FAMILIES if not _differences(config, kind)), "llama")
+    if config.family is None:
+        kind = next((kind for kind in FAMILIES if not _differences(config, kind)), "llama")
+    else:
+        kind = str(_among(config.family, "family", FAMILIES, "decoder"))
     faults = _differences(config, kind)
     if faults:
         raise UserError(f"decoder: {kind} has no place for {', '.join(faults)}; it can be saved as mmgpt's own only")
-    return str(kind)
+    return kind
 
 
 def _differences(config: DecoderConfig, kind: str) -> list[str]:

@@ -43,7 +43,7 @@ _GEMMA_NAMES = {
     "layers.{}.pre_feedforward_layernorm": "blocks.{}.mlp_norm",
     "layers.{}.post_feedforward_layernorm": "blocks.{}.mlp_post_norm",
 }
-_GPT2_NAMES = {
+_GPT2_NAMES: dict[str, str | tuple[str, ...]] = {
     "wte": "embedding",
     "wpe": "positions",
     "ln_f": "norm",
