@@ -98,9 +98,8 @@ def faults_of(bundle: Bundle, form: str) -> list[str]:
         faults.append(f"an adapter of kind {given.kind} as it is set here, but for {_in_words(target)}")
     wrap = bundle.wraps.get(target.modality, ("", ""))
     if target.wrap and wrap != target.wrap:
-        faults.append(
-            f"media between {wrap[0]!r} and {wrap[1]!r}, but between {target.wrap[0]!r} and {target.wrap[1]!r}"
-        )
+        wanted_wrap = " and ".join(map(repr, target.wrap))
+        faults.append(f"media in {' and '.join(map(repr, wrap))}, but in wraps of {wanted_wrap}")
     return faults
 
 

@@ -154,6 +154,11 @@ def _whisper_tower(encoder: Any) -> tuple[Described, Described, Described]:
     return whisper_config_dict(encoder), whisper_preprocessor_dict(encoder), {}
 
 
+def _read_whisper(folder: Path, described: Described) -> Described:
+    fields = whisper_fields(folder)
+    return {"kind": "whisper", **fields, "max_seconds": 2 * fields["positions"] * fields["hop"] / fields["rate"]}
+
+
 def _pack_whisper(weights: Mapping[str, Tensor], encoder: Any, prefix: str) -> dict[str, Tensor]:
     return to_theirs(weights, whisper_rules(prefix))
 
@@ -215,7 +220,7 @@ TARGETS: dict[str, Target] = {
             "audio_tower.",
             "audio_tower.",
             _whisper_tower,
-            lambda folder, described: {"kind": "whisper", **whisper_fields(folder)},
+            _read_whisper,
             _pack_whisper,
             whisper_weights_of,
         ),

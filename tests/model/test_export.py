@@ -70,7 +70,7 @@ def make_form(tmp_path, tokenizer):
         sizes = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 96}
         config = transformers.Qwen2AudioEncoderConfig(num_mel_bins=80, max_source_positions=50, **sizes)
         model = transformers.models.qwen2_audio.modeling_qwen2_audio.Qwen2AudioEncoder(config)
-        return "whisper", {**saved(model, transformers.WhisperFeatureExtractor(chunk_length=1)), "max_seconds": 1.0}
+        return "whisper", {**saved(model, transformers.WhisperFeatureExtractor(chunk_length=1)), "max_seconds": 1.0, "masked": True}
 
     def make(
         form: str, kind: str, family: str = "llama", template: str = "chatml", tied: bool = False, **changes: Any
@@ -84,6 +84,7 @@ def make_form(tmp_path, tokenizer):
         fields = reader.fields(tmp_path / "tower")
         late = {"post_norm": False} if form == "hf-llava" else {}
         adapter = {**target.adapter.model_dump(), **({"stride": 2} if "stride" in target.free else {})}
+        fields = {key: value for key, value in fields.items() if key not in given}
         tree = {
             "decoder": {**DECODER, **FAMILY[family], "family": family, "tied": tied},
             "encoders": {modality: {"kind": encoder, **fields, **given, **late}},
@@ -181,7 +182,7 @@ def test_bfloat16_stays_bfloat16(make_form, tmp_path):
         ("hf-llava", {"adapters": {"image": {"kind": "resampler", "heads": 4}}}, "an adapter of kind resampler .* mmgpt"),
         ("hf-llava", {"adapters": {"image": {"kind": "mlp", "stride": 2}}}, "an adapter of kind mlp as it is set"),
         ("hf-qwen2-audio", {}, "encoders of image, but for one of audio; this model can be hf-llava or mmgpt"),
-        ("hf-smolvlm", {}, "class token .* adapter of kind mlp .* wraps of '<fake_token"),
+        ("hf-smolvlm", {}, "no class token .*; an adapter of kind mlp .*; media in '<' and .* wraps of '<fake_token"),
         ("hf-lm", {}, "encoders of image; this model can be hf-llava or mmgpt"),
     ],
 )
