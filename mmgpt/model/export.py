@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.files import save_weights, write_folder, write_json
+from mmgpt.files import read_json, save_weights, write_folder, write_json
 from mmgpt.inputs.templates import jinja_of
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.families import describe, family_of, family_rules, write_decoder
 from mmgpt.model.outside import OWN
-from mmgpt.model.targets import TARGETS, Target
-from mmgpt.model.weights import load_bundle, make_golden, pick_dtype, save_bundle, unique_weights, verify_golden
+from mmgpt.model.targets import FORMS, TARGETS, Target
+from mmgpt.model.weights import (
+    find_model,
+    load_bundle,
+    make_golden,
+    pick_dtype,
+    save_bundle,
+    unique_weights,
+    verify_golden,
+)
 from mmgpt.renaming import to_theirs
 
 Form = Literal["mmgpt", "hf-lm", "hf-llava", "hf-smolvlm", "hf-qwen2-audio"]
@@ -22,7 +30,13 @@ UNLIMITED = 10**30  # what transformers writes for a tokenizer without a limit
 
 
 def convert(
-    path: str | Path, out: str | Path, *, to: str = "mmgpt", revision: str | None = None, dtype: str = "auto"
+    path: str | Path,
+    out: str | Path,
+    *,
+    to: str = "mmgpt",
+    source: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
 ) -> Path:
     """Write a model in another form, from any that `load` opens.
 
@@ -30,6 +44,7 @@ def convert(
         path: a run, a checkpoint, a folder of mmgpt's or transformers', or organisation/name on the hub.
         out: the folder to write; one that is there is replaced when the new one is whole.
         to: `mmgpt`, `hf-lm`, `hf-llava`, `hf-smolvlm` or `hf-qwen2-audio`.
+        source: the form that `path` is to have, one of these too; any if not given.
         revision: of the hub.
         dtype: of the weights: `float32`, `bfloat16`, or `auto` for what is stored.
     Returns:
@@ -37,8 +52,15 @@ def convert(
     Raises:
         UserError: if there is no such form, it has no place for a part, or what was written reads back otherwise.
     """
-    if to not in get_args(Form):
-        raise UserError(f"form {to}: is not known; {did_you_mean(to, get_args(Form))}")
+    for form in (to, source):
+        if form and form not in get_args(Form):
+            raise UserError(f"form {form}: is not known; {did_you_mean(form, get_args(Form))}")
+    if source:
+        folder = find_model(path, revision)
+        kind = read_json(folder / "config.json").get("model_type")
+        found = "mmgpt" if kind == "mmgpt" else FORMS.get(kind, "hf-lm")
+        if found != source:
+            raise UserError(f"{folder}: model_type is {kind!r}, which is {found}, not {source}; leave --from out")
     export(load_bundle(path, revision=revision, dtype=pick_dtype(dtype)), Path(out), to)
     return Path(out)
 

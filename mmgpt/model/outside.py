@@ -132,9 +132,7 @@ def _weights(given: Mapping[str, Tensor], config: ModelConfig, target: Target, w
     return {
         **{f"decoder.{name}": weight for name, weight in to_ours(text, text_rules, where).items()},
         **{f"encoders.{modality}.{name}": weight for name, weight in tower.items()},
-        **{
-            f"adapters.{modality}.{name}": weight for name, weight in to_ours(joint, target.rules, where).items()
-        },
+        **{f"adapters.{modality}.{name}": weight for name, weight in to_ours(joint, target.rules, where).items()},
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import transformers
 
 import mmgpt
 from mmgpt.config import UserError, build
-from mmgpt.files import load_weights
+from mmgpt.encoders import ENCODERS
+from mmgpt.files import load_weights, save_weights
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.templates import TEMPLATES
@@ -48,64 +50,51 @@ class Form:
     raw: Any
 
 
-@pytest.fixture
-def make_form(tmp_path, tokenizer):
-    def saved(model: Any, processor: Any) -> dict[str, Any]:
-        torch.manual_seed(1)
-        for name, parameter in model.named_parameters():
-            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.1)
-        model.save_pretrained(tmp_path / "tower")
-        processor.save_pretrained(tmp_path / "tower")
-        return {"pretrained": str(tmp_path / "tower")}
-
-    def tower(kind: str) -> tuple[str, dict[str, Any]]:
-        if kind == "clip":
-            config = transformers.CLIPVisionConfig(image_size=32, patch_size=8, **SIZES)
-            pixels = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-            return "timm", {**saved(transformers.CLIPVisionModel(config), pixels), "layer": -2}
-        if kind == "siglip":
-            config = transformers.SiglipVisionConfig(image_size=32, patch_size=8, vision_use_head=False, **SIZES)
-            pixels = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
-            return "timm", saved(transformers.SiglipVisionModel(config), pixels)
+def tower_of(kind: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """A tiny random tower as transformers saves it: its kind here, and what a recipe says of it."""
+    if kind == "clip":
+        config = transformers.CLIPVisionConfig(image_size=32, patch_size=8, **SIZES)
+        pixels = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+        model, more = transformers.CLIPVisionModel(config), {"layer": -2}
+    elif kind == "siglip":
+        config = transformers.SiglipVisionConfig(image_size=32, patch_size=8, vision_use_head=False, **SIZES)
+        pixels = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+        model, more = transformers.SiglipVisionModel(config), {}
+    else:
         sizes = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 96}
         config = transformers.Qwen2AudioEncoderConfig(num_mel_bins=80, max_source_positions=50, **sizes)
-        model = transformers.models.qwen2_audio.modeling_qwen2_audio.Qwen2AudioEncoder(config)
-        return "whisper", {**saved(model, transformers.WhisperFeatureExtractor(chunk_length=1)), "max_seconds": 1.0, "masked": True}
+        pixels = transformers.WhisperFeatureExtractor(chunk_length=1)
+        model, more = transformers.Qwen2AudioEncoder(config), {"max_seconds": 1.0, "masked": True}
+    model.save_pretrained(folder)
+    pixels.save_pretrained(folder)
+    return "whisper" if kind == "whisper" else "timm", {"pretrained": str(folder), **more}
 
-    def make(
-        form: str, kind: str, family: str = "llama", template: str = "chatml", tied: bool = False, **changes: Any
-    ) -> Form:
-        from mmgpt.encoders import ENCODERS
 
-        encoder, given = tower(kind)
-        reader = ENCODERS[encoder]
-        modality = reader.modality
-        target = TARGETS[form]
-        fields = reader.fields(tmp_path / "tower")
-        late = {"post_norm": False} if form == "hf-llava" else {}
-        adapter = {**target.adapter.model_dump(), **({"stride": 2} if "stride" in target.free else {})}
-        fields = {key: value for key, value in fields.items() if key not in given}
+@pytest.fixture
+def make_form(tmp_path, tokenizer):
+    def make(name: str, kind: str, family: str = "llama", template: str = "chatml", **changes: Any) -> Form:
+        target = TARGETS[name]
+        encoder, given = tower_of(kind, tmp_path / "tower")
+        given |= {"post_norm": False} if name == "hf-llava" else {}
+        fields = ENCODERS[encoder].fields(tmp_path / "tower")
+        tied = changes.pop("tied", False)
         tree = {
             "decoder": {**DECODER, **FAMILY[family], "family": family, "tied": tied},
-            "encoders": {modality: {"kind": encoder, **fields, **given, **late}},
-            "adapters": {modality: adapter},
+            "encoders": {target.modality: {"kind": encoder, **fields, **given}},
+            "adapters": {target.modality: target.adapter.model_dump()},
             **changes,
         }
-        wraps = {modality: WRAP} if target.wrap else {modality: ("<", ">\n")}
         tokens = [*TEMPLATES[template].tokens, "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
-        config = build(ModelConfig, tree, "tiny")
-        bundle = new_bundle(config, tokenizer.extended(t for t in tokens if t != END), template, 448)
-        bundle.wraps = wraps
-        torch.manual_seed(0)
-        for name, parameter in bundle.model.named_parameters():
-            if parameter.requires_grad:
-                is_norm = parameter.dim() == 1 and "norm" in name and name.endswith("weight")
-                torch.nn.init.normal_(parameter, mean=float(is_norm), std=0.1)
+        extended = tokenizer.extended(token for token in tokens if token != END)
+        bundle = new_bundle(build(ModelConfig, tree, "tiny"), extended, template, 448)
+        bundle.wraps = {target.modality: target.wrap or ("<", ">\n")}
+        for parameter_name, parameter in bundle.model.named_parameters():
+            is_norm = parameter.dim() == 1 and "norm" in parameter_name and parameter_name.endswith("weight")
+            torch.nn.init.normal_(parameter, mean=float(is_norm), std=0.1)
         bundle.model.eval()
-        is_picture = modality == "image"
-        raw = picture() if is_picture else sound()
-        medium = mmgpt.Image(raw) if is_picture else mmgpt.Audio(raw, rate=16_000)
-        return Form(form, bundle, getattr(transformers, target.architecture), medium, raw)
+        raw = picture() if target.modality == "image" else sound()
+        medium = mmgpt.Image(raw) if target.modality == "image" else mmgpt.Audio(raw, rate=16_000)
+        return Form(name, bundle, getattr(transformers, target.architecture), medium, raw)
 
     return make
 
@@ -179,7 +168,11 @@ def test_bfloat16_stays_bfloat16(make_form, tmp_path):
 @pytest.mark.parametrize(
     ("form", "change", "told"),
     [
-        ("hf-llava", {"adapters": {"image": {"kind": "resampler", "heads": 4}}}, "an adapter of kind resampler .* mmgpt"),
+        (
+            "hf-llava",
+            {"adapters": {"image": {"kind": "resampler", "heads": 4}}},
+            "an adapter of kind resampler",
+        ),
         ("hf-llava", {"adapters": {"image": {"kind": "mlp", "stride": 2}}}, "an adapter of kind mlp as it is set"),
         ("hf-qwen2-audio", {}, "encoders of image, but for one of audio; this model can be hf-llava or mmgpt"),
         ("hf-smolvlm", {}, "no class token .*; an adapter of kind mlp .*; media in '<' and .* wraps of '<fake_token"),
@@ -198,7 +191,10 @@ def test_parts_that_no_outside_form_has_are_refused(make_bundle, tmp_path):
     for bundle, told in [
         (make_bundle(), "token_shift=True"),
         (make_bundle(token_shift=False, inner=64), "a vit encoder, not a CLIP or SigLIP tower"),
-        (make_bundle(audio={"kind": "mlp"}, token_shift=False, inner=64), "encoders of image and audio, but for one of"),
+        (
+            make_bundle(audio={"kind": "mlp"}, token_shift=False, inner=64),
+            "encoders of image and audio, but for one of",
+        ),
     ]:
         with pytest.raises(UserError, match=f"hf-llava has no place for .*{told}.*this model can be mmgpt$"):
             export(bundle, tmp_path / "out", "hf-llava")
@@ -215,9 +211,7 @@ def test_a_form_that_is_none_is_refused_with_the_nearest(make_bundle, tmp_path):
 def test_an_export_that_reads_back_otherwise_is_not_moved_into_place(make_form, tmp_path, monkeypatch):
     form = make_form("hf-smolvlm", "siglip")
     write = "mmgpt.model.export.save_weights"
-    monkeypatch.setattr(write, lambda weights, folder: real({k: w * 1.5 for k, w in weights.items()}, folder))
-    from mmgpt.files import save_weights as real
-
+    monkeypatch.setattr(write, lambda weights, folder: save_weights({k: 1.5 * w for k, w in weights.items()}, folder))
     with pytest.raises(UserError, match=r"golden.json's logits are off by"):
         export(form.bundle, tmp_path / "out", "hf-smolvlm")
     assert not (tmp_path / "out").exists()
@@ -238,3 +232,13 @@ def test_a_text_model_goes_to_its_own_family_and_back(make_bundle, tmp_path):
     back = load_bundle(convert(tmp_path / "out", tmp_path / "back"))
     assert back.system == "Be kind."
     assert all(torch.equal(w, bundle.model.state_dict()[k]) for k, w in back.model.state_dict().items())
+
+
+def test_the_form_that_a_folder_is_said_to_have_is_held_against_it(make_form, tmp_path, mmgpt_says):
+    export(make_form("hf-smolvlm", "siglip").bundle, tmp_path / "vlm", "hf-smolvlm")
+    code, out, _ = mmgpt_says("convert", tmp_path / "vlm", tmp_path / "own", "--from", "hf-smolvlm")
+    assert (code, out.strip()) == (0, f"mmgpt: {tmp_path / 'own'}")
+    assert json.loads((tmp_path / "own" / "config.json").read_text())["model_type"] == "mmgpt"
+    code, _, told = mmgpt_says("convert", tmp_path / "vlm", tmp_path / "more", "--from", "hf-llava")
+    assert code == 2
+    assert "model_type is 'idefics3', which is hf-smolvlm, not hf-llava; leave --from out" in told
