@@ -208,7 +208,7 @@ def save_adapters(bundle: Bundle, stage: Path) -> None:
 
     def outside_name(module: str) -> str | None:
         weight = f"{module.removeprefix('decoder.')}.weight"
-        apart = [rule for rule in rules if isinstance(rule.ours, str)]
+        apart = [rule for rule in rules if len(rule.names) == 1]
         theirs = their_name(weight, apart) if module.startswith("decoder.") else None
         return theirs and theirs.removesuffix(".weight")
 

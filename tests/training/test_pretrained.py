@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 import transformers
@@ -188,3 +189,26 @@ def test_new_tokens_are_those_of_the_run_that_were_not_given(write_recipe, llama
     recipe = load_recipe(write_recipe())
     given = Tokenizer.load(llama)
     assert new_tokens(recipe, given.extended(["<x>", "<y>"])) == (400, 401)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_learned_here_is_loaded_by_peft_on_the_transformers_model(dora, write_recipe, llama, tmp_path):
+    stage = {
+        "name": "tune",
+        "train": [],
+        "lora": {"targets": ["decoder.blocks.*.attention", "decoder.blocks.1.mlp.down"], "rank": 2, "dora": dora},
+        "data": [{"reader": "world", "name": "stories"}],
+        "steps": 3,
+        "batch_size": 2,
+    }
+    file = write_recipe(model={"decoder": {"pretrained": str(llama)}}, stages=[stage], template="plain")
+    train(file, out=tmp_path / "run")
+    tuned = mmgpt.load(tmp_path / "run", device="cpu").model
+    ids = torch.randint(400, (2, 30))
+    ours = tuned.decoder.logits(tuned.decoder(tuned.decoder.embed(ids), torch.arange(30).expand(2, -1)))
+    base = transformers.LlamaForCausalLM.from_pretrained(llama)
+    before = base(ids).logits
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "run" / "tune" / "adapter-llama").eval()
+    torch.testing.assert_close(adapted(ids).logits, ours, atol=1e-5, rtol=0)
+    torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, ours, atol=1e-5, rtol=0)
+    assert (ours - before).abs().max() > 1e-3
