@@ -18,14 +18,21 @@ class Order:
         sizes: samples of each source.
         weights: share of each source, in any unit.
         seed: what the permutations depend on, with the source and its epoch.
-        limits: draws after which a source has no more, and the others share what comes; None for no limit.
+        limits: its draws after which a source has no more, and the others share what comes; None for no limit.
+        ends: the same counted in the draws of all sources. One source at least has none.
     """
 
     def __init__(
-        self, sizes: Sequence[int], weights: Sequence[float], seed: int, limits: Sequence[int | None] = ()
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        limits: Sequence[int | None] = (),
+        ends: Sequence[int | None] = (),
     ) -> None:
         self.sizes, self.weights, self.seed = list(sizes), list(weights), seed
         self.limits = list(limits) or [None] * len(self.sizes)
+        self.ends = {which: end for which, end in enumerate(ends) if end is not None}
 
     @property
     def total(self) -> int | None:
@@ -34,7 +41,7 @@ class Order:
 
     def counts(self, draws: int) -> list[int]:
         """How many of the first so many draws each source has, to within one."""
-        if any(limit is not None for limit in self.limits):
+        if self.ends or any(limit is not None for limit in self.limits):
             return self.draw(draws).counts
         return [round(draws * weight / sum(self.weights)) for weight in self.weights]
 
@@ -50,11 +57,12 @@ class Draws(Iterator[tuple[int, int]]):
         self.order = order
         self.permutations: dict[int, tuple[int, Permutation]] = {}
         if position is not None:
+            self.drawn = sum(position["counts"])
             self.counts = list(position["counts"])
             self._share_among(list(position["sources"]))
             self.turns, self.number = list(position["turns"]), sum(position["turns"])
             return
-        self.counts = [0] * len(order.sizes)
+        self.drawn, self.counts = 0, [0] * len(order.sizes)
         self._share_among([which for which, limit in enumerate(order.limits) if limit != 0])
         for _ in range(start if order.total is None else min(start, order.total)):
             self._next_source()
@@ -86,6 +94,9 @@ class Draws(Iterator[tuple[int, int]]):
 
         Who is furthest behind would not do: another source with a large share may then be late by more than a sample.
         """
+        if self.drawn in self.order.ends.values():
+            self._share_among([which for which in self.sources if self.order.ends.get(which) != self.drawn])
+        self.drawn += 1
         self.number += 1
         margin = 1 / max(2, 2 * len(self.sources) - 2)
         debts = [share * self.number - turns for share, turns in zip(self.shares, self.turns, strict=True)]

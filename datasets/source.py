@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.media import MEDIA, Audio, Media, MediaError
@@ -19,6 +19,7 @@ class SourceConfig(Config):
     label: str | None = None  # the name under which its loss is logged; the file's name if not given
     weight: PositiveFloat = 1.0  # share in a mixture, against the other weights
     epochs: PositiveFloat | None = None  # times it is gone through, and then no more; the stage's if not given
+    steps: PositiveInt | None = None  # of its stage, and then no more; all of them if not given
     split: str = "train"  # fills {split} in paths; worlds and holdouts know train and test
     limit: int | None = Field(default=None, gt=0)  # read only the first so many samples
 

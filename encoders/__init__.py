@@ -11,11 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmgpt.config import Config
-from mmgpt.encoders.conformer import ConformerConfig, ConformerEncoder
+from mmgpt.encoders.conformer import ConformerEncoder
+from mmgpt.encoders.conformer_config import ConformerConfig
+from mmgpt.encoders.conformer_families import conformer_fields, conformer_weights
 from mmgpt.encoders.hf_towers import tower_fields, tower_weights
 from mmgpt.encoders.open_clip_towers import OpenClipConfig, open_clip_fields, open_clip_weights
 from mmgpt.encoders.towers import TimmConfig, TimmEncoder
 from mmgpt.encoders.vit import ViTConfig, ViTEncoder
+from mmgpt.encoders.whisper import WhisperConfig, WhisperEncoder, whisper_fields, whisper_weights
 
 
 class EncoderKind(NamedTuple):
@@ -33,10 +36,13 @@ class EncoderKind(NamedTuple):
     weights: Callable[[Path, Any], dict[str, Tensor]] | None = None
 
 
-EncoderConfig = Annotated[ViTConfig | TimmConfig | OpenClipConfig | ConformerConfig, Field(discriminator="kind")]
+EncoderConfig = Annotated[
+    ViTConfig | TimmConfig | OpenClipConfig | ConformerConfig | WhisperConfig, Field(discriminator="kind")
+]
 ENCODERS: dict[str, EncoderKind] = {  # a new encoder is one new file and one line here
     "vit": EncoderKind("image", ViTConfig, ViTEncoder),
     "timm": EncoderKind("image", TimmConfig, TimmEncoder, tower_fields, tower_weights),
     "open_clip": EncoderKind("image", OpenClipConfig, TimmEncoder, open_clip_fields, open_clip_weights),
-    "conformer": EncoderKind("audio", ConformerConfig, ConformerEncoder),
+    "conformer": EncoderKind("audio", ConformerConfig, ConformerEncoder, conformer_fields, conformer_weights),
+    "whisper": EncoderKind("audio", WhisperConfig, WhisperEncoder, whisper_fields, whisper_weights),
 }

@@ -1,102 +1,23 @@
 """Audio encoder: a conformer over log-mel frames, masked so that a clip's features never depend on its batch.
 
-Shape letters: M clips, F mel bands, T mel frames, C channels, N encoded frames, R relative distances, D width, H heads,
-E width of a head.
+Shape letters: M clips, P pieces of clips, F mel bands, T mel frames, C channels, N encoded frames, R relative
+distances, D width, H heads, E width of a head.
 Source: Gulati et al. 2020, arXiv:2005.08100; relative positions: Dai et al. 2019, arXiv:1901.02860. Layer norm stands
-where the paper has batch norm, whose statistics would mix clips.
+where the paper has batch norm, whose statistics would mix clips. By its switches it is the encoder of FastConformer
+(Rekesh et al. 2023, arXiv:2305.05084) and of w2v-BERT 2.0 (arXiv:2312.05187), too.
 """
 
 import itertools
 import math
-import random
-from typing import Literal, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from mmgpt.config import UserError
-from mmgpt.encoders.augment import add_noise, change_speed
-from mmgpt.encoders.mel import log_mel, num_frames
-from mmgpt.encoders.pieces import Grid, PiecesConfig
-
-
-class ConformerConfig(PiecesConfig):
-    """Size and front end of a conformer."""
-
-    kind: Literal["conformer"] = "conformer"
-    rate: PositiveInt = 16_000  # Hz; every sound is resampled to it
-    mels: PositiveInt = 80
-    max_seconds: PositiveFloat = 30.0  # longer clips are refused
-    subsampling: Literal[2, 4, 8] = 4  # mel frames, 10 ms each, to an encoded frame
-    stem: PositiveInt = 32  # channels of the subsampling convolutions
-    width: PositiveInt = 256
-    depth: PositiveInt = 12
-    heads: PositiveInt = 4
-    mlp_ratio: PositiveFloat = 4.0
-    kernel: PositiveInt = 15  # encoded frames that a block's convolution spans
-    window: PositiveInt | None = None  # encoded frames to either side that attention reaches; None: all
-    chunk: PositiveInt | None = None  # encoded frames at a time outside training: the same features, less memory
-    dropout: NonNegativeFloat = 0.0
-    time_masks: NonNegativeInt = 0  # SpecAugment (arXiv:1904.08779), while training: stretches of time set to the mean
-    time_mask: PositiveFloat = 0.1  # the longest, as a share of the clip
-    band_masks: NonNegativeInt = 0  # the same for bands
-    band_mask: PositiveFloat = 0.2
-    speed: float = Field(default=0.0, ge=0, lt=1)  # while training: played at 1 - speed to 1 + speed, whole percents
-    noise_snr: tuple[float, float] | None = None  # while training: lowest and highest, in dB
-
-    @model_validator(mode="after")
-    def _sizes_agree(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel={self.kernel} is even; an odd one has a middle")
-        if self.chunk and not self.window:
-            raise ValueError(f"chunk={self.chunk} needs a window: attention without one reaches the whole clip")
-        if self.noise_snr and self.noise_snr[0] > self.noise_snr[1]:
-            raise ValueError(f"noise_snr={list(self.noise_snr)}: the lowest ratio comes first; write it the other way")
-        return self
-
-    @property
-    def largest(self) -> tuple[int, ...]:
-        """Shape of the longest clip's tensor."""
-        return (self.mels, num_frames(int(self.max_seconds * self.rate), self.rate))
-
-    @property
-    def reach(self) -> int | None:
-        """Encoded frames to either side that a feature can depend on; None for the whole clip."""
-        return None if self.window is None else self.depth * (self.window + self.kernel // 2) + 1
-
-    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
-        """How the features of a clip whose tensor has the shape (F, T) lie: one piece, (frames,)."""
-        return ((math.ceil(shape[-1] / self.subsampling),),)
-
-    def prepare(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
-        """Resample a mono sound (samples, rate) and make its log-mel features: float32 (mels, T).
-
-        Args:
-            sound: float32 samples (S,), and how many make a second.
-            rng: draws the speed and the noise of this showing; None leaves the sound as it is.
-        Raises:
-            UserError: if it is longer than `max_seconds`.
-        """
-        samples, rate = sound
-        if len(samples) > self.max_seconds * rate:
-            raise UserError(
-                f"{len(samples) / rate:.2f} s of sound, over the encoder's limit of {self.max_seconds:g} s; "
-                "cut it, or raise max_seconds of the encoder"
-            )
-        samples_S = torch.from_numpy(samples)
-        if rng and self.speed:
-            slowest = math.ceil(100 * len(samples) / (self.max_seconds * rate))  # which the limit leaves room for
-            width = round(100 * self.speed)
-            samples_S = change_speed(samples_S, max(slowest, rng.randint(100 - width, 100 + width)))
-        if rng and self.noise_snr:
-            samples_S = add_noise(samples_S, rng.uniform(*self.noise_snr), rng.getrandbits(63))
-        return log_mel(samples_S, rate=rate, target_rate=self.rate, bands=self.mels)
+from mmgpt.encoders.conformer_config import ConformerConfig
+from mmgpt.encoders.sound import is_real
 
 
 class ConformerEncoder(nn.Module):
@@ -105,7 +26,7 @@ class ConformerEncoder(nn.Module):
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.subsample = Subsampling(config)
+        self.subsample = STEMS[config.stem_kind](config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
 
     def forward(self, mel_MFT: Tensor, shapes_M2: Tensor) -> Tensor:
@@ -118,12 +39,32 @@ class ConformerEncoder(nn.Module):
         lengths_M = shapes_M2[:, -1]
         if self.training:
             mel_MFT = mask_spectrogram(mel_MFT, lengths_M, self.config)
-        elif self.config.chunk and mel_MFT.shape[-1] > self.config.chunk * self.config.subsampling:
-            return self._in_chunks(mel_MFT, lengths_M, self.config.chunk)
+        if mel_MFT.shape[-1] > self.config.piece(mel_MFT.shape[-1]):
+            return self._in_pieces(mel_MFT, lengths_M)
         return self._encode(mel_MFT, lengths_M)
 
+    def _in_pieces(self, mel_MFT: Tensor, lengths_M: Tensor) -> Tensor:
+        """The features of each clip's pieces in a row; each but a clip's last is a whole number of features."""
+        clips = [mel_FT[:, :length] for mel_FT, length in zip(mel_MFT, lengths_M.tolist(), strict=True)]
+        pieces = [piece_FT for mel_FT in clips for piece_FT in mel_FT.split(self.config.piece(mel_FT.shape[1]), dim=1)]
+        mel_PFT = pad_sequence([piece_FT.mT for piece_FT in pieces], batch_first=True).mT
+        lengths_P = torch.tensor([piece_FT.shape[1] for piece_FT in pieces], device=mel_MFT.device)
+        features_PND = self._encode(mel_PFT, lengths_P)
+        counts = [self.config.num_tokens(piece_FT.shape) for piece_FT in pieces]
+        row_XD = torch.cat([features_ND[:count] for features_ND, count in zip(features_PND, counts, strict=True)])
+        features_MND = pad_sequence(row_XD.split([self.config.num_tokens(c.shape) for c in clips]), batch_first=True)
+        return F.pad(features_MND, (0, 0, 0, self.config.num_tokens(mel_MFT.shape) - features_MND.shape[1]))
+
     def _encode(self, mel_MFT: Tensor, lengths_M: Tensor) -> Tensor:
+        chunk = self.config.chunk
+        if chunk and not self.training and mel_MFT.shape[-1] > chunk * self.config.subsampling:
+            return self._in_chunks(mel_MFT, lengths_M, chunk)
+        return self._at_once(mel_MFT, lengths_M)
+
+    def _at_once(self, mel_MFT: Tensor, lengths_M: Tensor) -> Tensor:
         x_MND, counts_M = self.subsample(mel_MFT, lengths_M)
+        if self.config.scale_stem:
+            x_MND = x_MND * math.sqrt(self.config.width)
         real_MN = is_real(counts_M, x_MND.shape[1])
         distances_RD = _sinusoids(x_MND.shape[1], self.config.width, x_MND)
         visible_MNN = real_MN[:, None, :]
@@ -144,7 +85,7 @@ class ConformerEncoder(nn.Module):
             first = max(0, start - reach)
             window_MFT = mel_MFT[..., first * stride : (start + chunk + reach) * stride]
             inside_M = (lengths_M - first * stride).clamp(0, window_MFT.shape[-1])
-            pieces.append(self._encode(window_MFT, inside_M)[:, start - first : start - first + chunk])
+            pieces.append(self._at_once(window_MFT, inside_M)[:, start - first : start - first + chunk])
         return torch.cat(pieces, dim=1)
 
 
@@ -176,30 +117,85 @@ class Subsampling(nn.Module):
         return out_MND, lengths_M
 
 
+class SeparableSubsampling(nn.Module):
+    """One 3x3 convolution of stride 2, then pairs of a depthwise one and a pointwise one, and a projection."""
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        halvings, stem = int(math.log2(config.subsampling)), config.stem
+        self.first = nn.Conv2d(1, stem, 3, stride=2, padding=1)
+        self.depthwise = nn.ModuleList(
+            nn.Conv2d(stem, stem, 3, stride=2, padding=1, groups=stem) for _ in range(halvings - 1)
+        )
+        self.pointwise = nn.ModuleList(nn.Conv2d(stem, stem, 1) for _ in range(halvings - 1))
+        self.project = nn.Linear(stem * math.ceil(config.mels / config.subsampling), config.width)
+
+    def forward(self, mel_MFT: Tensor, lengths_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (M, N, D) and their number (M,)."""
+        x_MCTF = (mel_MFT * is_real(lengths_M, mel_MFT.shape[-1])[:, None]).mT[:, None]
+        x_MCTF, lengths_M = self.first(x_MCTF), (lengths_M + 1) // 2
+        for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
+            x_MCTF = F.relu(x_MCTF) * is_real(lengths_M, x_MCTF.shape[2])[:, None, :, None]
+            x_MCTF, lengths_M = pointwise(depthwise(x_MCTF)), (lengths_M + 1) // 2
+        out_MND: Tensor = self.project(rearrange(F.relu(x_MCTF), "m c n f -> m n (c f)"))
+        return out_MND, lengths_M
+
+
+class Stack(nn.Module):
+    """The mel frames of a feature joined, normed and projected to the width."""
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        self.frames = config.subsampling
+        self.norm = nn.LayerNorm(config.mels * config.subsampling)
+        self.project = nn.Linear(config.mels * config.subsampling, config.width)
+
+    def forward(self, mel_MFT: Tensor, lengths_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (M, N, D) and their number (M,); padding within the last one counts as silence."""
+        mel_MFT = mel_MFT * is_real(lengths_M, mel_MFT.shape[-1])[:, None]
+        mel_MFT = F.pad(mel_MFT, (0, -mel_MFT.shape[-1] % self.frames))
+        stacked_MNK = rearrange(mel_MFT, "m f (n s) -> m n (s f)", s=self.frames)
+        out_MND: Tensor = self.project(self.norm(stacked_MNK))
+        return out_MND, -(-lengths_M // self.frames)
+
+
+STEMS = {"conv": Subsampling, "separable": SeparableSubsampling, "stack": Stack}
+
+
 class RelativeAttention(nn.Module):
     """Self-attention whose scores add a term for the distance between query and key."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout, self.limits = config.heads, config.dropout, config.distances
         width = config.width // config.heads
-        self.query, self.key, self.value, self.out = (nn.Linear(config.width, config.width) for _ in range(4))
-        self.distance = nn.Linear(config.width, config.width, bias=False)
-        self.content_bias_HE = nn.Parameter(torch.zeros(config.heads, width))
-        self.distance_bias_HE = nn.Parameter(torch.zeros(config.heads, width))
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(config.width, config.width, bias=config.bias) for _ in range(4)
+        )
+        if self.limits:
+            self.distance_RE = nn.Parameter(torch.randn(sum(self.limits) + 1, width) * width**-0.5)
+        else:
+            self.distance = nn.Linear(config.width, config.width, bias=False)
+            self.content_bias_HE = nn.Parameter(torch.zeros(config.heads, width))
+            self.distance_bias_HE = nn.Parameter(torch.zeros(config.heads, width))
 
     def forward(self, x_MND: Tensor, visible_MNN: Tensor, distances_RD: Tensor) -> Tensor:
         """Attend where `visible` is True."""
         split = "m n (h e) -> m h n e"
         query, key, value = (rearrange(f(x_MND), split, h=self.heads) for f in (self.query, self.key, self.value))
-        distance_HRE = rearrange(self.distance(distances_RD), "r (h e) -> h r e", h=self.heads)
-        length = x_MND.shape[1]
-        by_distance_MHNR = (query + self.distance_bias_HE[:, None]) @ distance_HRE.mT
-        places_N = torch.arange(length, device=x_MND.device)
-        index_NN = length - 1 - (places_N[:, None] - places_N)  # entry r of R stands for the distance length - 1 - r
+        places_N = torch.arange(x_MND.shape[1], device=x_MND.device)
+        ahead_NN = places_N - places_N[:, None]  # frames from the query to the key
+        if self.limits:
+            by_distance_MHNR = query @ self.distance_RE.mT
+            index_NN = ahead_NN.clamp(-self.limits[0], self.limits[1]) + self.limits[0]
+        else:
+            distance_HRE = rearrange(self.distance(distances_RD), "r (h e) -> h r e", h=self.heads)
+            by_distance_MHNR = (query + self.distance_bias_HE[:, None]) @ distance_HRE.mT
+            index_NN = ahead_NN + x_MND.shape[1] - 1  # entry r of R is a key r - (length - 1) frames ahead
+            query = query + self.content_bias_HE[:, None]
         score_MHNN = by_distance_MHNR.gather(3, index_NN.expand(*query.shape[:2], -1, -1)) * query.shape[-1] ** -0.5
         mixed_MHNE = F.scaled_dot_product_attention(
-            query + self.content_bias_HE[:, None],
+            query,
             key,
             value,
             attn_mask=score_MHNN.masked_fill(~visible_MNN[:, None], -math.inf),
@@ -209,22 +205,34 @@ class RelativeAttention(nn.Module):
         return out_MND
 
 
+class Affine(nn.Module):
+    """A learned scale and shift of each channel: what a batch norm is once its statistics stand still."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_MND: Tensor) -> Tensor:
+        """Scale and shift."""
+        return x_MND * self.weight + self.bias
+
+
 class Convolution(nn.Module):
     """A gate, a depthwise convolution over time that sees zeros for padding, and a projection."""
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        self.enter = nn.Linear(config.width, 2 * config.width)
-        self.depthwise = nn.Conv1d(
-            config.width, config.width, config.kernel, padding=config.kernel // 2, groups=config.width
-        )
-        self.norm = nn.LayerNorm(config.width)
-        self.leave = nn.Linear(config.width, config.width)
+        width, bias, reach = config.width, config.conv_bias, config.kernel - 1
+        self.padding = (reach, 0) if config.causal else (reach // 2, reach // 2)
+        self.enter = nn.Linear(width, 2 * width, bias=bias)
+        self.depthwise = nn.Conv1d(width, width, config.kernel, groups=width, bias=bias)
+        self.norm = nn.LayerNorm(width) if config.conv_norm == "layer" else Affine(width)
+        self.leave = nn.Linear(width, width, bias=bias)
 
     def forward(self, x_MND: Tensor, real_MN: Tensor) -> Tensor:
         """Mix each frame with its neighbours."""
         gated_MND = F.glu(self.enter(x_MND)) * real_MN[..., None]
-        mixed_MND = self.depthwise(gated_MND.mT).mT
+        mixed_MND = self.depthwise(F.pad(gated_MND.mT, self.padding)).mT
         out_MND: Tensor = self.leave(F.silu(self.norm(mixed_MND)))
         return out_MND
 
@@ -237,7 +245,12 @@ class Block(nn.Module):
         inner = round(config.width * config.mlp_ratio)
         self.norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in range(5))
         self.first, self.last = (
-            nn.Sequential(nn.Linear(config.width, inner), nn.SiLU(), nn.Linear(inner, config.width)) for _ in range(2)
+            nn.Sequential(
+                nn.Linear(config.width, inner, bias=config.bias),
+                nn.SiLU(),
+                nn.Linear(inner, config.width, bias=config.bias),
+            )
+            for _ in range(2)
         )
         self.attention = RelativeAttention(config)
         self.convolution = Convolution(config)
@@ -252,11 +265,6 @@ class Block(nn.Module):
         x_MND = x_MND + 0.5 * self.dropout(self.last(before_last(x_MND)))
         out_MND: Tensor = at_end(x_MND)
         return out_MND
-
-
-def is_real(lengths_M: Tensor, size: int) -> Tensor:
-    """Bool (M, size), True before each clip's end, False in the padding after it."""
-    return torch.arange(size, device=lengths_M.device) < lengths_M[:, None]
 
 
 def _sinusoids(length: int, width: int, like: Tensor) -> Tensor:

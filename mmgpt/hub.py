@@ -12,6 +12,11 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.md"]
 PICKLES = ["*.bin"]
 
 
+def is_name(source: str | Path) -> bool:
+    """True for organisation/name, unless there is a folder of the first half: `runs/quikstart` is a slip, no name."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source))) and not Path(source).parent.exists()
+
+
 def fetch(source: str | Path, revision: str | None = None, pickles: bool = False) -> Path:
     """The folder with a model's files, downloaded where it is not here yet.
 
@@ -26,7 +31,7 @@ def fetch(source: str | Path, revision: str | None = None, pickles: bool = False
         if revision:
             raise UserError(f"{source}: is a folder, which has no revision {revision!r}; leave the revision out")
         return Path(source)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)):
+    if not is_name(source):
         raise UserError(f"{source}: no such folder; give one that holds a config.json, or organisation/name of the hub")
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
@@ -49,3 +54,37 @@ def fetch(source: str | Path, revision: str | None = None, pickles: bool = False
             f"{where}: no such folder, not in the cache, and the hub cannot be reached ({reason}); "
             "download it where there is a network, or give a folder"
         ) from None
+
+
+def push(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
+    """Upload a model's folder to the hub; the repository is made if there is none.
+
+    Args:
+        folder: what `mmgpt.load` opens, its README.md being the model card.
+        repository: organisation/name.
+        private: who may read a repository that is made.
+        revision: the branch; main if not given.
+    Returns:
+        The address of the commit.
+    Raises:
+        UserError: if the folder holds no model, no token is set, or the hub refuses it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub import errors as hub
+
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder}: holds no config.json; give the folder of a model, such as runs/NAME/final")
+    api = HfApi(library_name="mmgpt")
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=folder, revision=revision, commit_message="Upload a model made with mmgpt"
+        )
+    except hub.HFValidationError as error:
+        raise UserError(f"{repository}: no name for a repository ({error}); give organisation/name") from None
+    except (hub.OfflineModeIsEnabled, hub.HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{repository}: the hub does not take it ({reason}); is HF_TOKEN one that may write?") from None
+    return str(commit.commit_url)

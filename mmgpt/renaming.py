@@ -5,6 +5,7 @@ A rule is a pair of names in which `{}` stands for a layer's number: one table a
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -103,5 +104,6 @@ def _find(name: str, rules: Iterable[Rule]) -> tuple[Rule, tuple[str, ...]] | No
     return None
 
 
+@cache
 def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(r"(\d+)".join(map(re.escape, name.split("{}"))))

@@ -36,8 +36,8 @@ from mmgpt.datasets.shards import ShardsConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.stream import StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.weights import Bundle, new_bundle
 
 QUESTIONS, TOKENS, PICTURES = 8, 12, 2
 

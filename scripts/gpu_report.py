@@ -20,8 +20,8 @@ from mmgpt.evaluation.pipeline import run_recipe
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.bundle import new_bundle
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.weights import new_bundle
 from mmgpt.training.log import read_log
 from mmgpt.training.loop import PEAK_FLOPS, train
 from mmgpt.training.optim import make_optimizers

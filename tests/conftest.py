@@ -15,11 +15,12 @@ from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.datasets.worlds.world import WorldConfig
-from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.inputs.templates import TEMPLATES
+from mmgpt.inputs.tokenizer import END, Tokenizer
+from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.weights import Bundle, new_bundle
-from mmgpt.training.loop import texts_of
 from mmgpt.training.recipe import Recipe
+from mmgpt.training.vocabulary import texts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DECODER = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "context": 320, "token_shift": True}
@@ -84,7 +85,8 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
         if audio is not None:
             tree["encoders"]["audio"], tree["adapters"]["audio"] = {**CONFORMER, **(conformer or {})}, audio
         torch.manual_seed(0)
-        return new_bundle(build(ModelConfig, tree, "tiny model"), tokenizer, template)
+        extended = tokenizer.extended(token for token in TEMPLATES[template].tokens if token != END)
+        return new_bundle(build(ModelConfig, tree, "tiny model"), extended, template)
 
     return make
 

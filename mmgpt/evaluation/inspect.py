@@ -10,10 +10,12 @@ from mmgpt.datasets.media import Media
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
-from mmgpt.inputs.chat import TEMPLATES, Renderer
+from mmgpt.inputs.chat import Renderer
+from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
-from mmgpt.training.loop import make_tokenizer
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
+from mmgpt.training.vocabulary import make_tokenizer
+from mmgpt.training.warm_start import talk_of
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def open_data(
     tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, sources)
     for modality in recipe.model.encoders:
         tokenizer.special(SLOTS[modality])
-    renderer = Renderer(tokenizer, TEMPLATES[recipe.template], recipe.model.media_specs(), recipe.model.decoder.context)
+    template, system, wraps = talk_of(recipe)
+    specs, context = recipe.model.media_specs(), recipe.model.decoder.context
+    renderer = Renderer(tokenizer, TEMPLATES[template], specs, context, system, wraps)
     wanted = names if stage is None else [stage]
     return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
 

@@ -9,6 +9,7 @@ from mmgpt.evaluation.report import write_report
 from mmgpt.evaluation.run import Evaluation, OnProgress, evaluate
 from mmgpt.evaluation.task import Task, load_task
 from mmgpt.generation.assistant import Assistant, load
+from mmgpt.model.card import add_scores
 from mmgpt.training.loop import OnRecord, Run, train
 from mmgpt.training.ranks import is_main
 from mmgpt.training.recipe import Recipe, load_recipe
@@ -59,5 +60,17 @@ def run_recipe(
             blind=True,
             on_progress=on_progress,
         )
+        add_scores(run.folder / "final" / "README.md", _told(evaluation))
     examples = save_examples(evaluation, run.folder / "examples") if evaluation else []
     return Finished(run.folder, evaluation, write_report(run.folder), examples)
+
+
+def _told(evaluation: Evaluation) -> dict[str, str]:
+    """Each task's scores in percent, with half the width of their 95 % interval."""
+    return {
+        f"{result['task']}, {result['shots']} shots": ", ".join(
+            f"{metric} {100 * score['value']:.1f} \N{PLUS-MINUS SIGN} {50 * (score['ci95'][1] - score['ci95'][0]):.1f}"
+            for metric, score in result["metrics"].items()
+        )
+        for result in evaluation.results
+    }

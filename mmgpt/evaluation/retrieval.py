@@ -15,7 +15,7 @@ from mmgpt.datasets.source import Source
 from mmgpt.evaluation.metrics import recall_at_k
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered, Renderer
-from mmgpt.model.weights import Bundle
+from mmgpt.model.bundle import Bundle
 
 
 @torch.inference_mode()

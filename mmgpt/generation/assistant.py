@@ -13,7 +13,8 @@ from mmgpt.generation.decode import Reply, cut_at, decode, generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import IGNORED, Rendered
-from mmgpt.model.weights import Bundle, load_bundle, pick_device
+from mmgpt.model.bundle import Bundle
+from mmgpt.model.weights import load_bundle, pick_device, pick_dtype
 
 T = TypeVar("T")
 
@@ -148,7 +149,7 @@ class Assistant:
             )
         scores = []
         for before, after in zip(contexts, continuations, strict=True):
-            head, tail = self.tokenizer.encode(before), self.tokenizer.encode(after)
+            head, tail = (*self.tokenizer.begin, *self.tokenizer.encode(before)), self.tokenizer.encode(after)
             ids = [*head, *tail]
             if len(ids) > self.renderer.context:
                 raise UserError(f"{len(ids)} tokens, over the context of {self.renderer.context}; shorten the text")
@@ -185,14 +186,24 @@ def _is_many(messages: Sequence[Any]) -> bool:
     return isinstance(messages, list | tuple) and bool(messages) and isinstance(messages[0], list | tuple)
 
 
-def load(path: str | Path, *, device: str = "auto", verify: bool = False) -> Assistant:
-    """Open a run, a checkpoint or an exported model folder.
+def load(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    verify: bool = False,
+) -> Assistant:
+    """Open a run, a checkpoint, an exported model folder, or a language model in Hugging Face layout.
 
     Args:
-        path: the folder.
+        path: the folder, or organisation/name on the hub.
+        revision: a branch, tag or commit of the hub.
         device: `cpu`, `cuda`, or `auto`.
+        dtype: of the weights: `float32`, `bfloat16`, or `auto` for what is stored.
         verify: compute the checkpoint's golden logits again and compare.
     Raises:
         UserError: if the folder is incomplete, damaged, its weights do not fit its config, or there is no such device.
     """
-    return Assistant(load_bundle(path, pick_device(device), verify), str(path))
+    bundle = load_bundle(path, pick_device(device), verify, revision=revision, dtype=pick_dtype(dtype))
+    return Assistant(bundle, str(path))

@@ -14,33 +14,16 @@ from torch import Tensor
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Media
 from mmgpt.datasets.sample import Message, Part, Sample, Text
+from mmgpt.inputs.templates import Template
 from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer
 
 IGNORED = -100  # the label of a position that is not a target, as in torch's cross-entropy
 HeadKind = Literal["ctc", "contrastive", "classify"]  # objectives of an encoder, learned from pairs
 Objective = Literal["respond", "causal", "masked", HeadKind]
-TemplateName = Literal["plain", "chatml", "llama3"]
 
 
 class TooLong(UserError):
     """A sample or prompt that does not fit the context, even after whole turns were left out."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """The markup around turns. `end` closes a turn, is learned after a reply, and stops generation."""
-
-    begin: str
-    turn: str
-    end: str
-    after: str
-
-
-TEMPLATES: dict[str, Template] = {
-    "plain": Template("", "", END, ""),
-    "chatml": Template("", "<|im_start|>{role}\n", "<|im_end|>", "\n"),
-    "llama3": Template("<|begin_of_text|>", "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>", ""),
-}
 
 
 @dataclass(frozen=True)
@@ -120,12 +103,16 @@ class Renderer:
     Attributes:
         specs: what each modality of the model needs; a part of any other modality is refused.
         context: the most tokens a row may take.
+        system: the system turn of conversations that come without one; None for none.
+        wraps: markup before and after each medium of a modality.
     """
 
     tokenizer: Tokenizer
     template: Template
     specs: Mapping[str, MediaSpec]
     context: int
+    system: str | None = None
+    wraps: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def render(
         self, sample: Sample, objective: Objective = "respond", draw: int | None = None, word_dropout: float = 0.0
@@ -203,15 +190,16 @@ class Renderer:
         if messages[-1].role == "assistant":
             raise UserError("the conversation ends with an assistant turn; end it with what is to be answered")
         pieces = _Pieces()
-        pieces.add(self.tokenizer.encode_markup(self.template.begin), False)
+        pieces.add(self._begin(messages), False)
         self._add_turns(pieces, messages, "respond")
-        pieces.add(self.tokenizer.encode_markup(self.template.turn.format(role="assistant")), False)
+        pieces.add(self.tokenizer.encode_markup(self.template.turn("assistant").open), False)
         pieces.labels = [IGNORED] * len(pieces.ids)  # earlier replies are not to be scored
         return pieces
 
     def _fit(self, sample: Sample, objective: Objective, rng: random.Random | None) -> Rendered:
         if is_document(sample):
             pieces = _Pieces(rng)
+            pieces.add(self.tokenizer.begin, False)
             self._add_parts(pieces, sample.messages[0].parts, True)
             pieces.add((self.tokenizer.special(END),), True)
             pieces.labels[0] = IGNORED
@@ -232,7 +220,7 @@ class Renderer:
         self, sample: Sample, objective: Objective, rng: random.Random | None
     ) -> tuple[_Pieces, list[_Pieces]]:
         context = _Pieces(rng)
-        context.add(self.tokenizer.encode_markup(self.template.begin), objective != "respond")
+        context.add(self._begin(sample.messages), objective != "respond")
         if not sample.branches:
             self._add_turns(context, sample.messages, objective)
             context.labels[0] = IGNORED
@@ -265,14 +253,25 @@ class Renderer:
         everything = objective != "respond"
         for number, message in enumerate(messages):
             if number or reopen:
-                out.add(self.tokenizer.encode_markup(self.template.turn.format(role=message.role)), everything)
+                out.add(self.tokenizer.encode_markup(self.template.turn(message.role).open), everything)
             self._add_parts(out, message.parts, everything or message.role == "assistant")
             if close or number + 1 < len(messages):
                 self._close(out, message.role, objective)
 
+    def _begin(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """What stands before the first turn, the system turn included that all conversations get."""
+        begin = self.template.begin
+        ids = self.tokenizer.begin if begin is None else self.tokenizer.encode_markup(begin)
+        if self.system is None or messages[0].role == "system":
+            return ids
+        pieces = _Pieces()
+        self._add_turns(pieces, (Message.of("system", self.system),), "respond")
+        return (*ids, *pieces.ids)
+
     def _close(self, out: _Pieces, role: str, objective: Objective) -> None:
-        out.add(self.tokenizer.encode_markup(self.template.end), objective != "respond" or role == "assistant")
-        out.add(self.tokenizer.encode_markup(self.template.after), objective != "respond")
+        turn = self.template.turn(role)
+        out.add(self.tokenizer.encode_markup(turn.end), objective != "respond" or role == "assistant")
+        out.add(self.tokenizer.encode_markup(turn.after), objective != "respond")
 
     def _add_parts(self, out: _Pieces, parts: tuple[Part, ...], is_target: bool) -> None:
         for part in parts:
@@ -287,7 +286,10 @@ class Renderer:
             spec = self.specs[part.modality]
             values = spec.prepare(part, out.rng)
             medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())
+            before, after = map(self.tokenizer.encode_markup, self.wraps.get(part.modality, ("", "")))
+            out.add(before, False)
             out.add_medium(medium, self.tokenizer.special(SLOTS[part.modality]))
+            out.add(after, False)
 
     def _pair(self, rendered: Rendered, sample: Sample) -> Rendered:
         """Give the sample's only reply, if it is in words, to each medium that is the only one of its modality."""

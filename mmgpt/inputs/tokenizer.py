@@ -3,6 +3,7 @@
 Source of the algorithm: Sennrich et al. 2016, arXiv:1508.07909; on bytes: Radford et al. 2019 (GPT-2).
 """
 
+import json
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -25,10 +26,14 @@ CHAT = (
     "<|eot_id|>",
 )
 SPECIALS = (PAD, END, MASK, *SLOTS.values(), *CHAT)
+ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")  # by which outside tokenizers close a document
 
 
 class TokenizerConfig(Config):
-    """Train a tokenizer on the recipe's own texts, or load `path` (a Hugging Face tokenizer.json)."""
+    """Train a tokenizer on the recipe's own texts, or load `path` (a Hugging Face tokenizer.json).
+
+    A pretrained decoder brings its own, unless `path` names another.
+    """
 
     vocab_size: PositiveInt = 4096
     path: str | None = None
@@ -36,12 +41,25 @@ class TokenizerConfig(Config):
 
 
 class Tokenizer:
-    """Text to ids and back."""
+    """Text to ids and back.
+
+    Attributes:
+        special_ids: by name; `<|end|>` is the tokenizer's own end of a document where it has one.
+        begin: what it puts before every text, such as Llama's `<s>`.
+    """
 
     def __init__(self, core: tokenizers.Tokenizer) -> None:
         core.encode_special_tokens = True  # text that spells a special token is encoded as the characters it is
+        core.no_padding()
+        core.no_truncation()
         self.core = core
         self.special_ids = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
+        for end in ENDS_OF_TEXT:
+            if end in self.special_ids:
+                self.special_ids.setdefault(END, self.special_ids[end])
+        opened = core.encode("a", add_special_tokens=True)
+        is_text = [not special for special in opened.special_tokens_mask]
+        self.begin = tuple(opened.ids[: is_text.index(True)]) if any(is_text) else ()
         self._split = re.compile("(" + "|".join(map(re.escape, self.special_ids)) + ")") if self.special_ids else None
         self.encode = lru_cache(maxsize=65_536)(self._encode)  # prompts and short answers recur
         self.encode_markup = lru_cache(maxsize=256)(self._encode_markup)
@@ -66,7 +84,13 @@ class Tokenizer:
         """
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         if not file.is_file():
-            raise UserError(f"{file}: no such file; give a tokenizer.json or the folder that holds one")
+            old = file.with_name("tokenizer.model").is_file()
+            remedy = (
+                "write it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+                if old
+                else "give a tokenizer.json or the folder that holds one"
+            )
+            raise UserError(f"{file}: no such file; {remedy}")
         try:
             return cls(tokenizers.Tokenizer.from_file(str(file)))
         except Exception as error:  # the library raises bare Exception
@@ -95,6 +119,27 @@ class Tokenizer:
         )
         core.train_from_iterator(texts, trainer)
         return cls(core)
+
+    def extended(self, tokens: Iterable[str]) -> "Tokenizer":
+        """A tokenizer with these special tokens too; the same one if it has all of them."""
+        missing = [token for token in dict.fromkeys(tokens) if token not in self.special_ids]
+        if not missing:
+            return self
+        core = tokenizers.Tokenizer.from_str(self.core.to_str())
+        core.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in missing])
+        return Tokenizer(core)
+
+    def renamed(self, old: str, new: str) -> "Tokenizer":
+        """A tokenizer in which a special token has another name and the same id."""
+        if old == new:
+            return self
+        tree = json.loads(self.core.to_str())
+        for token in tree["added_tokens"]:
+            token["content"] = new if token["content"] == old else token["content"]
+        words = tree["model"]["vocab"]
+        if isinstance(words, dict) and old in words:
+            words[new] = words.pop(old)
+        return Tokenizer.from_string(json.dumps(tree))
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json into a folder."""

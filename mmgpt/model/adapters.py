@@ -7,17 +7,17 @@ used. It is built for the grid of the largest piece.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from mmgpt.config import Config
-from mmgpt.encoders.conformer import is_real
 from mmgpt.encoders.pieces import Grid, PiecesConfig
+from mmgpt.encoders.sound import is_real
 
 
 class LinearConfig(Config):
@@ -43,12 +43,22 @@ class MLPConfig(Config):
 
 
 class FoldConfig(Config):
-    """Each square of `stride` x `stride` patches becomes one token (pixel unshuffle, arXiv:1609.05158), then an MLP."""
+    """Each square of `stride` x `stride` patches becomes one token (pixel unshuffle, arXiv:1609.05158).
+
+    Two layers with GELU follow, or a single one without bias, as in Idefics3 (arXiv:2408.12637).
+    """
 
     kind: Literal["fold"]
     stride: PositiveInt = 2
     inner: PositiveInt | None = None  # the decoder's width if not given
+    layers: Literal[1, 2] = 2
     places: bool = False  # add a learned embedding of each token's place, so that the decoder can tell where it looks
+
+    @model_validator(mode="after")
+    def _inner_is_between_two(self) -> Self:
+        if self.inner and self.layers == 1:
+            raise ValueError(f"inner={self.inner} is a width between two layers; leave it out, or set layers: 2")
+        return self
 
     def num_tokens(self, grid: Grid) -> int:
         """Tokens of a piece whose patches lie in `grid`.
@@ -137,7 +147,12 @@ class FoldAdapter(nn.Module):
         count = config.num_tokens(grid)
         self.places = nn.Parameter(torch.randn(count, out_width) * out_width**-0.5) if config.places else None
         self.stride = config.stride
-        self.project = _two_layers(config.stride**2 * width, config.inner or out_width, out_width)
+        folded = config.stride**2 * width
+        self.project: nn.Module = nn.Linear(folded, out_width, bias=False)
+        if config.layers == 2:
+            self.project = _two_layers(folded, config.inner or out_width, out_width)
+        else:
+            _scale_to_embeddings(self.project)
 
     def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
         """Features (P, N, D), each piece's in row-major order of its own grid, to tokens (P, N / stride^2, W)."""
@@ -212,7 +227,8 @@ def _two_layers(width: int, inner: int, out_width: int) -> nn.Sequential:
 def _scale_to_embeddings(layer: Any) -> None:
     """Media tokens begin about as large as text embeddings, whose standard deviation is width^-0.5."""
     nn.init.normal_(layer.weight, std=(layer.in_features * layer.out_features) ** -0.5)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 ADAPTERS: dict[str, type[nn.Module]] = {

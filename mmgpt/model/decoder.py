@@ -14,21 +14,23 @@ from mmgpt.model.layers import (
     PassInputs,
     TokenShift,
     make_norm,
-    rope_tables,
     take,
 )
+from mmgpt.model.rope import rope_tables
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each added to what came in."""
+    """Attention and feed-forward, each after a norm, perhaps with another behind it, and added to what came in."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = make_norm(config, config.width)
         self.token_shift = TokenShift(config, layer) if config.token_shift else None
         self.attention = Attention(config, layer)
+        self.attention_post_norm = make_norm(config, config.width) if config.post_norms else nn.Identity()
         self.mlp_norm = make_norm(config, config.width)
         self.mlp = FeedForward(config)
+        self.mlp_post_norm = make_norm(config, config.width) if config.post_norms else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
@@ -36,8 +38,9 @@ class Block(nn.Module):
         normed_BTD = self.attention_norm(x_BTD)
         if self.token_shift is not None:
             normed_BTD = self.token_shift(normed_BTD, shared)
-        x_BWD = take(x_BTD, shared.wanted_BW) + self.dropout(self.attention(normed_BTD, shared))
-        out_BWD: Tensor = x_BWD + self.dropout(self.mlp(self.mlp_norm(x_BWD)))
+        mixed_BWD = self.attention_post_norm(self.attention(normed_BTD, shared))
+        x_BWD = take(x_BTD, shared.wanted_BW) + self.dropout(mixed_BWD)
+        out_BWD: Tensor = x_BWD + self.dropout(self.mlp_post_norm(self.mlp(self.mlp_norm(x_BWD))))
         return out_BWD
 
 
@@ -75,6 +78,8 @@ class Decoder(nn.Module):
     def embed(self, ids_BT: Tensor) -> Tensor:
         """Token embeddings (B, T, D), positions not yet added."""
         x_BTD: Tensor = self.embedding(ids_BT)
+        if self.config.scaled_embedding:  # by a number of the weights' own precision, as Gemma was trained
+            x_BTD = x_BTD * torch.tensor(self.config.width**0.5, dtype=x_BTD.dtype)
         return x_BTD
 
     def forward(
@@ -100,18 +105,32 @@ class Decoder(nn.Module):
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_BT)
         else:
-            rope = rope_tables(positions_BT, self.config.num_per_head, self.config.rope_theta)
-        shared = PassInputs(rope, visible, previous_BT, cache, positions_BT)
+            config = self.config
+            rope = rope_tables(positions_BT, config.num_per_head, config.rope_theta, config.rope_scaling)
+        reads_cache = cache is not None and visible is not None
+        nearby = self._nearby(positions_BT, visible, reads_cache)
+        shared = PassInputs(rope, visible, nearby, previous_BT, cache, reads_cache, positions_BT)
         for block in self.blocks[:-1]:
             x_BTD = block(x_BTD, shared)
         x_BTD = self.blocks[-1](x_BTD, shared if wanted_BW is None else shared.only(wanted_BW))
         out_BTD: Tensor = self.norm(x_BTD)
         return out_BTD
 
+    def _nearby(self, positions_BT: Tensor, visible: Tensor | None, reads_cache: bool) -> Tensor | None:
+        """What a query may see within the window; distances are those in its text, not in its row."""
+        window, length = self.config.window, positions_BT.shape[1] if visible is None else visible.shape[-1]
+        if window is None or length <= window:
+            return visible
+        slots_S = torch.arange(length, device=positions_BT.device)
+        keys_BS = slots_S.expand(len(positions_BT), -1) if reads_cache else positions_BT
+        is_near = ((positions_BT[:, :, None] - keys_BS[:, None]).abs() < window)[:, None]
+        return is_near & (slots_S <= slots_S[:, None] if visible is None else visible)
+
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits over the vocabulary in float32: bf16 keeps 8 bits, too few for a softmax over it."""
-        logits_BTV: Tensor = self.head(hidden_BTD)
-        return logits_BTV.float()
+        logits_BTV: Tensor = self.head(hidden_BTD).float()
+        cap = self.config.logit_cap
+        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
 
     def new_cache(self, rows: int, size: int) -> KVCache:
         """An empty cache for `rows` texts of up to `size` tokens."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import Config, UserError, did_you_mean
-from mmgpt.encoders.conformer import is_real
+from mmgpt.encoders.sound import is_real
 from mmgpt.inputs.chat import PairedText, TooLong
 
 BLANK, SYMBOLS = 0, 1 + 256  # a symbol is a byte of UTF-8 plus one

@@ -1,4 +1,4 @@
-"""The parts of a decoder block: norms, rotary positions, attention over a cache, feed-forward.
+"""The parts of a decoder block: norms, attention over a cache, token shift, feed-forward.
 
 Shape letters: B rows, T tokens, S cached tokens, H heads, K key heads, E width of a head, D width of the model.
 """
@@ -9,15 +9,17 @@ from typing import Any, Literal, Self
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from mmgpt.config import PretrainedConfig
+from mmgpt.model.rope import RopeScaling, rotate
 
 
 class DecoderConfig(PretrainedConfig):
-    """A decoder language model; the switches cover the Llama and GPT-2 families and what learns fast from scratch."""
+    """A decoder language model; the switches cover the families of `families.py` and what learns fast from scratch."""
 
+    family: str | None = None  # whose names and files the decoder has outside of mmgpt, such as qwen2
     width: PositiveInt = 768
     depth: PositiveInt = 12
     heads: PositiveInt = 12
@@ -25,15 +27,24 @@ class DecoderConfig(PretrainedConfig):
     head_width: PositiveInt | None = None  # width / heads if not given
     inner: PositiveInt | None = None  # width of the feed-forward; by default what gives 8 width^2 parameters
     context: PositiveInt = 1024  # the most tokens a row may take
-    norm: Literal["rms", "layer"] = "rms"
+    norm: Literal["rms", "rms_plus_one", "layer"] = "rms"  # rms_plus_one scales by 1 + weight, as Gemma does
     norm_scale: bool = True  # learned scales (and shifts, for layer) in norms
     norm_eps: PositiveFloat = 1e-6
-    mlp: Literal["swiglu", "gelu", "relu2"] = "swiglu"  # gelu is the tanh form; relu2: arXiv:2109.08668
+    post_norms: bool = False  # what attention and feed-forward give is normed too, before it is added
+    mlp: Literal["swiglu", "geglu", "gelu", "relu2"] = "swiglu"  # gelu is the tanh form; relu2: arXiv:2109.08668
     position: Literal["rope", "learned"] = "rope"
     rope_theta: PositiveFloat = 10_000.0
+    rope_scaling: RopeScaling | None = None  # how rotary positions were stretched to longer texts
+    unrotated_layers: list[NonNegativeInt] = []  # layers without rotary positions (arXiv:2305.19466), counted from 0
+    window: PositiveInt | None = None  # tokens that a token sees, itself included; all before it if not given
+    global_layers: list[NonNegativeInt] = []  # layers without the window, counted from 0
+    score_width: PositiveFloat | None = None  # scores are divided by its square root; a head's width if not given
+    attention_cap: PositiveFloat | None = None  # scores stay within +-cap, by cap tanh(score / cap) (arXiv:2408.00118)
+    logit_cap: PositiveFloat | None = None  # the same for the output
+    scaled_embedding: bool = False  # token embeddings are multiplied by sqrt(width)
     token_shift: bool = False  # each channel of attention's input mixes in a learned share of the token before
     qk_norm: bool = False  # a norm of every head's queries and keys too (arXiv:2302.05442)
-    bias: bool = False
+    bias: bool | Literal["qkv", "attention"] = False  # of all linear layers and norms, or of some layers only
     tied: bool = False  # the output layer shares the embedding
     zero_init: bool = True  # blocks begin as the identity: their output projections start at zero
     dropout: NonNegativeFloat = 0.0
@@ -46,6 +57,14 @@ class DecoderConfig(PretrainedConfig):
             raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
         if self.position == "rope" and self.num_per_head % 2:
             raise ValueError(f"head width {self.num_per_head} is odd; rotary positions turn pairs")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> Self:
+        for name in ("unrotated_layers", "global_layers"):
+            beyond = [layer for layer in getattr(self, name) if layer >= self.depth]
+            if beyond:
+                raise ValueError(f"{name} holds {beyond[0]}, but depth={self.depth}; layers are counted from 0")
         return self
 
     @property
@@ -61,30 +80,37 @@ class DecoderConfig(PretrainedConfig):
     @property
     def num_inner(self) -> int:
         """Channels inside the feed-forward."""
-        return self.inner or (round(self.width * 8 / 3 / 32) * 32 if self.mlp == "swiglu" else 4 * self.width)
+        return self.inner or (round(self.width * 8 / 3 / 32) * 32 if self.is_gated else 4 * self.width)
+
+    @property
+    def is_gated(self) -> bool:
+        """The feed-forward has a gate."""
+        return self.mlp in ("swiglu", "geglu")
+
+    def is_local(self, layer: int) -> bool:
+        """The layer has a window."""
+        return self.window is not None and layer not in self.global_layers
+
+
+class PlusOneRMSNorm(nn.RMSNorm):
+    """Scales by 1 + weight, in float32 up to the end, as Gemma does."""
+
+    def reset_parameters(self) -> None:
+        """Begin with a scale of 1."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm over the last axis."""
+        normed = F.rms_norm(x.float(), tuple(self.normalized_shape), 1.0 + self.weight.float(), self.eps)
+        return normed.type_as(x)
 
 
 def make_norm(config: DecoderConfig, width: int) -> nn.Module:
     """The norm that a config asks for."""
-    if config.norm == "rms":
-        return nn.RMSNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_scale)
-    return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_scale, bias=config.bias)
-
-
-def rope_tables(positions_BT: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, T, 1, E/2) of rotary positions (Su et al. 2021, arXiv:2104.09864)."""
-    frequencies_F = theta ** (-torch.arange(0, width, 2, device=positions_BT.device, dtype=torch.float32) / width)
-    angles_BT1F = positions_BT[..., None, None].float() * frequencies_F
-    return angles_BT1F.cos(), angles_BT1F.sin()
-
-
-def rotate(x_BTHE: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (e, e + E/2), as in Llama, by its position's angle."""
-    cos, sin = (table.to(x_BTHE.dtype) for table in tables)
-    left, right = x_BTHE.chunk(2, dim=-1)
-    turned_left = torch.addcmul(left * cos, right, sin, value=-1)
-    turned_right = torch.addcmul(right * cos, left, sin)
-    return torch.cat((turned_left, turned_right), dim=-1)
+    if config.norm == "layer":
+        return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_scale, bias=config.bias is True)
+    kind = PlusOneRMSNorm if config.norm == "rms_plus_one" and config.norm_scale else nn.RMSNorm
+    return kind(width, eps=config.norm_eps, elementwise_affine=config.norm_scale)
 
 
 class KVCache:
@@ -125,27 +151,35 @@ class PassInputs:
     Attributes:
         rope: cosines and sines, None with learned positions.
         visible: bool (B, 1, T, S), True where a query may see a key; None for plain causal attention.
+        nearby: the same within the window, for the layers that have one.
         previous_BT: index of the token before each one, -1 for none; None if it is the one to the left.
         cache: keys and values so far.
+        reads_cache: the keys are all of the cache's first S; else they are those of the new tokens.
         slots_BT: where in the cache the new ones go.
         wanted_BW: indexes of the tokens whose outputs are wanted, None for all; the others only give keys and values.
     """
 
     rope: tuple[Tensor, Tensor] | None
     visible: Tensor | None
+    nearby: Tensor | None
     previous_BT: Tensor | None
     cache: KVCache | None
+    reads_cache: bool
     slots_BT: Tensor
     wanted_BW: Tensor | None = None
 
     def only(self, wanted_BW: Tensor) -> "PassInputs":
         """The same for a layer of which only some tokens' outputs are wanted."""
-        if self.visible is None:
+
+        def rows(mask: Tensor | None) -> Tensor:
+            if mask is not None:
+                return take(mask[:, 0], wanted_BW)[:, None]
             places_T = torch.arange(self.slots_BT.shape[1], device=wanted_BW.device)
-            visible = (places_T <= wanted_BW[..., None])[:, None]
-        else:
-            visible = take(self.visible[:, 0], wanted_BW)[:, None]
-        return replace(self, visible=visible, wanted_BW=wanted_BW)
+            return (places_T <= wanted_BW[..., None])[:, None]
+
+        visible = rows(self.visible)
+        nearby = visible if self.nearby is self.visible else rows(self.nearby)
+        return replace(self, visible=visible, nearby=nearby, wanted_BW=wanted_BW)
 
 
 def take(x_BTD: Tensor, wanted_BW: Tensor | None) -> Tensor:
@@ -185,17 +219,20 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
+        self.is_local, self.is_rotated = config.is_local(layer), layer not in config.unrotated_layers
+        enters, leaves = config.bias is not False, config.bias in (True, "attention")
         inner, narrow = config.heads * config.num_per_head, config.num_kv_heads * config.num_per_head
-        self.query = nn.Linear(config.width, inner, bias=config.bias)
-        self.key = nn.Linear(config.width, narrow, bias=config.bias)
-        self.value = nn.Linear(config.width, narrow, bias=config.bias)
-        self.out = nn.Linear(inner, config.width, bias=config.bias)
+        self.query = nn.Linear(config.width, inner, bias=enters)
+        self.key = nn.Linear(config.width, narrow, bias=enters)
+        self.value = nn.Linear(config.width, narrow, bias=enters)
+        self.out = nn.Linear(inner, config.width, bias=leaves)
         self.query_norm = make_norm(config, config.num_per_head) if config.qk_norm else nn.Identity()
         self.key_norm = make_norm(config, config.num_per_head) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
         """Attend among the tokens, and to what the cache holds: (B, W, D) for the wanted tokens."""
-        rope, visible, cache = shared.rope, shared.visible, shared.cache
+        rope, cache = shared.rope if self.is_rotated else None, shared.cache
+        visible = shared.nearby if self.is_local else shared.visible
         width = self.config.num_per_head
         query = self.query_norm(rearrange(self.query(take(x_BTD, shared.wanted_BW)), "b t (h e) -> b t h e", e=width))
         key = self.key_norm(rearrange(self.key(x_BTD), "b t (k e) -> b t k e", e=width))
@@ -206,24 +243,47 @@ class Attention(nn.Module):
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         if cache is not None:
             keys, values = cache.write(self.layer, key, value, shared.slots_BT)
-            if visible is not None:
-                key, value = (
-                    keys[:, :, : visible.shape[-1]].to(query.dtype),
-                    values[:, :, : visible.shape[-1]].to(query.dtype),
-                )
-        grouped = self.config.num_kv_heads < self.config.heads
+            if shared.reads_cache:
+                assert visible is not None
+                size = visible.shape[-1]
+                key, value = keys[:, :, :size].to(query.dtype), values[:, :, :size].to(query.dtype)
         dropout = self.config.dropout if self.training else 0.0
-        mixed_BHTE = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=visible,
-            is_causal=visible is None,
-            enable_gqa=grouped,
-            dropout_p=dropout,
-        )
+        scale = (self.config.score_width or width) ** -0.5
+        if self.config.attention_cap is not None:
+            mixed_BHTE = capped_attention(query, key, value, visible, scale, self.config.attention_cap, dropout)
+        else:
+            mixed_BHTE = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=visible,
+                is_causal=visible is None,
+                enable_gqa=self.config.num_kv_heads < self.config.heads,
+                scale=scale,
+                dropout_p=dropout,
+            )
         out_BTD: Tensor = self.out(rearrange(mixed_BHTE, "b h t e -> b t (h e)"))
         return out_BTD
+
+
+def capped_attention(
+    query_BHTE: Tensor,
+    key_BKSE: Tensor,
+    value_BKSE: Tensor,
+    visible: Tensor | None,
+    scale: float,
+    cap: float,
+    dropout: float,
+) -> Tensor:
+    """Attention (B, H, T, E) with softly capped scores, which no fused kernel of torch has; softmax in float32."""
+    query_BKGTE = rearrange(query_BHTE, "b (k g) t e -> b k g t e", k=key_BKSE.shape[1])
+    scores_BKGTS = (query_BKGTE @ key_BKSE[:, :, None].transpose(-1, -2)).float() * scale
+    scores_BKGTS = cap * torch.tanh(scores_BKGTS / cap)
+    if visible is None:
+        visible = torch.ones(scores_BKGTS.shape[-2:], dtype=torch.bool, device=scores_BKGTS.device).tril()[None, None]
+    weights_BKGTS = scores_BKGTS.masked_fill(~visible[:, :, None], -torch.inf).softmax(dim=-1)
+    mixed_BKGTE = F.dropout(weights_BKGTS, dropout).to(value_BKSE.dtype) @ value_BKSE[:, :, None]
+    return rearrange(mixed_BKGTE, "b k g t e -> b (k g) t e")
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -249,20 +309,23 @@ class _SquaredReLU(torch.autograd.Function):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, gated for SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+    """Two linear layers, gated for SwiGLU and GEGLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.kind = config.mlp
-        self.up = nn.Linear(config.width, config.num_inner, bias=config.bias)
-        if config.mlp == "swiglu":
-            self.gate = nn.Linear(config.width, config.num_inner, bias=config.bias)
-        self.down = nn.Linear(config.num_inner, config.width, bias=config.bias)
+        bias = config.bias is True
+        self.up = nn.Linear(config.width, config.num_inner, bias=bias)
+        if config.is_gated:
+            self.gate = nn.Linear(config.width, config.num_inner, bias=bias)
+        self.down = nn.Linear(config.num_inner, config.width, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Transform each token alone."""
         if self.kind == "swiglu":
             inner = F.silu(self.gate(x_BTD)) * self.up(x_BTD)
+        elif self.kind == "geglu":
+            inner = F.gelu(self.gate(x_BTD), approximate="tanh") * self.up(x_BTD)
         elif self.kind == "gelu":
             inner = F.gelu(self.up(x_BTD), approximate="tanh")
         else:

@@ -32,8 +32,10 @@ class Loss:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden_ND) if needs_hidden else None
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         nll_N = torch.empty(len(targets_N), device=hidden_ND.device)
@@ -42,12 +44,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(at, at + step)
             targets_n1 = targets_N[chunk, None]
             logits_nV = (hidden_ND[chunk] @ weight_VD.T).float()
+            if cap is not None:
+                bent_nV = logits_nV.div_(cap).tanh_()
+                logits_nV = cap * bent_nV
             norm_n1 = logits_nV.logsumexp(dim=-1, keepdim=True)
             nll_N[chunk] = (norm_n1 - logits_nV.gather(1, targets_n1)).squeeze(1)
             if hidden_grad is None and weight_grad is None:
                 continue
             slope_nV = logits_nV.sub_(norm_n1).exp_()  # the softmax; less one at the target is the slope of the loss
             slope_nV.scatter_add_(1, targets_n1, slope_nV.new_full(targets_n1.shape, -1.0))
+            if cap is not None:
+                slope_nV *= 1 - bent_nV.square_()
             slope_nV = slope_nV.to(hidden_ND.dtype)
             if hidden_grad is not None:
                 hidden_grad[chunk] = slope_nV @ weight_VD
@@ -66,14 +73,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if hidden_grad is None else hidden_grad * scale,
             None if weight_grad is None else (weight_grad * scale).to(ctx.weight_dtype),
             None,
+            None,
         )
 
 
-def cross_entropy_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of `hidden @ weight.T` against `targets`, and each target's own (detached)."""
+def cross_entropy_sum(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of `hidden @ weight.T` against `targets`, and each target's own (detached).
+
+    With a `cap`, of the softly capped logits: cap tanh(logit / cap).
+    """
     if torch.is_autocast_enabled(hidden_ND.device.type):
         dtype = torch.get_autocast_dtype(hidden_ND.device.type)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        total, nll_N = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
+        total, nll_N = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, cap)
     return total, nll_N

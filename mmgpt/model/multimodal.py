@@ -235,7 +235,8 @@ class MultimodalModel(nn.Module):
             return Loss(none_N.sum(), none_N, sources_N, sums)
         wanted_BW = _places(is_target_BT)
         hidden_ND = self.hidden(batch, wanted_BW, encoded)[is_target_BT.gather(1, wanted_BW)]
-        total, nll_N = cross_entropy_sum(hidden_ND, self.decoder.head.weight, labels_BT[is_target_BT])
+        cap = self.config.decoder.logit_cap
+        total, nll_N = cross_entropy_sum(hidden_ND, self.decoder.head.weight, labels_BT[is_target_BT], cap)
         return Loss(total, nll_N, sources_N, sums)
 
     def head_config(self, name: str) -> HeadConfig:

@@ -5,7 +5,6 @@ tokenizer.json, processor_config.json, generation_config.json, golden.json, READ
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +13,40 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from mmgpt.config import UserError, build
-from mmgpt.datasets.media import LIMITS, Audio, Image, Limits, MediaError
+from mmgpt.config import UserError, build, did_you_mean
+from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
+from mmgpt.hub import fetch, is_name
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import TEMPLATES, Renderer, TooLong
-from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.inputs.chat import TooLong
+from mmgpt.inputs.templates import TEMPLATES, read_template
+from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.model.card import card_text
+from mmgpt.model.families import decoder_fields, decoder_weights
+from mmgpt.model.layers import DecoderConfig
+from mmgpt.model.meta import without_weights
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.pretrained import rows_of, tokenizer_of
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
-
-
-@dataclass
-class Bundle:
-    """All that answering takes: model, tokenizer, template; `card` is what is known of its origin.
-
-    `limits` are a recipe's, for its training; they are not saved, and prompts are held to the defaults.
-    """
-
-    model: MultimodalModel
-    tokenizer: Tokenizer
-    template: str
-    card: dict[str, Any] = field(default_factory=dict)
-    limits: Limits = LIMITS
-
-    @property
-    def renderer(self) -> Renderer:
-        """Renders prompts and samples for this model."""
-        config = self.model.config
-        specs = config.media_specs(self.limits)
-        return Renderer(self.tokenizer, TEMPLATES[self.template], specs, config.decoder.context)
-
-
-def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str) -> Bundle:
-    """A bundle with random weights."""
-    slots = {modality: tokenizer.special(SLOTS[modality]) for modality in config.encoders}
-    return Bundle(MultimodalModel(config, len(tokenizer), slots), tokenizer, template)
+TOKEN_TABLES = ("decoder.embedding.weight", "decoder.head.weight")  # a row a token; one weight where it is tied
 
 
 def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     """Write a bundle's files into an existing folder."""
     model = bundle.model
-    save_weights(_unique_weights(model), folder)
+    save_weights(unique_weights(model), folder)
     described = {
         "model_type": "mmgpt",
         "format_version": 1,
         "vocab_size": model.vocab_size,
+        "num_tokens": len(bundle.tokenizer),
         "template": bundle.template,
+        "system": bundle.system,
+        "wraps": bundle.wraps,
+        "new_tokens": bundle.new_tokens,
         "model": model.config.model_dump(mode="json"),
     }
     write_json(folder / "config.json", described)
@@ -79,38 +64,82 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     if with_golden:
         write_json(folder / "golden.json", make_golden(bundle))
     if bundle.card:
-        (folder / "README.md").write_text(_card_text(bundle), encoding="utf-8")
+        (folder / "README.md").write_text(card_text(bundle.model, bundle.card), encoding="utf-8")
 
 
-def load_bundle(path: str | Path, device: str | torch.device = "cpu", verify: bool = False) -> Bundle:
-    """Read a bundle from a run, a stage's checkpoint, or a model folder.
+def load_bundle(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    verify: bool = False,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Bundle:
+    """Read a bundle from a run, a stage's checkpoint, a model folder, or a language model in Hugging Face layout.
 
     Args:
-        path: the folder.
+        path: the folder, or organisation/name on the hub.
         device: where the weights go.
         verify: compute golden.json's logits again and compare.
+        revision: of the hub.
+        dtype: of the weights; None leaves them as they are stored.
     Raises:
         UserError: if files are absent or damaged, or weights are missing, unexpected or of another shape.
     """
-    folder = find_model(path)
+    folder = find_model(path, revision)
     described = read_json(folder / "config.json")
-    if described.get("model_type") != "mmgpt" or "model" not in described:
-        raise UserError(f"{folder / 'config.json'}: model_type is {described.get('model_type')!r}, not 'mmgpt'")
+    is_ours = described.get("model_type") == "mmgpt"
+    bundle, weights = _read_own(folder, described, device) if is_ours else read_language_model(folder, device)
+    set_weights(bundle.model, {name: w.to(dtype) for name, w in weights.items()} if dtype else weights, str(folder))
+    bundle.model.eval()
+    if verify:
+        verify_golden(bundle, read_json(folder / "golden.json"), str(folder))
+    return bundle
+
+
+def read_language_model(folder: Path, device: str | torch.device) -> tuple[Bundle, dict[str, Tensor]]:
+    """A language model in Hugging Face layout: its bundle on the meta device, and its weights."""
+    decoder = build(DecoderConfig, {"pretrained": str(folder), **decoder_fields(folder)}, str(folder / "config.json"))
+    config = ModelConfig(decoder=decoder)
+    tokenizer = tokenizer_of(config)
+    template, system = read_template(folder)
+    with without_weights():
+        bundle = new_bundle(config, tokenizer, template, rows_of(folder))
+    bundle.system = system
+    weights = decoder_weights(folder, decoder)
+    return bundle, {f"decoder.{name}": weight.to(device) for name, weight in weights.items()}
+
+
+def _read_own(folder: Path, described: dict[str, Any], device: str | torch.device) -> tuple[Bundle, dict[str, Tensor]]:
+    """A folder that `save_bundle` wrote: its bundle on the meta device, and its weights."""
+    if "model" not in described:
+        raise UserError(f"{folder / 'config.json'}: has no model; take the config.json that was saved with the weights")
     absent = [key for key in ("vocab_size", "template") if key not in described]
     if absent or described["template"] not in TEMPLATES:
         fault = f"has no {absent[0]}" if absent else f"names the template {described['template']!r}, which is not known"
         raise UserError(f"{folder / 'config.json'}: {fault}; take the config.json that was saved with the weights")
     config = build(ModelConfig, described["model"], str(folder / "config.json"))
     tokenizer = Tokenizer.load(folder)
-    if len(tokenizer) != described["vocab_size"]:
-        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {described['vocab_size']}")
-    with torch.device("meta"):
-        bundle = new_bundle(config, tokenizer, described["template"])
-    set_weights(bundle.model, load_weights(folder, device), str(folder))
-    bundle.model.eval()
-    if verify:
-        verify_golden(bundle, read_json(folder / "golden.json"), str(folder))
-    return bundle
+    num_tokens = described.get("num_tokens", described["vocab_size"])
+    if len(tokenizer) != num_tokens:
+        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {num_tokens}")
+    with without_weights():
+        bundle = new_bundle(config, tokenizer, described["template"], described["vocab_size"])
+    bundle.system, bundle.new_tokens = described.get("system"), tuple(described.get("new_tokens", ()))
+    bundle.wraps = {modality: (before, after) for modality, (before, after) in described.get("wraps", {}).items()}
+    return bundle, load_weights(folder, device)
+
+
+def pick_dtype(name: str) -> torch.dtype | None:
+    """The type of a name; None for `auto`, which leaves weights as they are stored.
+
+    Raises:
+        UserError: if it is none of those here.
+    """
+    known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise UserError(f"dtype {name}: is not known; {did_you_mean(name, known)}")
+    return known[name]
 
 
 def pick_device(name: str) -> torch.device:
@@ -128,13 +157,15 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device {name}: cannot be used here ({reason}); give cpu, cuda or auto") from None
 
 
-def find_model(path: str | Path) -> Path:
-    """The folder with a model's files: `path` itself, its `final/`, or its newest checkpoint.
+def find_model(path: str | Path, revision: str | None = None) -> Path:
+    """The folder with a model's files: `path` itself, its `final/`, its newest checkpoint, or that name on the hub.
 
     Raises:
         UserError: if there is none.
     """
     root = Path(path)
+    if revision or is_name(path):
+        return fetch(path, revision)
     newest = sorted(root.glob("*/checkpoint-*"), key=lambda p: p.stat().st_mtime, reverse=True)
     for folder in [root, root / "final", *newest]:
         if (folder / "config.json").is_file():
@@ -143,7 +174,8 @@ def find_model(path: str | Path) -> Path:
     raise UserError(f"{path}: {what}; give a run (runs/NAME), one of its checkpoints, or an exported model folder")
 
 
-def _unique_weights(model: MultimodalModel) -> dict[str, Tensor]:
+def unique_weights(model: MultimodalModel) -> dict[str, Tensor]:
+    """The state dict, without the output layer where it shares the embedding."""
     tied = model.config.decoder.tied
     return {name: w for name, w in model.state_dict().items() if not (tied and name == "decoder.head.weight")}
 
@@ -224,19 +256,3 @@ def verify_golden(bundle: Bundle, golden: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where}: golden.json's logits are off by {gap:.2g}; the weights are not the ones it was written with"
         )
-
-
-def _card_text(bundle: Bundle) -> str:
-    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in bundle.model.named_children()}
-    rows = [f"| {name} | {count:,} |" for name, count in parts.items()]
-    facts = [f"- {key}: {value}" for key, value in bundle.card.items()]
-    lines = ["# An mmgpt model", "", *facts, "", "| part | parameters |", "| --- | ---: |", *rows, ""]
-    use = [
-        "```python",
-        "import mmgpt",
-        'model = mmgpt.load("THIS_FOLDER")',
-        'print(model.ask("...").text)',
-        "```",
-        "",
-    ]
-    return "\n".join(lines + use)

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from torch.optim import Optimizer
 
 from mmgpt.config import UserError
 from mmgpt.files import load_weights, write_folder
-from mmgpt.model.weights import Bundle, save_bundle, set_weights
+from mmgpt.model.bundle import Bundle
+from mmgpt.model.weights import save_bundle, set_weights
+from mmgpt.training.lora import merged, unmerged_state
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,39 @@ class Position:
 
 
 def save_checkpoint(
-    bundle: Bundle, optimizers: Sequence[Optimizer], folder: Path, trainer_state: dict[str, Any]
+    bundle: Bundle,
+    optimizers: Sequence[Optimizer],
+    folder: Path,
+    trainer_state: dict[str, Any],
+    averages: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write one checkpoint folder, whole or not at all; `trainer_state` goes to trainer_state.json."""
+    """Write one checkpoint folder, whole or not at all; `trainer_state` goes to trainer_state.json.
+
+    Adapters are merged into the model's weights, so that it answers with their effect; apart from them they go to the
+    state, as the running `averages` of parameters do.
+    """
 
     def fill(draft: Path) -> None:
-        save_bundle(bundle, draft, with_golden=False)
+        state = optimizer_state(bundle.model, optimizers)
+        state |= {f"{name}/weight": weight for name, weight in unmerged_state(bundle.model).items()}
+        state |= {f"{name}/average": average for name, average in (averages or {}).items()}
         with _quiet():
-            save(optimizer_state(bundle.model, optimizers), checkpoint_id=draft / "state", no_dist=True)
+            save(state, checkpoint_id=draft / "state", no_dist=True)
+        with merged(bundle.model):
+            save_bundle(bundle, draft, with_golden=False)
         (draft / "trainer_state.json").write_text(json.dumps(trainer_state))
 
     write_folder(folder, fill)
 
 
-def load_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Path) -> None:
-    """Read weights and optimizer state back, bit for bit; the parameters stay the objects that the optimizers hold."""
-    set_weights(bundle.model, load_weights(folder, bundle.model.device), str(folder), assign=False)
+def load_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Path) -> dict[str, Tensor]:
+    """Read weights and optimizer state back, bit for bit; the parameters stay the objects that the optimizers hold.
+
+    Returns:
+        The running averages, by the names of parameters; none where the stage takes none.
+    """
+    with merged(bundle.model):
+        set_weights(bundle.model, load_weights(folder, bundle.model.device), str(folder), assign=False)
     stored = FileSystemReader(folder / "state").read_metadata().state_dict_metadata
     state = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -65,11 +84,15 @@ def load_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Pat
     for key, value in state.items():
         name, kind = key.split("/")
         by_name.setdefault(name, {})[kind] = value.to(bundle.model.device)
+    averages = {name: kinds.pop("average") for name, kinds in by_name.items() if "average" in kinds}
+    for name, weight in unmerged_state(bundle.model).items():
+        weight.copy_(by_name[name].pop("weight"))
     learning: dict[Tensor, str] = {parameter: name for name, parameter in bundle.model.named_parameters()}
     for optimizer in optimizers:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            if learning[parameter] in by_name:
+            if by_name.get(learning[parameter]):
                 optimizer.state[parameter] = by_name[learning[parameter]]
+    return averages
 
 
 def optimizer_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:

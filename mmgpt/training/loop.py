@@ -17,21 +17,26 @@ from torch.optim import Optimizer
 from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.mixture import Position
 from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.files import read_json, write_file, write_folder
 from mmgpt.inputs.chat import HeadKind
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.weights import Bundle, new_bundle, save_bundle
-from mmgpt.training import checkpoint
+from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.model.pretrained import load_parts, rows_for
+from mmgpt.model.weights import save_bundle
+from mmgpt.training import checkpoint, lora
+from mmgpt.training.ema import Average
 from mmgpt.training.interrupt import Interrupted, stop_signals
 from mmgpt.training.log import RunLog
 from mmgpt.training.mixing import open_stream, steps_of
-from mmgpt.training.optim import freeze_except, make_optimizers, rate_of, set_rates, share_of_peak
+from mmgpt.training.optim import freeze_except, freeze_table, make_optimizers, set_rates, share_of_peak
 from mmgpt.training.ranks import Ranks, join_ranks
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
+from mmgpt.training.rows import hold_old_rows
 from mmgpt.training.step import StepStats, train_step
+from mmgpt.training.vocabulary import make_tokenizer, new_tokens
+from mmgpt.training.warm_start import talk_of, warm_start
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, by name of the device
 COUNTS = ("samples", "skipped", "trimmed")
@@ -81,13 +86,20 @@ def train(
     return Run(run, recipe)
 
 
-def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_record: OnRecord) -> None:
+def _check_stages(recipe: Recipe, ranks: Ranks) -> None:
     for stage in recipe.stages:
         if stage.batch_size < ranks.world:
             raise UserError(
                 f"stage {stage.name}: batch_size={stage.batch_size} is less than the {ranks.world} processes that "
                 "share each step; start fewer, or raise it"
             )
+        if stage.lora:
+            lora.import_peft()  # or say now that it is not installed
+
+
+def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_record: OnRecord) -> None:
+    _check_stages(recipe, ranks)
+    template, system, wraps = talk_of(recipe)
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
     for stage in recipe.stages:
         steps_of(stage, sources[stage.name])  # data that end too soon are told now
@@ -97,18 +109,28 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
     log = RunLog(run)
 
     def begin() -> None:
+        made = None if (run / "tokenizer.json").is_file() else make_tokenizer(recipe, sources)
         run.mkdir(parents=True, exist_ok=True)
         write_file(run / "config.yaml", to_yaml(recipe))
-        if not (run / "tokenizer.json").is_file():
-            write_file(run / "tokenizer.json", make_tokenizer(recipe, sources).core.to_str(pretty=True))
+        if made:
+            write_file(run / "tokenizer.json", made.core.to_str(pretty=True))
         log.cut(names, start.stage if start else 0, start.step if start else -1)
 
     ranks.on_main(begin)
     torch.manual_seed(recipe.seed)
-    bundle = new_bundle(recipe.model, Tokenizer.load(run), recipe.template)
-    bundle.card = {"recipe": recipe.name, "seed": recipe.seed, "stages": ", ".join(names)}
+    tokenizer = Tokenizer.load(run)
+    bundle = new_bundle(recipe.model, tokenizer, template, rows_for(recipe.model, tokenizer))
+    bundle.system, bundle.wraps, bundle.new_tokens = system, wraps, new_tokens(recipe, tokenizer)
+    bundle.card = recipe.card()
     bundle.limits = recipe.limits
+    if start is None:
+        load_parts(bundle.model, bundle.new_tokens)
     bundle.model.to(ranks.device)
+    if recipe.start and not start:
+        told = {"stage": names[0], "step": 0, **warm_start(bundle, recipe.start)}
+        if ranks.is_main:
+            log.write(told)
+            on_record(told)
     for number, stage in enumerate(recipe.stages):
         if start and number < start.stage:
             continue
@@ -123,31 +145,6 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(ctypes.c_int(-3), ctypes.c_int(2**31 - 1))  # M_MMAP_THRESHOLD
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD
-
-
-def make_tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenizer:
-    """The tokenizer that a recipe names, or one trained on the texts of the sources of each of its stages."""
-    if recipe.tokenizer.path:
-        return Tokenizer.load(recipe.tokenizer.path)
-    distinct = {
-        item.model_dump_json(exclude={"weight"}): source
-        for stage in recipe.stages
-        for item, source in zip(stage.data, sources[stage.name], strict=True)
-    }
-    return Tokenizer.train(_texts(list(distinct.values()), recipe.tokenizer.num_samples), recipe.tokenizer.vocab_size)
-
-
-def _texts(sources: Sequence[Source], count: int) -> Iterator[str]:
-    for source in sources:
-        stride = max(1, len(source) // count)
-        for index in range(0, len(source), stride)[:count]:
-            yield from texts_of(source[index])
-
-
-def texts_of(sample: Sample) -> Iterator[str]:
-    """Every text of a sample, its branches included."""
-    for message in sample.turns:
-        yield message.text
 
 
 @dataclass
@@ -185,27 +182,37 @@ class _Stage:
         weights = stage.head_weights
         self.heads = {head.name: weights[head.kind] for head in recipe.model.heads if head.kind in weights}
         freeze_except(bundle.model, stage.train)
+        self.held = hold_old_rows(bundle.model, stage.train, bundle.new_tokens)
+        if stage.lora:
+            torch.manual_seed(self.seed)
+            lora.add_adapters(bundle.model, stage.lora)
         self.optimizers: list[Optimizer] = make_optimizers(bundle.model, stage)
 
     def run(self, at: checkpoint.Position | None) -> None:
         """Train from `at`, or from the start with the weights as they are."""
+        averages = None
         if at:
-            checkpoint.load_checkpoint(self.bundle, self.optimizers, at.folder)
+            averages = checkpoint.load_checkpoint(self.bundle, self.optimizers, at.folder)
             state = read_json(at.folder / "trainer_state.json")
             self.totals.update(state["counts"])
             self.position = state["position"]
         self.ranks.share_weights(self.bundle.model)
+        lora.check_magnitudes(self.bundle.model)
+        self.average = Average(self.bundle.model, self.stage.ema, averages) if self.stage.ema else None
         step = at.step if at else 0
-        if step == self.steps:
-            return
-        if not at:
+        if step < self.steps:
+            self._train(step)
+        self._finish()
+
+    def _train(self, step: int) -> None:
+        if step == 0:
             self._record(
                 {
                     "event": "stage",
                     "step": 0,
                     "objective": self.stage.objective,
                     "of": self.steps,
-                    "parts": self._freeze_table(),
+                    "parts": freeze_table(self.bundle.model, self.stage, self.held, self.bundle.new_tokens),
                 }
             )
         steps = load_steps(self._stream(step), self.stage.workers)
@@ -218,6 +225,8 @@ class _Stage:
                 interval.data_seconds += time.perf_counter() - before
                 if learns:
                     interval.stats.append(self._update(data, step))
+                    if self.average:
+                        self.average.update()
                 step += 1
                 self._tell({"event": "tick", "step": step, "of": self.steps})
                 stops = self.ranks.any(bool(asked_to_stop))
@@ -231,6 +240,19 @@ class _Stage:
                     raise Interrupted(
                         f"stopped after step {step} of {self.stage.name}, saved {where}; the same command goes on"
                     )
+
+    def _finish(self) -> None:
+        """Leave a plain model behind, also where the last step was taken before a stop."""
+        if self.average:
+            self.average.become_weights()
+        for hook in self.held.values():
+            hook.remove()
+        if self.stage.lora:
+            model = self.bundle.model
+            self.ranks.on_main(
+                lambda: write_folder(self.folder / "adapter", lambda draft: lora.save_adapter(model, draft))
+            )
+            lora.merge_adapters(self.bundle)
 
     def _stream(self, start: int) -> StepStream:
         ranks = self.ranks
@@ -319,20 +341,6 @@ class _Stage:
         parameters = sum(p.numel() for p in self.bundle.model.decoder.parameters())
         return round(6 * parameters * tokens_per_second / (peaks[0] * self.ranks.world), 4) if peaks else None
 
-    def _freeze_table(self) -> list[Record]:
-        """A row a part: parameters, how many learn, their peak rate, and bytes of weights, gradients and states."""
-        rows: dict[str, Record] = {}
-        for name, parameter in self.bundle.model.named_parameters():
-            part = ".".join(name.split(".")[: 1 if name.startswith("decoder") else 2])
-            row = rows.setdefault(part, {"part": part, "parameters": 0, "trained": 0, "learning_rate": 0.0, "bytes": 0})
-            row["parameters"] += parameter.numel()
-            row["bytes"] += parameter.nbytes
-            if parameter.requires_grad:
-                row["trained"] += parameter.numel()
-                row["bytes"] += parameter.nbytes * (2 if self.stage.optimizer.kind == "sgd" else 3)
-                row["learning_rate"] = max(row["learning_rate"], rate_of(name, self.stage))
-        return list(rows.values())
-
     def _record(self, record: Record) -> None:
         if self.ranks.is_main:
             self.log.write({"stage": self.stage.name, **record})
@@ -347,7 +355,8 @@ class _Stage:
         state = {"stage": self.stage.name, "global_step": step, "counts": dict(self.totals), "position": self.position}
 
         def write() -> None:
-            checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, state)
+            averages = self.average.values if self.average else {}
+            checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, state, averages)
             checkpoint.keep_last(self.folder, self.stage.keep_last)
 
         self.ranks.on_main(write)

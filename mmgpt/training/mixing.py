@@ -24,6 +24,16 @@ def steps_of(stage: StageConfig, sources: Sequence[Source]) -> int:
     """
     limits = limits_of(stage, sources)
     total = sum(limit or 0 for limit in limits)
+    last = max(stage.steps or 1 if item.steps is None else item.steps for item in stage.data)
+    if any(item.steps for item in stage.data) and (stage.steps is None or last < stage.steps):
+        raise UserError(
+            f"stage {stage.name}: its sources end after {last} steps, and the stage "
+            + (
+                f"takes {stage.steps}; leave the steps of one source out"
+                if stage.steps
+                else "counts epochs; give it steps"
+            )
+        )
     if stage.steps is None:
         return -(-total // stage.batch_size)
     if None not in limits and stage.steps * stage.batch_size > total:
@@ -49,7 +59,8 @@ def order_of(stage: StageConfig, sources: Sequence[Source], renderer: Renderer, 
     if stage.count_by == "tokens" and len(sources) > 1:
         tokens = [mean_tokens(source, renderer, stage.objective) for source in sources]
         weights = [weight / mean for weight, mean in zip(weights, tokens, strict=True)]
-    return Order([len(source) for source in sources], weights, seed, limits)
+    ends = [item.steps and item.steps * stage.batch_size for item in stage.data]
+    return Order([len(source) for source in sources], weights, seed, limits, ends)
 
 
 def open_stream(

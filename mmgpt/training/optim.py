@@ -1,7 +1,8 @@
 """What trains, how fast: freezing by globs, parameter groups, optimizers and schedules as plain functions."""
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,9 +14,13 @@ from mmgpt.config import UserError, did_you_mean
 from mmgpt.training.muon import Muon
 from mmgpt.training.recipe import ScheduleConfig, StageConfig
 
+NEW_ROWS = "[new]"  # ends a pattern of `train` that names a table of tokens of which only added rows learn
+BLOCK = re.compile(r"(.+?\.\w*(?:blocks|layers)\.\d+)\.")  # a block of a stack, in the name of a parameter
+
 
 def matches(name: str, pattern: str) -> bool:
     """True if a glob names a parameter or a part that holds it: `decoder`, `encoders.*`, `*.norm.weight`."""
+    pattern = pattern.removesuffix(NEW_ROWS)
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
@@ -25,8 +30,7 @@ def freeze_except(model: nn.Module, patterns: Sequence[str]) -> None:
     Raises:
         UserError: if a pattern matches nothing.
     """
-    names = [name for name, _ in model.named_parameters()]
-    check_patterns(names, patterns)
+    check_patterns([name for name, _ in model.named_parameters()], patterns)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(matches(name, pattern) for pattern in patterns))
 
@@ -42,13 +46,14 @@ def check_patterns(names: Sequence[str], patterns: Sequence[str]) -> None:
 def make_optimizers(model: nn.Module, stage: StageConfig) -> list[Optimizer]:
     """The optimizers of a stage; each group carries its `peak` rate and its `part` for the freeze table."""
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    check_patterns([name for name, _ in model.named_parameters()], list(stage.learning_rates))
+    rates = rates_of(model, stage)
     matrices = _matrices(model, stage.optimizer.muon_convolutions)
     groups: dict[str, list[dict[str, Any]]] = {"muon": [], "rest": []}
     by_rate: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in learning:
-        scale = rate_of(name, stage) / stage.learning_rate
-        kind = "muon" if stage.optimizer.kind == "muon" and name in matrices else "rest"
+        scale = rates[name] / stage.learning_rate
+        by_muon = stage.optimizer.kind == "muon" and name in matrices and ".lora_" not in name  # too narrow a matrix
+        kind = "muon" if by_muon else "rest"
         by_rate.setdefault((kind, scale, name in matrices), []).append(parameter)
     for (kind, scale, decays), parameters in by_rate.items():
         peak = scale * (stage.optimizer.muon_learning_rate if kind == "muon" else stage.learning_rate)
@@ -65,10 +70,53 @@ def make_optimizers(model: nn.Module, stage: StageConfig) -> list[Optimizer]:
     return optimizers
 
 
-def rate_of(name: str, stage: StageConfig) -> float:
-    """The peak AdamW rate of a parameter: the last glob that names it, else the stage's."""
-    rates = [rate for pattern, rate in stage.learning_rates.items() if matches(name, pattern)]
-    return rates[-1] if rates else stage.learning_rate
+def rates_of(model: nn.Module, stage: StageConfig) -> dict[str, float]:
+    """The peak AdamW rate of each parameter: the last glob that names it, else the stage's; less in lower layers.
+
+    Raises:
+        UserError: if a glob names nothing, or layer_decay finds no blocks.
+    """
+    plain = {name: name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}  # without adapters
+    check_patterns(list(plain.values()), list(stage.learning_rates))
+    shares = layer_shares(list(plain), stage.layer_decay) if stage.layer_decay else {}
+    rates: dict[str, float] = {}
+    for name, known_as in plain.items():
+        own = [rate for pattern, rate in stage.learning_rates.items() if matches(known_as, pattern)]
+        rates[name] = (own[-1] if own else stage.learning_rate) * shares.get(name, 1.0)
+    return rates
+
+
+def layer_shares(names: Sequence[str], decay: float) -> dict[str, float]:
+    """The share of its rate at which each parameter of decoder and encoders learns (BEiT, arXiv:2106.08254).
+
+    What stands above a part's blocks has all of it, the last block `decay`, each one below `decay` times as much as
+    the next, and what stands below the first (embeddings, stems) once more.
+
+    Args:
+        names: of a model's parameters, in its order.
+        decay: from one layer to the next below.
+    """
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        if name.startswith(("decoder.", "encoders.")):
+            parts.setdefault(part_of(name), []).append(name)
+    shares: dict[str, float] = {}
+    for own in parts.values():
+        blocks = list(dict.fromkeys(found[1] for name in own if (found := BLOCK.match(name))))
+        level = 0 if blocks else 1
+        for name in own:
+            found = BLOCK.match(name)
+            if found:
+                level = blocks.index(found[1]) + 1
+            elif level == len(blocks):
+                level += 1
+            shares[name] = decay ** (len(blocks) + 1 - level)
+    return shares
+
+
+def part_of(name: str) -> str:
+    """The part of a model that holds a parameter: `decoder`, `encoders.image`, `adapters.image`."""
+    return ".".join(name.split(".")[: 1 if name.startswith("decoder") else 2])
 
 
 def _matrices(model: nn.Module, convolutions: bool) -> set[str]:
@@ -80,6 +128,32 @@ def _matrices(model: nn.Module, convolutions: bool) -> set[str]:
         and not name.startswith("heads.")
         and (isinstance(module, nn.Linear) or (convolutions and isinstance(module, nn.Conv2d) and module.groups == 1))
     }
+
+
+def freeze_table(
+    model: nn.Module, stage: StageConfig, held: Collection[str] = (), new_tokens: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """A row a part: parameters, how many learn, their peak rates, and bytes of weights, gradients and states.
+
+    Args:
+        model: with what learns chosen.
+        stage: for the rates.
+        held: the weights of which the rows of `new_tokens` alone learn.
+        new_tokens: ids of the added tokens.
+    """
+    rates = rates_of(model, stage)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        row = rows.setdefault(part, {"part": part, "parameters": 0, "trained": 0, "learning_rate": 0.0, "bytes": 0})
+        row["parameters"] += parameter.numel()
+        row["bytes"] += parameter.nbytes
+        if parameter.requires_grad:
+            row["trained"] += len(new_tokens) * parameter.shape[1] if name in held else parameter.numel()
+            row["bytes"] += parameter.nbytes * (2 if stage.optimizer.kind == "sgd" else 3)
+            row["learning_rate"] = max(row["learning_rate"], rates[name])
+            row["lowest_rate"] = min(row.get("lowest_rate", rates[name]), rates[name])
+    return list(rows.values())
 
 
 def share_of_peak(config: ScheduleConfig, steps: int) -> Callable[[int], float]:

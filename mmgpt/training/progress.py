@@ -15,6 +15,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mmgpt.training.warm_start import told_in_words
+
 
 class TrainingDisplay:
     """A context manager whose `on_record` is given to `train`."""
@@ -46,6 +48,8 @@ class TrainingDisplay:
         event, stage = record.get("event"), record["stage"]
         if event == "stage":
             self.bars.console.print(freeze_table(stage, record))
+        elif event == "start":
+            self.bars.console.print(told_in_words(record), markup=False, highlight=False)
         elif event == "skipped":
             told = f"{stage}: skipped a sample: {record['reason']}"
             self.bars.console.print(told, style="yellow", markup=False, highlight=False)
@@ -70,6 +74,8 @@ def freeze_table(stage: str, record: dict[str, Any]) -> Table:
             "all" if row["trained"] == row["parameters"] else f"{row['trained']:,}" if row["trained"] else "frozen"
         )
         rate = f"{row['learning_rate']:g}" if row["trained"] else "-"
+        if row["trained"] and row["lowest_rate"] < row["learning_rate"]:
+            rate = f"{row['lowest_rate']:.3g} to {rate}"
         style = None if row["trained"] else "dim"
         table.add_row(
             row["part"],

@@ -5,12 +5,15 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
+from mmgpt.config import Config, apply_overrides, build, did_you_mean, find_config, read_yaml
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers import AnySource
-from mmgpt.inputs.chat import HeadKind, Objective, TemplateName
-from mmgpt.inputs.tokenizer import TokenizerConfig
+from mmgpt.inputs.chat import HeadKind, Objective
+from mmgpt.inputs.templates import TemplateName
+from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.pretrained import chat_of, resolve
+from mmgpt.training.lora import LoraConfig
 
 
 class OptimizerConfig(Config):
@@ -45,7 +48,8 @@ class StageConfig(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     objective: Objective = "respond"
     auxiliary: dict[HeadKind, PositiveFloat] = {}  # losses of heads, with their weights, added to the objective's
-    train: list[str] = Field(default=["*"], min_length=1)  # globs over parameter names; the rest is frozen
+    train: list[str] = ["*"]  # globs over parameter names, the rest is frozen; decoder.embedding[new]: added rows alone
+    lora: LoraConfig | None = None  # adapters that learn besides, merged at the end; [] in train for them alone
     data: list[AnySource] = Field(min_length=1)
     steps: PositiveInt | None = None  # updates; either these or epochs
     epochs: PositiveFloat | None = None  # times that each source is gone through
@@ -60,6 +64,8 @@ class StageConfig(Config):
     row_tokens: PositiveInt | None = None  # pack samples into rows of so many tokens; else rows of like lengths
     learning_rate: PositiveFloat = 3e-3
     learning_rates: dict[str, PositiveFloat] = {}  # globs with rates of their own; the last match counts
+    layer_decay: float | None = Field(default=None, gt=0, le=1)  # of rates from each block to the one below
+    ema: float | None = Field(default=None, gt=0, lt=1)  # end with an average of the weights that decays so a step
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     max_grad_norm: PositiveFloat = 1.0
@@ -74,6 +80,12 @@ class StageConfig(Config):
     def _ends_somewhere(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"steps={self.steps} and epochs={self.epochs}: give one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> Self:
+        if not self.train and self.lora is None:
+            raise ValueError("train=[]: nothing would learn; name what trains, or give lora")
         return self
 
     @model_validator(mode="after")
@@ -101,8 +113,11 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: NonNegativeInt = 0
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    template: TemplateName = "chatml"
+    start: str | None = None  # a run, checkpoint or exported folder whose weights it begins with, as far as they fit
+    tokenizer: TokenizerConfig | None = None  # that of start or of a pretrained decoder, else one trained on its texts
+    template: TemplateName | None = None  # that of start or of a pretrained decoder, else chatml
+    system: str | None = None  # the system turn of conversations that come without one; as for template
+    wraps: dict[str, tuple[str, str]] = {}  # markup before and after each medium of a modality; that of start
     model: ModelConfig
     stages: list[StageConfig] = Field(min_length=1)
     limits: Limits = LIMITS  # of the media it trains on
@@ -118,6 +133,12 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _wraps_have_media(self) -> Self:
+        for modality in self.wraps.keys() - self.model.encoders.keys():
+            raise ValueError(f"wraps.{modality}: the model has no such encoder; {did_you_mean(modality, SLOTS)}")
+        return self
+
+    @model_validator(mode="after")
     def _heads_exist(self) -> Self:
         kinds = {head.kind for head in self.model.heads}
         for stage in self.stages:
@@ -128,12 +149,26 @@ class Recipe(Config):
                 )
         return self
 
+    def card(self) -> dict[str, str]:
+        """What a model card tells of a run: its seed, its stages, and the data of each."""
+        told = {"recipe": self.name, "seed": str(self.seed)}
+        for stage in self.stages:
+            length = f"{stage.steps:,} steps" if stage.steps else f"{stage.epochs:g} epochs"
+            sources = ", ".join(
+                dict.fromkeys(source.label or getattr(source, "name", source.reader) for source in stage.data)
+            )
+            told[f"stage {stage.name}"] = f"{stage.objective}, {length}, trains {', '.join(stage.train)}; {sources}"
+        return told
+
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and lay overrides such as `stages.instruct.steps=10` over it.
 
     Raises:
-        UserError: if the file is absent, not YAML, or does not fit the schema.
+        UserError: if the file is absent, not YAML, or does not fit the schema, or a checkpoint it names cannot be had.
     """
-    tree = apply_overrides(read_yaml(path), list(overrides))
-    return build(Recipe, tree, str(find_config(path)))
+    tree, where = apply_overrides(read_yaml(path), list(overrides)), str(find_config(path))
+    if isinstance(tree.get("model"), dict):
+        tree["model"] = resolve(tree["model"], where)
+        tree = {**chat_of(tree["model"]), **tree}
+    return build(Recipe, tree, where)

@@ -14,7 +14,8 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
 
 from mmgpt.config import UserError, build
 from mmgpt.encoders.conformer import ConformerConfig, ConformerEncoder, RelativeAttention, _sinusoids, mask_spectrogram
-from mmgpt.encoders.mel import _small_terms, log_mel
+from mmgpt.encoders.mel import log_mel
+from mmgpt.encoders.sound import _small_terms
 
 TINY = {"mels": 10, "width": 16, "depth": 2, "heads": 2, "stem": 4, "kernel": 5}
 SAME = {"atol": 1e-5, "rtol": 1e-5}
@@ -100,13 +101,38 @@ def test_a_clip_has_the_same_features_alone_and_in_any_batch_at_any_padding(leng
             assert not together[row, len(alone) :].any()
 
 
-@given(length=st.integers(1, 200), chunk=st.integers(1, 12), subsampling=st.sampled_from([2, 4]))
+@given(
+    length=st.integers(1, 200),
+    chunk=st.integers(1, 12),
+    subsampling=st.sampled_from([2, 4]),
+    switches=st.sampled_from([{}, {"causal": True, "distances": (3, 1)}, {"stem_kind": "separable"}]),
+)
 @settings(max_examples=30)
-def test_a_long_clip_has_the_same_features_in_chunks(length, chunk, subsampling):
-    whole, chunked = (make(subsampling=subsampling, window=2, chunk=c) for c in (None, chunk))
+def test_a_long_clip_has_the_same_features_in_chunks(length, chunk, subsampling, switches):
+    whole, chunked = (make(subsampling=subsampling, window=2, chunk=c, **switches) for c in (None, chunk))
     clips, sizes = torch.randn(2, 10, length), shapes(length, max(1, length // 2))
     with torch.no_grad():
         torch.testing.assert_close(chunked(clips, sizes), whole(clips, sizes), **SAME)
+
+
+@given(
+    frames=st.integers(1, 400),
+    seconds=st.floats(0.01, 2),
+    subsampling=st.sampled_from([2, 4, 8]),
+    training=st.booleans(),
+)
+@settings(max_examples=30)
+def test_pieces_are_as_few_as_their_longest_allows_and_their_features_add_up(frames, seconds, subsampling, training):
+    encoder = make(subsampling=subsampling, piece_seconds=seconds).train(training)
+    config = encoder.config
+    piece, most = config.piece(frames), max(subsampling, math.floor(100 * seconds + 1e-3))
+    cuts = [min(piece, frames - start) for start in range(0, frames, piece)]
+    assert piece <= most
+    assert len(cuts) == math.ceil(config.num_tokens((10, frames)) / (most // subsampling))
+    assert sum(config.num_tokens((10, cut)) for cut in cuts) == config.num_tokens((10, frames))
+    features = encoder(torch.randn(2, 10, frames), shapes(frames, 1))
+    assert features.shape == (2, config.num_tokens((10, frames)), 16)
+    assert not features[1, 1:].any()
 
 
 def test_no_gradient_reaches_padded_frames():

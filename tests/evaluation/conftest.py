@@ -9,7 +9,7 @@ import torch
 
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.weights import Bundle, new_bundle
+from mmgpt.model.bundle import Bundle, new_bundle
 
 SHAPES = ("circle", "triangle", "rectangle")
 COLOURS = ("red", "green", "blue", "teal")

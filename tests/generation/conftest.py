@@ -8,7 +8,7 @@ import torch
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.generation.assistant import Assistant
-from mmgpt.model.weights import Bundle
+from mmgpt.model.bundle import Bundle
 
 
 @pytest.fixture

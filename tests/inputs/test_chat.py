@@ -9,7 +9,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.inputs.chat import IGNORED, TEMPLATES, TooLong
+from mmgpt.inputs.chat import IGNORED, TooLong
+from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import MASK
 
 PICTURE = Image(PIL.Image.new("RGB", (8, 8), "red"))
@@ -24,7 +25,13 @@ LLAMA3 = (  # without `trim`, which the rendering of learned text may not do
     "{% endif %}{{ content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-JINJA = {"chatml": CHATML, "llama3": LLAMA3}
+GEMMA = (
+    "{{ '<bos>' }}{% for message in messages %}"
+    "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+JINJA = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA}
 turns = st.lists(st.tuples(st.text(max_size=20), st.text(min_size=1, max_size=20)), min_size=1, max_size=3)
 spellings = st.sampled_from(
     ["<|end|>", "<|image|>", "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>", "<|im_start|>user\n"]
@@ -34,6 +41,10 @@ spellings = st.sampled_from(
 @pytest.fixture(scope="session")
 def renderers(make_bundle):
     return {name: make_bundle(template=name, context=4096).renderer for name in TEMPLATES}
+
+
+def system_of(template: str, text: str | None) -> str | None:
+    return text if "system" in TEMPLATES[template].turns else None
 
 
 def talk(*exchanges: tuple[str, str], system: str | None = None) -> tuple[Message, ...]:
@@ -52,7 +63,7 @@ def test_exactly_the_assistants_text_and_end_token_are_targets(template, exchang
     renderer = renderers[template]
     tokenizer, end = renderer.tokenizer, renderer.tokenizer.special(renderer.template.end)
     exchanges = [(question + noise, answer) for question, answer in exchanges]
-    rendered = renderer.render(Sample(talk(*exchanges, system=system), key="k"))
+    rendered = renderer.render(Sample(talk(*exchanges, system=system_of(template, system)), key="k"))
     assert targets(rendered) == [i for _, answer in exchanges for i in (*tokenizer.encode(answer), end)]
     assert all(label in (IGNORED, i) for label, i in zip(rendered.labels, rendered.ids, strict=True))
 
@@ -71,7 +82,7 @@ def test_text_that_spells_special_tokens_adds_none_of_them(template, text, rende
 @given(exchanges=turns, system=st.none() | st.text(max_size=10))
 def test_rendering_gives_the_text_of_the_well_known_jinja_template(template, exchanges, system, renderers):
     renderer = renderers[template]
-    messages = talk(*exchanges, system=system)
+    messages = talk(*exchanges, system=system_of(template, system))
     raw = [{"role": message.role, "content": message.text} for message in messages]
     jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(JINJA[template])
     whole = renderer.tokenizer.decode(renderer.render(Sample(messages, key="k")).ids, keep_special=True)
@@ -168,15 +179,15 @@ def test_a_document_over_the_context_is_cut_and_says_so(make_bundle):
 @given(count=st.integers(1, 6), context=st.integers(10, 150), words=st.integers(0, 6))
 def test_truncation_drops_whole_exchanges_and_never_cuts_a_medium(template, count, context, words, renderers):
     renderer = replace(renderers[template], context=context)
-    system = Message.of("system", "Look.")
+    system = [Message.of("system", "Look.")] if "system" in TEMPLATES[template].turns else []
     exchanges = [
         (Message.of("user", PICTURE, f"What is {n}?" + " red" * words), Message.of("assistant", f"It is {n}."))
         for n in range(count)
     ]
-    sample = Sample((system, *(message for pair in exchanges for message in pair)), key="set/3")
+    sample = Sample((*system, *(message for pair in exchanges for message in pair)), key="set/3")
 
     def rendered_last(kept: int):
-        messages = (system, *(message for pair in exchanges[count - kept :] for message in pair))
+        messages = (*system, *(message for pair in exchanges[count - kept :] for message in pair))
         return renderers[template].render(Sample(messages, key="set/3"))
 
     fitting = [kept for kept in range(count, 0, -1) if len(rendered_last(kept).ids) <= context]

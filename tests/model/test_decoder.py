@@ -214,8 +214,13 @@ def test_zero_init_begins_as_the_identity_of_the_blocks(ids_BT):
         ({"width": 30, "heads": 4}, "heads=4 does not divide width=30"),
         ({"width": 32, "heads": 4, "kv_heads": 3}, "kv_heads=3 does not divide heads=4"),
         ({"width": 36, "heads": 4}, "head width 9 is odd"),
+        (
+            {"width": 32, "heads": 4, "depth": 3, "window": 8, "global_layers": [3]},
+            "global_layers holds 3, but depth=3",
+        ),
+        ({"width": 32, "heads": 4, "depth": 3, "unrotated_layers": [1, 7]}, "unrotated_layers holds 7, but depth=3"),
     ],
 )
-def test_heads_that_do_not_fit_are_refused_with_both_numbers(fault, rule):
+def test_heads_and_layers_that_do_not_fit_are_refused_with_both_numbers(fault, rule):
     with pytest.raises(ValueError, match=rule):
         DecoderConfig(**fault)

@@ -67,7 +67,7 @@ def test_sharded_weights_come_back(tied, make_bundle, tmp_path, monkeypatch):
     expected = {name: value.clone() for name, value in bundle.model.state_dict().items()}
     save_bundle(bundle, tmp_path)
     (tmp_path / FILE).unlink()
-    save_weights(weights_module._unique_weights(bundle.model), tmp_path, shard_bytes=20_000)
+    save_weights(weights_module.unique_weights(bundle.model), tmp_path, shard_bytes=20_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     assert files == sorted(file.name for file in tmp_path.glob("*.safetensors"))
@@ -145,7 +145,7 @@ def test_a_config_of_another_kind_is_refused(content, saved):
 def test_a_tokenizer_of_another_size_is_refused_with_both_sizes(saved):
     _, folder = saved()
     described = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**described, "vocab_size": 401}))
+    (folder / "config.json").write_text(json.dumps({**described, "num_tokens": 401}))
     with pytest.raises(UserError, match="the tokenizer has 400 tokens, the model 401"):
         load_bundle(folder)
 

@@ -50,6 +50,30 @@ def test_steps_beyond_the_epochs_are_refused_before_training():
     assert steps_of(*stage_of((6, {"epochs": 2}), (12, {"epochs": 1}), steps=6)) == 6
 
 
+def test_a_source_with_steps_of_its_own_leaves_at_the_end_of_that_step():
+    stage, sources = stage_of((50, {"steps": 3}), (50, {"weight": 2.0}), (9, {"epochs": 1}), steps=20)
+    order = order_of(stage, sources, None, 0)
+    drawn = [source for (source, _), _ in zip(order.draw(), range(80), strict=False)]
+    assert drawn[:12].count(0) == 3
+    assert 0 not in drawn[12:]
+    assert drawn.count(2) == 9
+    assert order.counts(80) == [3, 68, 9]
+    for start in (5, 12, 13, 40):
+        tail = order.draw(start)
+        again = order.draw(position=json.loads(json.dumps(tail.position)))
+        assert [next(tail)[0] for _ in range(20)] == [next(again)[0] for _ in range(20)] == drawn[start : start + 20]
+
+
+def test_steps_of_sources_that_end_before_the_stage_or_stand_beside_epochs_are_refused():
+    with pytest.raises(
+        UserError, match=r"its sources end after 7 steps, and the stage takes 9; leave the steps of one"
+    ):
+        steps_of(*stage_of((5, {"steps": 7}), (5, {"steps": 2}), steps=9))
+    with pytest.raises(UserError, match=r"the stage counts epochs; give it steps"):
+        steps_of(*stage_of((5, {"steps": 7}), 5, epochs=2))
+    assert steps_of(*stage_of((5, {"steps": 7}), 5, steps=9)) == 9
+
+
 def test_a_temperature_lies_between_the_sizes_and_even_shares():
     assert shares(10, 1000, steps=5) == [0.5, 0.5]
     assert shares(10, 1000, steps=5, temperature=1.0) == pytest.approx([10 / 1010, 1000 / 1010])

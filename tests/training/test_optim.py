@@ -8,7 +8,7 @@ from torch.optim import SGD, AdamW
 
 from mmgpt.config import UserError
 from mmgpt.training.muon import Muon
-from mmgpt.training.optim import freeze_except, make_optimizers, set_rates, share_of_peak
+from mmgpt.training.optim import freeze_except, layer_shares, make_optimizers, set_rates, share_of_peak
 from mmgpt.training.recipe import ScheduleConfig, StageConfig
 
 
@@ -80,6 +80,54 @@ def test_the_last_glob_that_names_a_parameter_sets_its_rate(make_bundle):
         expected = 0.01 if name.startswith("adapters.") else 1e-4 if name.startswith("encoders.") else 5e-3
         expected = 2e-3 if name.startswith("decoder.blocks.1.") else expected
         assert group["peak"] == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_rates_decay_from_each_block_to_the_one_below(kind, make_bundle):
+    model = make_bundle(image={"depth": 3}, audio={"kind": "linear"}, conformer={"depth": 2}).model
+    options = {"learning_rate": 0.01, "learning_rates": {"encoders.image": 0.02}, "optimizer": {"kind": kind}}
+    groups = groups_by_name(model, make_optimizers(model, stage(**options, layer_decay=0.5)))
+    depths = {"decoder": 2, "encoders.image.vit": 3, "encoders.audio": 2}
+    above = {
+        "decoder.norm.weight",
+        "decoder.head.weight",
+        "encoders.image.vit.norm.weight",
+        "encoders.image.vit.norm.bias",
+    }
+    seen = set()
+    for name, (cls, group) in groups.items():
+        part = next((part for part in depths if name.startswith(f"{part}.")), None)
+        place = name.removeprefix(f"{part}.")
+        below_top = depths[part] + 1 if part else 0  # as of embeddings and stems
+        if place.startswith("blocks."):
+            below_top = depths[part] - int(place.split(".")[1])
+        below_top = 0 if name in above else below_top
+        full = {"encoders.image.vit": 2.0}.get(part, 1.0) * (0.02 if cls is Muon else 0.01)
+        assert group["peak"] == pytest.approx(full * 0.5**below_top), name
+        seen.add((part, below_top))
+    assert above <= groups.keys()
+    assert seen == {
+        (None, 0),
+        *(("decoder", n) for n in range(4)),
+        *(("encoders.image.vit", n) for n in range(5)),
+        *(("encoders.audio", n) for n in (1, 2, 3)),
+    }
+
+
+def test_the_blocks_of_several_stages_are_one_stack():
+    part = "encoders.image.swin"
+    names = ["patch_embed.w", "layers_0.blocks.0.w", "down.w", "layers_1.blocks.0.w", "layers_1.blocks.1.w", "norm.w"]
+    shares = layer_shares(["adapters.image.layers.0.w", *(f"{part}.{name}" for name in names)], 0.5)
+    assert shares == dict(
+        zip((f"{part}.{name}" for name in names), (1 / 16, 1 / 8, 1 / 8, 1 / 4, 1 / 2, 1), strict=True)
+    )
+
+
+def test_a_part_without_blocks_learns_at_the_full_rate():
+    assert layer_shares(["encoders.image.conv.w", "encoders.image.norm.w"], 0.5) == {
+        "encoders.image.conv.w": 1.0,
+        "encoders.image.norm.w": 1.0,
+    }
 
 
 def test_a_rate_of_its_own_scales_muons_rate_by_the_same_factor(make_bundle):

@@ -22,7 +22,7 @@ from mmgpt.datasets.readers import open_source
 from mmgpt.evaluation import pipeline
 from mmgpt.inputs.stream import StepStream
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.weights import new_bundle
+from mmgpt.model.bundle import new_bundle
 from mmgpt.training.checkpoint import checkpoint_steps
 from mmgpt.training.log import read_log
 from mmgpt.training.loop import noise_seed, train

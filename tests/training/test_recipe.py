@@ -2,8 +2,9 @@ import pytest
 
 from mmgpt.config import UserError, to_yaml
 from mmgpt.training.log import read_log
-from mmgpt.training.loop import texts_of, train
+from mmgpt.training.loop import train
 from mmgpt.training.recipe import Recipe, load_recipe
+from mmgpt.training.vocabulary import texts_of
 
 
 def test_overrides_are_laid_over_a_recipe_by_the_name_of_the_stage():

@@ -1,0 +1,331 @@
+"""Audio encoder: Whisper's, a transformer over windows of 30 s that are always padded the same.
+
+A sound travels as its samples: its length alone tells how many features it gives, and the log-mel frames of a window,
+which reach past the sound's end, are made where the encoder runs. Longer sounds are windows one after the other.
+
+Shape letters: S samples, M clips, W windows of a clip, P windows of all clips, F mel bands, T mel frames, N features,
+D width.
+Source: Radford et al. 2022, arXiv:2212.04356; the pooling: Qwen2-Audio, arXiv:2407.10759.
+"""
+
+import math
+import random
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from mmgpt.config import UserError, did_you_mean
+from mmgpt.encoders.mel import slaney_filters
+from mmgpt.encoders.pieces import Grid
+from mmgpt.encoders.settings import Settings, preprocessor_of
+from mmgpt.encoders.sound import SoundConfig, is_real
+from mmgpt.files import load_weights, read_json
+from mmgpt.renaming import Rule, to_ours
+
+TOP = 8000.0  # Hz, of the highest mel band at any rate
+Count = TypeVar("Count", int, Tensor)
+
+
+class WhisperConfig(SoundConfig):
+    """Size and front end of a Whisper encoder."""
+
+    kind: Literal["whisper"] = "whisper"
+    mels: PositiveInt = 80
+    hop: PositiveInt = 160  # samples from a mel frame to the next
+    fft: PositiveInt = 400  # samples under a mel frame's window
+    positions: PositiveInt = 1500  # features of a window before pooling, of two mel frames each
+    width: PositiveInt = 384
+    depth: PositiveInt = 4
+    heads: PositiveInt = 6
+    inner: PositiveInt = 1536  # width of the feed-forward layers
+    pool: Literal[1, 2] = 1  # features averaged to one before the last norm; 2 as in Qwen2-Audio
+    dropout: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        if self.width % 2 or self.width < 4:
+            raise ValueError(f"width={self.width} must be even and at least 4: sines and cosines share it")
+        if self.window <= self.fft // 2:
+            raise ValueError(f"fft={self.fft} takes more than a window of {self.window} samples; use more positions")
+        return self
+
+    @property
+    def window(self) -> int:
+        """Samples of a window."""
+        return 2 * self.positions * self.hop
+
+    @property
+    def largest(self) -> tuple[int, ...]:
+        """Shape of the longest clip's tensor."""
+        return (int(self.max_seconds * self.rate),)
+
+    def features(self, samples: Count) -> Count:
+        """Features of a sound of so many samples: those of each window that begin in real sound.
+
+        A pair of which only the first does is dropped, as Qwen2-Audio does.
+        """
+        rest = samples % self.window
+        frames = -(-rest // self.hop)
+        return samples // self.window * (self.positions // self.pool) + -(-frames // 2) // self.pool
+
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+        """How the features of a clip whose tensor has the shape (S,) lie: in one row, (features,)."""
+        return ((self.features(shape[-1]),),)
+
+    def prepare(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
+        """Resample a mono sound (samples, rate): float32 (S,), filled with silence where it is too short for a feature.
+
+        Args:
+            sound: float32 samples, and how many make a second.
+            rng: draws the speed and the noise of this showing; None leaves the sound as it is.
+        Raises:
+            UserError: if it is longer than `max_seconds`.
+        """
+        samples_S = self.samples(sound, rng)
+        fewest = 1 + 2 * self.hop * (self.pool - 1)
+        return F.pad(samples_S, (0, max(0, fewest - len(samples_S))))
+
+
+class WhisperEncoder(nn.Module):
+    """Samples to features; the count is `config.num_tokens`."""
+
+    position_ND: Tensor
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.convolutions = nn.ModuleList(
+            [
+                nn.Conv1d(config.mels, config.width, 3, padding=1),
+                nn.Conv1d(config.width, config.width, 3, stride=2, padding=1),
+            ]
+        )
+        self.register_buffer("position_ND", _sinusoids(config.positions, config.width))  # never trained, but stored
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, samples_MS: Tensor, shapes_M1: Tensor) -> Tensor:
+        """Encode clips to features (M, N, D), zeros after each clip's `config.num_tokens`.
+
+        Args:
+            samples_MS: float32 samples, padded at the end with anything.
+            shapes_M1: samples of each clip.
+        """
+        lengths_M = shapes_M1[:, -1]
+        window = self.config.window
+        samples_MS = samples_MS * is_real(lengths_M, samples_MS.shape[1])
+        samples_MWS = F.pad(samples_MS, (0, -samples_MS.shape[1] % window)).unflatten(1, (-1, window))
+        used_MW = is_real(-(-lengths_M // window), samples_MWS.shape[1])
+        features_PND = self.encode_windows(log_mel_of(samples_MWS[used_MW], self.config))
+        features_MWND = features_PND.new_zeros(*used_MW.shape, *features_PND.shape[1:])
+        features_MWND[used_MW] = features_PND
+        real_MN = is_real(self.config.features(lengths_M), self.config.num_tokens(samples_MS.shape))
+        return features_MWND.flatten(1, 2)[:, : real_MN.shape[1]] * real_MN[..., None]
+
+    def encode_windows(self, mel_PFT: Tensor) -> Tensor:
+        """Features (P, N, D) of whole windows of log-mel frames (P, F, T)."""
+        for convolution in self.convolutions:
+            mel_PFT = F.gelu(convolution(mel_PFT))
+        x_PND = mel_PFT.mT + self.position_ND
+        for block in self.blocks:
+            x_PND = block(x_PND)
+        if self.config.pool > 1:
+            x_PND = F.avg_pool1d(x_PND.mT, self.config.pool).mT
+        out_PND: Tensor = self.norm(x_PND)
+        return out_PND
+
+
+class Block(nn.Module):
+    """Attention over the whole window and a feed-forward, each pre-normed and added."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.heads, width = config.heads, config.width
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.query, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
+        self.key = nn.Linear(width, width, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(width, config.inner), nn.GELU(), nn.Linear(config.inner, width))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_PND: Tensor) -> Tensor:
+        """One layer."""
+        before_attention, before_mlp = self.norms
+        normed_PND = before_attention(x_PND)
+        split = "p n (h e) -> p h n e"
+        query, key, value = (rearrange(f(normed_PND), split, h=self.heads) for f in (self.query, self.key, self.value))
+        mixed_PHNE = F.scaled_dot_product_attention(query, key, value)
+        x_PND = x_PND + self.dropout(self.out(rearrange(mixed_PHNE, "p h n e -> p n (h e)")))
+        out_PND: Tensor = x_PND + self.dropout(self.mlp(before_mlp(x_PND)))
+        return out_PND
+
+
+def log_mel_of(samples_PS: Tensor, config: WhisperConfig) -> Tensor:
+    """Log-mel frames (P, F, T) of whole windows: the top 8 powers of ten of each, about zero."""
+    window_S, filters_KF = _front_end(config.rate, config.fft, config.mels, samples_PS.device)
+    with torch.autocast(samples_PS.device.type, enabled=False):
+        spectrum_PKT = torch.stft(samples_PS.float(), config.fft, config.hop, window=window_S, return_complex=True)
+        power_PKT = spectrum_PKT[..., :-1].abs() ** 2  # the last frame is centred on the next window's first sample
+        log_PFT = (filters_KF.mT @ power_PKT).clamp(min=1e-10).log10()
+    log_PFT = log_PFT.maximum(log_PFT.amax((1, 2), keepdim=True) - 8)
+    return (log_PFT + 4) / 4
+
+
+@lru_cache(maxsize=8)
+def _front_end(rate: int, fft: int, bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.hann_window(fft).to(device), slaney_filters(rate, fft, bands, TOP).to(device)
+
+
+def _sinusoids(length: int, width: int) -> Tensor:
+    """Sines, then cosines, of the positions (N, D) in the reference's order of operations."""
+    step = math.log(10_000) / (width // 2 - 1)
+    angles = torch.arange(length)[:, None] * torch.exp(-step * torch.arange(width // 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+SOURCES = {  # model_type to the key of config.json that holds the encoder's settings, and what `pool` it is
+    "whisper": (None, 1),
+    "qwen2_audio_encoder": (None, 2),
+    "qwen2_audio": ("audio_config", 2),
+}
+
+
+def whisper_fields(folder: Path) -> dict[str, Any]:
+    """What a checkpoint in transformers' layout fixes of a `WhisperConfig`.
+
+    Raises:
+        UserError: if it is no Whisper or Qwen2-Audio, lacks a setting, or has one that is not supported.
+    """
+    file = folder / "config.json"
+    settings = read_json(file)
+    kind = str(settings.get("model_type"))
+    if kind not in SOURCES:
+        raise UserError(f"{file}: model_type={kind} has no Whisper encoder; {did_you_mean(kind, SOURCES)}")
+    part, pool = SOURCES[kind]
+    if part and not isinstance(settings.get(part), dict):
+        raise UserError(f"{file}: {part} is missing; take a whole checkpoint")
+    config, sound = Settings(settings[part] if part else settings, str(file)), preprocessor_of(folder)
+    config.must_be("activation_function", "gelu")
+    sound.must_be("feature_extractor_type", "WhisperFeatureExtractor")
+    sound.must_be("feature_size", config.number("num_mel_bins"))
+    sound.must_be("padding_value", 0.0)
+    if sound.settings.get("dither"):
+        sound.must_be("dither", 0.0)  # checkpoints from before there was one do not name it
+    fields = {
+        "rate": sound.number("sampling_rate"),
+        "mels": config.number("num_mel_bins"),
+        "hop": sound.number("hop_length"),
+        "fft": sound.number("n_fft"),
+        "positions": config.number("max_source_positions"),
+        "width": config.number("d_model"),
+        "depth": config.number("encoder_layers"),
+        "heads": config.number("encoder_attention_heads"),
+        "inner": config.number("encoder_ffn_dim"),
+        "pool": pool,
+    }
+    window = 2 * fields["positions"] * fields["hop"]
+    if sound.number("chunk_length") * fields["rate"] != window:
+        raise UserError(
+            f"{sound.where}: chunk_length={sound.read('chunk_length')} s is not the window of {window} samples that "
+            f"max_source_positions={fields['positions']} needs; the files are not of one checkpoint"
+        )
+    return fields
+
+
+def whisper_weights(folder: Path, config: WhisperConfig) -> dict[str, Tensor]:
+    """That checkpoint's encoder by the names of a `WhisperEncoder`; its decoder is left out.
+
+    Raises:
+        UserError: if the files cannot be read or the encoder holds weights that Whisper's does not have.
+    """
+    weights = load_weights(folder, pickles=config.pickles)
+    first = next((name for name in weights if name.endswith("conv1.weight")), None)
+    if first is None:
+        raise UserError(f"{folder}: holds no conv1.weight of a Whisper encoder; take another checkpoint")
+    prefix = first.removesuffix("conv1.weight")
+    encoder = {name: weight for name, weight in weights.items() if name.startswith(prefix)}
+    return to_ours(encoder, whisper_rules(prefix), str(folder))
+
+
+def whisper_rules(prefix: str) -> list[Rule]:
+    """The table between transformers' names, after a prefix such as `model.encoder.`, and those here."""
+    names = {
+        "self_attn_layer_norm": "norms.0",
+        "final_layer_norm": "norms.1",
+        "self_attn.q_proj": "query",
+        "self_attn.k_proj": "key",
+        "self_attn.v_proj": "value",
+        "self_attn.out_proj": "out",
+        "fc1": "mlp.0",
+        "fc2": "mlp.2",
+    }
+    modules = {"conv1": "convolutions.0", "conv2": "convolutions.1", "layer_norm": "norm"}
+    modules |= {f"layers.{{}}.{theirs}": f"blocks.{{}}.{ours}" for theirs, ours in names.items()}
+    return [
+        Rule(f"{prefix}embed_positions.weight", "position_ND"),
+        *(
+            Rule(f"{prefix}{theirs}.{part}", f"{ours}.{part}")
+            for theirs, ours in modules.items()
+            for part in ("weight", "bias")
+        ),
+    ]
+
+
+def whisper_config_dict(config: WhisperConfig) -> dict[str, Any]:
+    """The config as transformers' audio_config of a Qwen2-Audio.
+
+    Raises:
+        UserError: if it does not pool pairs of features, which Qwen2-Audio always does.
+    """
+    if config.pool != 2:
+        raise UserError(f"pool={config.pool}: Qwen2-Audio always averages pairs of features; train with pool=2")
+    return {
+        "model_type": "qwen2_audio_encoder",
+        "num_mel_bins": config.mels,
+        "max_source_positions": config.positions,
+        "d_model": config.width,
+        "encoder_layers": config.depth,
+        "encoder_attention_heads": config.heads,
+        "encoder_ffn_dim": config.inner,
+        "activation_function": "gelu",
+        "scale_embedding": False,
+        "dropout": config.dropout,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "encoder_layerdrop": 0.0,
+    }
+
+
+def whisper_preprocessor_dict(config: WhisperConfig) -> dict[str, Any]:
+    """The config as transformers' preprocessor_config.json.
+
+    Raises:
+        UserError: if a window is no whole number of seconds, in which transformers gives it.
+    """
+    if config.window % config.rate:
+        raise UserError(
+            f"positions={config.positions}: a window of {config.window / config.rate:g} s; transformers takes whole "
+            "seconds only, so change positions, hop or rate"
+        )
+    return {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": config.mels,
+        "sampling_rate": config.rate,
+        "hop_length": config.hop,
+        "n_fft": config.fft,
+        "chunk_length": config.window // config.rate,
+        "n_samples": config.window,
+        "nb_max_frames": 2 * config.positions,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "dither": 0.0,
+        "return_attention_mask": True,
+    }

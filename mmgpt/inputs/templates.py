@@ -1,0 +1,144 @@
+"""Chat templates: the markup around turns and media, and which of them an outside model was trained with.
+
+A Hugging Face checkpoint gives its template as a Jinja program. Those of the families here are recognised by their
+markup and written without Jinja, so that rendering knows of every token whether it is to be learned.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from mmgpt.config import UserError
+from mmgpt.datasets.sample import Role
+from mmgpt.files import read_json
+from mmgpt.inputs.tokenizer import END
+
+TemplateName = Literal["plain", "chatml", "llama3", "gemma", "vicuna"]
+
+
+class Turn(NamedTuple):
+    """The markup around one role's turns; `end` is learned after a reply, `after` never is."""
+
+    open: str
+    end: str
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The markup of a conversation.
+
+    Attributes:
+        begin: what stands before the first turn; None for what the tokenizer puts before every text.
+        turns: by role; a role without an entry cannot be said in this template.
+    """
+
+    begin: str | None
+    turns: Mapping[str, Turn]
+
+    @property
+    def end(self) -> str:
+        """What closes a reply, and stops generation."""
+        return self.turns["assistant"].end
+
+    @property
+    def tokens(self) -> list[str]:
+        """The special tokens of the markup."""
+        return special_tokens("".join([self.begin or "", *(piece for turn in self.turns.values() for piece in turn)]))
+
+    def turn(self, role: str) -> Turn:
+        """The markup of a role.
+
+        Raises:
+            UserError: if this template has none.
+        """
+        if role not in self.turns:
+            raise UserError(f"this model's chat template has no {role} turns, only {', '.join(self.turns)}")
+        return self.turns[role]
+
+
+ROLES: tuple[Role, ...] = get_args(Role)
+TEMPLATES: dict[str, Template] = {
+    "plain": Template(None, dict.fromkeys(ROLES, Turn("", END))),
+    "chatml": Template(None, {role: Turn(f"<|im_start|>{role}\n", "<|im_end|>", "\n") for role in ROLES}),
+    "llama3": Template(
+        "<|begin_of_text|>",
+        {role: Turn(f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>") for role in ROLES},
+    ),
+    "gemma": Template(
+        "<bos>",
+        {
+            "user": Turn("<start_of_turn>user\n", "<end_of_turn>", "\n"),
+            "assistant": Turn("<start_of_turn>model\n", "<end_of_turn>", "\n"),
+        },
+    ),
+    "vicuna": Template(  # LLaVA-1.5's (arXiv:2310.03744)
+        None, {"system": Turn("", " "), "user": Turn("USER: ", " "), "assistant": Turn("ASSISTANT:", "</s>")}
+    ),
+}
+MARKS: dict[str, TemplateName] = {  # what tells a family's template, first come first served
+    "<|im_start|>": "chatml",
+    "<|start_header_id|>": "llama3",
+    "<start_of_turn>": "gemma",
+    "ASSISTANT:": "vicuna",
+}
+
+
+def special_tokens(markup: str) -> list[str]:
+    """The special tokens in a piece of markup: words in angle brackets."""
+    return list(dict.fromkeys(re.findall(r"<[^<>\s]+>", markup)))
+
+
+def jinja_of(template: Template, begin: str, system: str | None, media: Mapping[str, str]) -> str:
+    """The template as Hugging Face's programs read it; messages hold a string, or a list of parts in reading order.
+
+    Args:
+        template: the markup.
+        begin: what stands before the first turn.
+        system: the system turn of conversations without one.
+        media: what stands for a medium of each modality.
+    """
+    added = "" if system is None else f"{template.turn('system').open}{system}{_closed(template.turn('system'))}"
+    kinds = "".join(f"{{%- elif part['type'] == {kind!r} -%}}{{{{ {text!r} }}}}" for kind, text in media.items())
+    opened = {role: turn.open for role, turn in template.turns.items()}
+    closed = {role: _closed(turn) for role, turn in template.turns.items()}
+    return "".join(
+        [
+            f"{{%- set opened = {opened!r} -%}}{{%- set closed = {closed!r} -%}}{{{{ {begin!r} }}}}",
+            f"{{%- if messages[0]['role'] != 'system' -%}}{{{{ {added!r} }}}}{{%- endif -%}}" if added else "",
+            "{%- for message in messages -%}{{ opened[message['role']] }}",
+            "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}",
+            "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}",
+            f"{kinds}{{%- endif -%}}{{%- endfor -%}}{{%- endif -%}}{{{{ closed[message['role']] }}}}{{%- endfor -%}}",
+            "{%- if add_generation_prompt -%}{{ opened['assistant'] }}{%- endif -%}",
+        ]
+    )
+
+
+def _closed(turn: Turn) -> str:
+    return turn.end + turn.after
+
+
+def read_template(folder: Path) -> tuple[TemplateName, str | None]:
+    """The template of an outside checkpoint, and the system turn that it writes where none is given.
+
+    Raises:
+        UserError: if it is none of those here.
+    """
+    jinja, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    program = jinja.read_text(encoding="utf-8") if jinja.is_file() else ""
+    if not program and settings.is_file():
+        program = read_json(settings).get("chat_template") or ""
+    if isinstance(program, list):  # several by name
+        program = next((one["template"] for one in program if one.get("name") == "default"), "")
+    if not program:
+        return "plain", None
+    name = next((name for mark, name in MARKS.items() if mark in program), None)
+    if name is None:
+        raise UserError(
+            f"{folder}: its chat template is none of {', '.join(MARKS.values())}; name the one to use in `template`"
+        )
+    system = re.search(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>]+?)<\|im_end\|>", program)
+    return name, system.group(1) if system else None

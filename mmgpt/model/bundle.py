@@ -1,0 +1,46 @@
+"""All that answering takes, in one object: model, tokenizer, template."""
+
+from dataclasses import dataclass, field
+
+from mmgpt.datasets.media import LIMITS, Limits
+from mmgpt.inputs.chat import Renderer
+from mmgpt.inputs.templates import TEMPLATES
+from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+
+
+@dataclass
+class Bundle:
+    """All that answering takes.
+
+    Attributes:
+        template: a name among TEMPLATES.
+        card: what is known of the model's origin.
+        limits: a recipe's, for its training; they are not saved, and prompts are held to the defaults.
+        system: the system turn of conversations that come without one.
+        wraps: markup before and after each medium of a modality.
+        new_tokens: ids that were added to the tokenizer of the decoder's checkpoint.
+    """
+
+    model: MultimodalModel
+    tokenizer: Tokenizer
+    template: str
+    card: dict[str, str] = field(default_factory=dict)
+    limits: Limits = LIMITS
+    system: str | None = None
+    wraps: dict[str, tuple[str, str]] = field(default_factory=dict)
+    new_tokens: tuple[int, ...] = ()
+
+    @property
+    def renderer(self) -> Renderer:
+        """Renders prompts and samples for this model."""
+        config = self.model.config
+        specs = config.media_specs(self.limits)
+        template, context = TEMPLATES[self.template], config.decoder.context
+        return Renderer(self.tokenizer, template, specs, context, self.system, self.wraps)
+
+
+def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: int | None = None) -> Bundle:
+    """A bundle with random weights; `rows` of the embedding are the tokens if not given."""
+    slots = {modality: tokenizer.special(SLOTS[modality]) for modality in config.encoders}
+    return Bundle(MultimodalModel(config, rows or len(tokenizer), slots), tokenizer, template)
