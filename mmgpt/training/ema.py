@@ -15,7 +15,7 @@ class Average:
     def __init__(self, model: nn.Module, decay: float, values: Mapping[str, Tensor] | None = None) -> None:
         """Begin, or go on from the `values` of a checkpoint, by the names of parameters."""
         learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.decay, self.weights = decay, list(learning.values())
+        self.decay, self.weights = decay, list[Tensor](learning.values())
         self.values = {name: (values or learning)[name].detach().clone() for name in learning}
 
     @torch.no_grad()

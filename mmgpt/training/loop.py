@@ -99,13 +99,13 @@ def _check_stages(recipe: Recipe, ranks: Ranks) -> None:
 
 def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_record: OnRecord) -> None:
     _check_stages(recipe, ranks)
-    template, system, wraps = talk_of(recipe)
+    names = [stage.name for stage in recipe.stages]
+    start = checkpoint.newest(run, names)
+    talk_of(recipe, start.folder if start else None)  # a start that is not there is told now
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
     for stage in recipe.stages:
         steps_of(stage, sources[stage.name])  # data that end too soon are told now
     _keep_freed_memory()
-    names = [stage.name for stage in recipe.stages]
-    start = checkpoint.newest(run, names)
     log = RunLog(run)
 
     def begin() -> None:
@@ -117,14 +117,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
         log.cut(names, start.stage if start else 0, start.step if start else -1)
 
     ranks.on_main(begin)
-    torch.manual_seed(recipe.seed)
-    tokenizer = Tokenizer.load(run)
-    bundle = new_bundle(recipe.model, tokenizer, template, rows_for(recipe.model, tokenizer))
-    bundle.system, bundle.wraps, bundle.new_tokens = system, wraps, new_tokens(recipe, tokenizer)
-    bundle.card = recipe.card()
-    bundle.limits = recipe.limits
-    if start is None:
-        load_parts(bundle.model, bundle.new_tokens)
+    bundle = _make_model(recipe, run, start)
     bundle.model.to(ranks.device)
     if recipe.start and not start:
         told = {"stage": names[0], "step": 0, **warm_start(bundle, recipe.start)}
@@ -137,6 +130,22 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
         at = start if start and number == start.stage else None
         _Stage(recipe, stage, bundle, sources[stage.name], run, log, ranks, on_record).run(at)
     ranks.on_main(lambda: write_folder(run / "final", lambda draft: save_bundle(bundle, draft)))
+
+
+def _make_model(recipe: Recipe, run: Path, start: checkpoint.Position | None) -> Bundle:
+    """A model of the recipe's parts: with the weights of the checkpoints that they begin from, unless a run goes on."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = Tokenizer.load(run)
+    known = read_json(start.folder / "config.json") if start else {}
+    template, system, wraps = talk_of(recipe, start.folder if start else None)
+    rows = known["vocab_size"] if start else rows_for(recipe.model, tokenizer)
+    bundle = new_bundle(recipe.model, tokenizer, template, rows)
+    bundle.system, bundle.wraps = system, wraps
+    bundle.new_tokens = tuple(known["new_tokens"]) if start else new_tokens(recipe, tokenizer)
+    bundle.card, bundle.limits = recipe.card(), recipe.limits
+    if not start:
+        load_parts(bundle.model, bundle.new_tokens)
+    return bundle
 
 
 def _keep_freed_memory() -> None:
@@ -248,10 +257,7 @@ class _Stage:
         for hook in self.held.values():
             hook.remove()
         if self.stage.lora:
-            model = self.bundle.model
-            self.ranks.on_main(
-                lambda: write_folder(self.folder / "adapter", lambda draft: lora.save_adapter(model, draft))
-            )
+            self.ranks.on_main(lambda: lora.save_adapters(self.bundle, self.folder))
             lora.merge_adapters(self.bundle)
 
     def _stream(self, start: int) -> StepStream:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.sample import parse_messages
-from mmgpt.files import first_of, save_weights
+from mmgpt.files import first_of, save_weights, write_folder
 from mmgpt.model.bundle import Bundle
+from mmgpt.model.families import family_of, family_rules
 from mmgpt.model.weights import golden_logits, make_golden
+from mmgpt.renaming import their_name
 
 MERGE_TOLERANCE = 1e-4  # of logits in float32, as a share of the largest (of 1, where all are smaller)
 ADAPTER = "default"  # what peft calls a model's only adapter
@@ -186,6 +188,29 @@ def save_adapter(model: nn.Module, folder: Path, outside_name: Callable[[str], s
         if name in names:
             weights[f"{PREFIX}{names[name]}.lora_{kind}"] = weight
     save_weights(weights, folder, shard_bytes=2**63, stem="adapter_model")  # peft reads one file
-    config = copy(model.peft_config[ADAPTER])  # type: ignore[index]
+    config: Any = copy(model.peft_config[ADAPTER])  # type: ignore[index]
     config.target_modules, config.inference_mode = sorted(names.values()), True
     config.save_pretrained(folder)
+
+
+def save_adapters(bundle: Bundle, stage: Path) -> None:
+    """Write a stage's adapter for this model, and where its decoder is of an outside family, one for that library's.
+
+    Such an adapter (`adapter-llama` ...) holds the decoder's layers by the names they have there; those that the
+    family keeps joined with others, as GPT-2 does query, key and value, have no place in it.
+    """
+    write_folder(stage / "adapter", lambda draft: save_adapter(bundle.model, draft))
+    try:
+        family = family_of(bundle.model.config.decoder)
+    except UserError:
+        return
+    rules = family_rules(bundle.model.config.decoder)
+
+    def outside_name(module: str) -> str | None:
+        weight = f"{module.removeprefix('decoder.')}.weight"
+        apart = [rule for rule in rules if isinstance(rule.ours, str)]
+        theirs = their_name(weight, apart) if module.startswith("decoder.") else None
+        return theirs and theirs.removesuffix(".weight")
+
+    if any(outside_name(name) for name in adapted(bundle.model)):
+        write_folder(stage / f"adapter-{family}", lambda draft: save_adapter(bundle.model, draft, outside_name))

@@ -13,9 +13,14 @@ from mmgpt.model.weights import TOKEN_TABLES, find_model, load_bundle, unique_we
 from mmgpt.training.recipe import Recipe
 
 
-def talk_of(recipe: Recipe) -> tuple[str, str | None, dict[str, tuple[str, str]]]:
-    """Template, system turn and markup around media: a recipe's own, else those of its start, else chatml alone."""
-    start = read_json(find_model(recipe.start) / "config.json") if recipe.start else {}
+def talk_of(recipe: Recipe, checkpoint: Path | None = None) -> tuple[str, str | None, dict[str, tuple[str, str]]]:
+    """Template, system turn and markup around media: a recipe's own, else those of its start, else chatml alone.
+
+    Raises:
+        UserError: if it has a start and there is no model; of a run that goes on, its own checkpoint will do.
+    """
+    folder = checkpoint or (find_model(recipe.start) if recipe.start else None)
+    start = read_json(folder / "config.json") if folder else {}
     template = recipe.template or start.get("template") or "chatml"
     wraps = recipe.wraps or {kind: (before, after) for kind, (before, after) in start.get("wraps", {}).items()}
     return template, start.get("system") if recipe.system is None else recipe.system, wraps

@@ -28,12 +28,13 @@ def sound() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def randomise() -> Callable[[torch.nn.Module], torch.nn.Module]:
-    def fill(model: torch.nn.Module) -> torch.nn.Module:
+def randomise() -> Callable[[torch.nn.Module], Any]:
+    def fill(model: torch.nn.Module) -> Any:
         """Weights and batch statistics that all show in what the model gives."""
         torch.manual_seed(0)
         for name, parameter in model.named_parameters():
-            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.15)
+            is_scale = parameter.dim() == 1 and ("norm" in name or "ln_" in name) and name.endswith("weight")
+            torch.nn.init.normal_(parameter, mean=float(is_scale), std=0.15)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 torch.nn.init.normal_(buffer, std=0.3)

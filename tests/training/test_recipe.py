@@ -1,8 +1,12 @@
+import io
+
 import pytest
+from rich.console import Console
 
 from mmgpt.config import UserError, to_yaml
 from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
+from mmgpt.training.progress import TrainingDisplay
 from mmgpt.training.recipe import Recipe, load_recipe
 from mmgpt.training.vocabulary import texts_of
 
@@ -55,6 +59,18 @@ def test_before_a_stage_starts_it_tells_which_parts_train_and_how_fast(make_reci
     assert parts["adapters.image"]["trained"] == parts["adapters.image"]["parameters"]
     assert parts["adapters.image"]["learning_rate"] == 0.002
     assert parts["decoder"]["bytes"] == 4 * parts["decoder"]["parameters"]
+
+
+@pytest.mark.train
+def test_the_freeze_table_shows_the_lowest_and_the_highest_rate_of_a_part(make_recipe, tmp_path):
+    shown = io.StringIO()
+    display = TrainingDisplay(Console(file=shown, width=200))
+    stage = {"steps": 1, "layer_decay": 0.5, "learning_rate": 0.01, "train": ["decoder", "adapters.*"]}
+    train(make_recipe(stage), out=tmp_path, device="cpu", on_record=display.on_record)
+    rows = {line.split()[0]: line for line in shown.getvalue().splitlines() if line.strip()}
+    assert "0.00125 to 0.01 " in rows["decoder"]  # two blocks, and the embedding below them
+    assert " to " not in rows["adapters.image"]
+    assert "frozen" in rows["encoders.image"]
 
 
 @pytest.mark.train

@@ -1,4 +1,5 @@
 import io
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from mmgpt.config import UserError
 from mmgpt.evaluation.inspect import open_data
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.weights import load_bundle, new_bundle, save_bundle
-from mmgpt.training import loop
 from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.progress import TrainingDisplay
@@ -146,9 +146,10 @@ def test_a_tokenizer_or_template_that_the_recipe_names_comes_before_the_starts(m
 
 
 @pytest.mark.train
-def test_stopped_and_resumed_is_straight_and_starts_once(make_recipe, tmp_path, monkeypatch):
+def test_stopped_and_resumed_is_straight_and_starts_once(make_recipe, tmp_path):
     train(make_recipe({"steps": 2}), out=tmp_path / "first", device="cpu")
-    recipe = make_recipe({"steps": 4, "save_every": 1}, start=str(tmp_path / "first"), seed=5)
+    inherited = {"start": str(tmp_path / "first"), "tokenizer": None, "template": None}
+    recipe = make_recipe({"steps": 4, "save_every": 1}, **inherited, seed=5)
     train(recipe, out=tmp_path / "straight", device="cpu")
 
     def stop(record):
@@ -157,15 +158,16 @@ def test_stopped_and_resumed_is_straight_and_starts_once(make_recipe, tmp_path, 
 
     with pytest.raises(Stopped):
         train(recipe, out=tmp_path / "broken", device="cpu", on_record=stop)
-    monkeypatch.setattr(loop, "warm_start", lambda *arguments: pytest.fail("started again"))
+    shutil.rmtree(tmp_path / "first")  # what goes on needs it no more
     train(recipe, out=tmp_path / "broken", device="cpu")
     ours, theirs = (load_file(tmp_path / run / "final" / "model.safetensors") for run in ("straight", "broken"))
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert [r.get("event") for r in read_log(tmp_path / "broken" / "log.jsonl")][:2] == ["start", "stage"]
 
 
-def test_a_start_that_is_not_there_stops_a_run_before_its_folder_is_made(make_recipe, tmp_path):
-    recipe = make_recipe(start=str(tmp_path / "absent"), template=None)
+@pytest.mark.parametrize("template", [None, "plain"])
+def test_a_start_that_is_not_there_stops_a_run_before_its_folder_is_made(template, make_recipe, tmp_path):
+    recipe = make_recipe(start=str(tmp_path / "absent"), template=template)
     with pytest.raises(UserError, match=r"absent: no such folder; give a run"):
         train(recipe, out=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
