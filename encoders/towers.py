@@ -194,8 +194,8 @@ def timm_fields(folder: Path) -> dict[str, Any]:
     if "architecture" not in described:
         kind = described.get("model_type")
         raise UserError(
-            f"{file}: names no architecture of timm, and its model_type {kind!r} is no CLIP or SigLIP; take timm's copy "
-            "of this tower, from huggingface.co/timm"
+            f"{file}: names no architecture of timm, and its model_type {kind!r} is no CLIP or SigLIP; take "
+            "timm's copy of this tower, from huggingface.co/timm"
         )
     pixels = {**described, **described.get("pretrained_cfg", {})}  # which lay beside it once
     absent = [name for name in ("mean", "std", "interpolation", "input_size", "crop_pct") if not pixels.get(name)]

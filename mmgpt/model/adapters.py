@@ -111,8 +111,8 @@ def check_grids(adapter: AdapterConfig, encoder: PiecesConfig) -> None:
         )
     if adapter.kind == "fold" and any(side % adapter.stride for side in encoder.unit):
         raise ValueError(
-            f"fold: stride={adapter.stride} does not divide the encoder's multiple={encoder.unit[0]}, of which the sides "
-            f"of its grids are; set multiple: {adapter.stride}"
+            f"fold: stride={adapter.stride} does not divide the encoder's multiple={encoder.unit[0]}, the least side "
+            f"of its grids; set multiple: {adapter.stride}"
         )
 
 
