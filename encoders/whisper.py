@@ -10,6 +10,7 @@ Source: Radford et al. 2022, arXiv:2212.04356; the pooling: Qwen2-Audio, arXiv:2
 
 import math
 import random
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -46,6 +47,7 @@ class WhisperConfig(SoundConfig):
     heads: PositiveInt = 6
     inner: PositiveInt = 1536  # width of the feed-forward layers
     pool: Literal[1, 2] = 1  # features averaged to one before the last norm; 2 as in Qwen2-Audio
+    masked: bool = False  # attention sees no feature of the silence after a sound, as in Qwen2-Audio; Whisper sees it
     dropout: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
@@ -125,19 +127,25 @@ class WhisperEncoder(nn.Module):
         samples_MS = samples_MS * is_real(lengths_M, samples_MS.shape[1])
         samples_MWS = F.pad(samples_MS, (0, -samples_MS.shape[1] % window)).unflatten(1, (-1, window))
         used_MW = is_real(-(-lengths_M // window), samples_MWS.shape[1])
-        features_PND = self.encode_windows(log_mel_of(samples_MWS[used_MW], self.config))
+        visible_P1N = None
+        if self.config.masked:
+            starts_W = torch.arange(samples_MWS.shape[1], device=lengths_M.device) * window
+            inside_P = (lengths_M[:, None] - starts_W).clamp(max=window)[used_MW]
+            visible_P1N = is_real(-(-inside_P // (2 * self.config.hop)), self.config.positions)[:, None]
+        mel_PFT = log_mel_of(samples_MWS[used_MW], self.config).to(self.norm.weight.dtype)
+        features_PND = self.encode_windows(mel_PFT, visible_P1N)
         features_MWND = features_PND.new_zeros(*used_MW.shape, *features_PND.shape[1:])
         features_MWND[used_MW] = features_PND
         real_MN = is_real(self.config.features(lengths_M), self.config.num_tokens(samples_MS.shape))
         return features_MWND.flatten(1, 2)[:, : real_MN.shape[1]] * real_MN[..., None]
 
-    def encode_windows(self, mel_PFT: Tensor) -> Tensor:
-        """Features (P, N, D) of whole windows of log-mel frames (P, F, T)."""
+    def encode_windows(self, mel_PFT: Tensor, visible_P1N: Tensor | None = None) -> Tensor:
+        """Features (P, N, D) of whole windows of log-mel frames (P, F, T), of which attention sees those that it may."""
         for convolution in self.convolutions:
             mel_PFT = F.gelu(convolution(mel_PFT))
         x_PND = mel_PFT.mT + self.position_ND
         for block in self.blocks:
-            x_PND = block(x_PND)
+            x_PND = block(x_PND, visible_P1N)
         if self.config.pool > 1:
             x_PND = F.avg_pool1d(x_PND.mT, self.config.pool).mT
         out_PND: Tensor = self.norm(x_PND)
@@ -156,13 +164,14 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, config.inner), nn.GELU(), nn.Linear(config.inner, width))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_PND: Tensor) -> Tensor:
+    def forward(self, x_PND: Tensor, visible_P1N: Tensor | None) -> Tensor:
         """One layer."""
         before_attention, before_mlp = self.norms
         normed_PND = before_attention(x_PND)
         split = "p n (h e) -> p h n e"
         query, key, value = (rearrange(f(normed_PND), split, h=self.heads) for f in (self.query, self.key, self.value))
-        mixed_PHNE = F.scaled_dot_product_attention(query, key, value)
+        visible = None if visible_P1N is None else visible_P1N[:, None]
+        mixed_PHNE = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         x_PND = x_PND + self.dropout(self.out(rearrange(mixed_PHNE, "p h n e -> p n (h e)")))
         out_PND: Tensor = x_PND + self.dropout(self.mlp(before_mlp(x_PND)))
         return out_PND
@@ -191,10 +200,10 @@ def _sinusoids(length: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-SOURCES = {  # model_type to the key of config.json that holds the encoder's settings, and what `pool` it is
-    "whisper": (None, 1),
-    "qwen2_audio_encoder": (None, 2),
-    "qwen2_audio": ("audio_config", 2),
+SOURCES: dict[str, tuple[str | None, Literal[1, 2], bool]] = {  # model_type to where config.json has the encoder's
+    "whisper": (None, 1, False),  # settings, its `pool`, and if it is `masked`
+    "qwen2_audio_encoder": (None, 2, False),
+    "qwen2_audio": ("audio_config", 2, True),
 }
 
 
@@ -209,7 +218,7 @@ def whisper_fields(folder: Path) -> dict[str, Any]:
     kind = str(settings.get("model_type"))
     if kind not in SOURCES:
         raise UserError(f"{file}: model_type={kind} has no Whisper encoder; {did_you_mean(kind, SOURCES)}")
-    part, pool = SOURCES[kind]
+    part, pool, masked = SOURCES[kind]
     if part and not isinstance(settings.get(part), dict):
         raise UserError(f"{file}: {part} is missing; take a whole checkpoint")
     config, sound = Settings(settings[part] if part else settings, str(file)), preprocessor_of(folder)
@@ -230,6 +239,7 @@ def whisper_fields(folder: Path) -> dict[str, Any]:
         "heads": config.number("encoder_attention_heads"),
         "inner": config.number("encoder_ffn_dim"),
         "pool": pool,
+        "masked": masked,
     }
     window = 2 * fields["positions"] * fields["hop"]
     if sound.number("chunk_length") * fields["rate"] != window:
@@ -241,18 +251,22 @@ def whisper_fields(folder: Path) -> dict[str, Any]:
 
 
 def whisper_weights(folder: Path, config: WhisperConfig) -> dict[str, Tensor]:
-    """That checkpoint's encoder by the names of a `WhisperEncoder`; its decoder is left out.
+    """That checkpoint's encoder by the names of a `WhisperEncoder`; see `whisper_weights_of`."""
+    return whisper_weights_of(load_weights(folder, pickles=config.pickles), config, str(folder))
+
+
+def whisper_weights_of(weights: Mapping[str, Tensor], config: WhisperConfig, where: str) -> dict[str, Tensor]:
+    """The encoder among a whole model's weights, by the names of a `WhisperEncoder`; what else there is is left out.
 
     Raises:
-        UserError: if the files cannot be read or the encoder holds weights that Whisper's does not have.
+        UserError: if there is none, or it holds weights that Whisper's does not have.
     """
-    weights = load_weights(folder, pickles=config.pickles)
     first = next((name for name in weights if name.endswith("conv1.weight")), None)
     if first is None:
-        raise UserError(f"{folder}: holds no conv1.weight of a Whisper encoder; take another checkpoint")
+        raise UserError(f"{where}: holds no conv1.weight of a Whisper encoder; take another checkpoint")
     prefix = first.removesuffix("conv1.weight")
     encoder = {name: weight for name, weight in weights.items() if name.startswith(prefix)}
-    return to_ours(encoder, whisper_rules(prefix), str(folder))
+    return to_ours(encoder, whisper_rules(prefix), where)
 
 
 def whisper_rules(prefix: str) -> list[Rule]:
@@ -287,6 +301,8 @@ def whisper_config_dict(config: WhisperConfig) -> dict[str, Any]:
     """
     if config.pool != 2:
         raise UserError(f"pool={config.pool}: Qwen2-Audio always averages pairs of features; train with pool=2")
+    if not config.masked:
+        raise UserError("masked=False: Qwen2-Audio never attends to the silence after a sound; train with masked=True")
     return {
         "model_type": "qwen2_audio_encoder",
         "num_mel_bins": config.mels,

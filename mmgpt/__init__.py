@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mmgpt.generation.assistant import Assistant, Choice, load
     from mmgpt.generation.decode import Reply
     from mmgpt.generation.prompts import FewShot
+    from mmgpt.hub import push
+    from mmgpt.model.export import convert
 
 _PUBLIC = {
     "Assistant": "generation.assistant",
@@ -28,8 +30,10 @@ _PUBLIC = {
     "Text": "datasets.sample",
     "UserError": "config",
     "Video": "datasets.media",
+    "convert": "model.export",
     "evaluate": "evaluation.run",
     "load": "generation.assistant",
+    "push": "hub",
     "train": "evaluation.pipeline",
 }
 
@@ -45,8 +49,10 @@ __all__ = [
     "Text",
     "UserError",
     "Video",
+    "convert",
     "evaluate",
     "load",
+    "push",
     "train",
 ]
 

@@ -39,6 +39,8 @@ Checkpoint = Annotated[
     Path, typer.Argument(help="A run, a checkpoint, or an exported model folder.", show_default=False)
 ]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of the hub.")]
+DType = Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, or auto for what is stored.")]
 MaxNewTokens = Annotated[int, typer.Option(help="The most tokens of an answer.")]
 
 
@@ -173,6 +175,43 @@ def chat(
     from mmgpt.generation.terminal import talk
 
     talk(load(checkpoint, device=device), out_console, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+@app.command()
+def convert(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    to: Annotated[str, typer.Option(help="mmgpt, hf-lm, hf-llava, hf-smolvlm or hf-qwen2-audio.")] = "mmgpt",
+    source: Annotated[
+        str | None, typer.Option("--from", help="The form it has now; found by itself if not given.")
+    ] = None,
+    revision: Revision = None,
+    dtype: DType = "auto",
+) -> None:
+    """Write a model in a form that others read, or one of theirs in ours. The result is verified before it is there.
+
+    hf-lm: a language model in its family's files. hf-llava, hf-smolvlm (Idefics3), hf-qwen2-audio: for transformers and
+    vLLM. What a form has no place for is refused, with the forms that have.
+    """
+    from mmgpt.model.export import convert as run
+
+    folder = run(checkpoint, out, to=to, source=source, revision=revision, dtype=dtype)
+    out_console.print(f"{to}: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def push(
+    checkpoint: Checkpoint,
+    repository: Annotated[str, typer.Argument(help="organisation/name on the Hugging Face hub.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Revision = None,
+) -> None:
+    """Upload a model with its card to the Hugging Face hub, where mmgpt.load("organisation/name") finds it."""
+    from mmgpt.hub import push as run
+    from mmgpt.model.weights import find_model
+
+    address = run(find_model(checkpoint), repository, private=private, revision=revision)
+    out_console.print(address, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bars:

@@ -110,12 +110,8 @@ def _read_rope(given: Described, where: str) -> dict[str, Any]:
     stated: dict[str, Any] = given.get("rope_parameters") or given.get("rope_scaling") or {}
     kind = stated.get("rope_type") or stated.get("type") or "default"
     _among(kind, "rope_type", ["default", *ROPE_KEYS], where)
-    _among(
-        stated.get("partial_rotary_factor", given.get("partial_rotary_factor", 1.0)),
-        "partial_rotary_factor",
-        [1.0],
-        where,
-    )
+    share = stated.get("partial_rotary_factor", given.get("partial_rotary_factor", 1.0))
+    _among(share, "partial_rotary_factor", [1.0], where)
     keys = ROPE_KEYS.get(kind, {})
     known = {*keys, *ROPE_OTHERS, *(("mscale", "mscale_all_dim") if kind == "yarn" else ())}
     for key in stated:
@@ -224,17 +220,14 @@ def family_of(config: DecoderConfig) -> str:
     Raises:
         UserError: if there is none; names what it lacks.
     """
-    if config.family is not None:
-        family = _among(config.family, "family", FAMILIES, "decoder")
-        faults = _differences(config, family)
+    if config.family is None:
+        kind = next((kind for kind in FAMILIES if not _differences(config, kind)), "llama")
     else:
-        family = next((kind for kind in FAMILIES if not _differences(config, kind)), "llama")
-        faults = _differences(config, family)
+        kind = str(_among(config.family, "family", FAMILIES, "decoder"))
+    faults = _differences(config, kind)
     if faults:
-        raise UserError(
-            f"decoder: a {family} has no place for {', '.join(faults)}; it can be saved as mmgpt's own only"
-        )
-    return family
+        raise UserError(f"decoder: {kind} has no place for {', '.join(faults)}; it can be saved as mmgpt's own only")
+    return kind
 
 
 def _differences(config: DecoderConfig, kind: str) -> list[str]:
@@ -264,15 +257,15 @@ def _settings(config: DecoderConfig, kind: str) -> dict[str, Any]:
     family, fields = FAMILIES[kind], _resolved(config)
     fields["score_width"] = int(fields["score_width"]) if fields["score_width"] % 1 == 0 else fields["score_width"]
     name, activations = family.activation
-    spare, given = {key for key, value in family.defaults.items() if value is None}, config.model_dump()
+    unsaid = [  # None here and in the family's own files
+        theirs
+        for theirs, ours in family.keys.items()
+        if family.defaults.get(theirs, ours) is None and getattr(config, ours) is None
+    ]
     settings = {
         "architectures": [family.architecture],
         "model_type": kind,
-        **{
-            theirs: fields[ours]
-            for theirs, ours in family.keys.items()
-            if not (theirs in spare and given[ours] is None)
-        },
+        **{theirs: fields[ours] for theirs, ours in family.keys.items() if theirs not in unsaid},
         name: next((theirs for theirs, ours in activations.items() if ours == config.mlp), config.mlp),
     }
     if "attention_bias" in family.defaults:

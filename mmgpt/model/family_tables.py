@@ -12,82 +12,49 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 Described = Mapping[str, Any]  # a config.json, with the family's defaults for what it leaves out
 
 
-class Family(NamedTuple):
-    """One family.
-
-    Attributes:
-        architecture: the class that transformers builds of it.
-        body: what the names of its weights begin with, but for the output layer's.
-        rules: the names below that; the first is the embedding's.
-        keys: setting and field, where both hold the same value.
-        defaults: settings that may be left out.
-        fixed: fields that the whole family shares.
-        activation: the setting that names it, and our feed-forward for each of its values.
-        only: settings that must hold one of these values where they are given.
-        layer_types: what each layer sees where `layer_types` is not given; None if no layer has a window.
-        ignored: names of saved tensors that hold nothing learned, as regular expressions.
-    """
-
-    architecture: str
-    body: str
-    rules: tuple[Rule, ...]
-    keys: dict[str, str]
-    defaults: dict[str, Any]
-    fixed: dict[str, Any]
-    activation: tuple[str, dict[str, str]]
-    only: dict[str, tuple[Any, ...]] = {}
-    layer_types: Callable[[Described], list[str]] | None = None
-    ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+def _rules(names: Mapping[str, str | tuple[str, ...]], transposed: tuple[str, ...] = ()) -> tuple[Rule, ...]:
+    """A rule for the weight and one for the bias of each module; some modules' weights are stored (in, out)."""
+    rules = []
+    for theirs, ours in names.items():
+        pieces = (ours,) if isinstance(ours, str) else ours
+        rules.append(Rule(f"{theirs}.weight", tuple(f"{name}.weight" for name in pieces), theirs in transposed))
+        rules.append(Rule(f"{theirs}.bias", tuple(f"{name}.bias" for name in pieces)))
+    return tuple(rules)
 
 
-def _rules(
-    names: Mapping[str, str | tuple[str, ...]], block: str, blocks: Mapping[str, str | tuple[str, ...]], transposed: str
-) -> tuple[Rule, ...]:
-    """A rule for the weight and one for the bias of each module; matrices named `transposed`... are stored turned."""
-    inside = {
-        f"{block}.{{}}.{theirs}": tuple(f"blocks.{{}}.{name}" for name in ([ours] if isinstance(ours, str) else ours))
-        for theirs, ours in blocks.items()
-    }
-    return tuple(
-        Rule(
-            f"{theirs}.{kind}",
-            tuple(f"{name}.{kind}" for name in ((ours,) if isinstance(ours, str) else ours)),
-            bool(transposed) and kind == "weight" and theirs.split(".")[-1].startswith(transposed),
-        )
-        for theirs, ours in {**names, **inside}.items()
-        for kind in ("weight", "bias")
-    )
-
-
-_LLAMA_BLOCK: dict[str, str | tuple[str, ...]] = {
-    "input_layernorm": "attention_norm",
-    "self_attn.q_proj": "attention.query",
-    "self_attn.k_proj": "attention.key",
-    "self_attn.v_proj": "attention.value",
-    "self_attn.o_proj": "attention.out",
-    "self_attn.q_norm": "attention.query_norm",
-    "self_attn.k_norm": "attention.key_norm",
-    "mlp.gate_proj": "mlp.gate",
-    "mlp.up_proj": "mlp.up",
-    "mlp.down_proj": "mlp.down",
+_LLAMA_NAMES = {
+    "embed_tokens": "embedding",
+    "norm": "norm",
+    "layers.{}.input_layernorm": "blocks.{}.attention_norm",
+    "layers.{}.self_attn.q_proj": "blocks.{}.attention.query",
+    "layers.{}.self_attn.k_proj": "blocks.{}.attention.key",
+    "layers.{}.self_attn.v_proj": "blocks.{}.attention.value",
+    "layers.{}.self_attn.o_proj": "blocks.{}.attention.out",
+    "layers.{}.self_attn.q_norm": "blocks.{}.attention.query_norm",
+    "layers.{}.self_attn.k_norm": "blocks.{}.attention.key_norm",
+    "layers.{}.post_attention_layernorm": "blocks.{}.mlp_norm",
+    "layers.{}.mlp.gate_proj": "blocks.{}.mlp.gate",
+    "layers.{}.mlp.up_proj": "blocks.{}.mlp.up",
+    "layers.{}.mlp.down_proj": "blocks.{}.mlp.down",
 }
-_LLAMA_TOP = {"embed_tokens": "embedding", "norm": "norm"}
-_LLAMA_RULES = _rules(_LLAMA_TOP, "layers", {**_LLAMA_BLOCK, "post_attention_layernorm": "mlp_norm"}, "")
-_GEMMA_NORMS = {
-    "post_attention_layernorm": "attention_post_norm",
-    "pre_feedforward_layernorm": "mlp_norm",
-    "post_feedforward_layernorm": "mlp_post_norm",
+_GEMMA_NAMES = {
+    **_LLAMA_NAMES,
+    "layers.{}.post_attention_layernorm": "blocks.{}.attention_post_norm",
+    "layers.{}.pre_feedforward_layernorm": "blocks.{}.mlp_norm",
+    "layers.{}.post_feedforward_layernorm": "blocks.{}.mlp_post_norm",
 }
-_GEMMA_RULES = _rules(_LLAMA_TOP, "layers", {**_LLAMA_BLOCK, **_GEMMA_NORMS}, "")
-_GPT2_BLOCK: dict[str, str | tuple[str, ...]] = {
-    "ln_1": "attention_norm",
-    "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
-    "attn.c_proj": "attention.out",
-    "ln_2": "mlp_norm",
-    "mlp.c_fc": "mlp.up",
-    "mlp.c_proj": "mlp.down",
+_GPT2_NAMES: dict[str, str | tuple[str, ...]] = {
+    "wte": "embedding",
+    "wpe": "positions",
+    "ln_f": "norm",
+    "h.{}.ln_1": "blocks.{}.attention_norm",
+    "h.{}.attn.c_attn": tuple(f"blocks.{{}}.attention.{name}" for name in ("query", "key", "value")),
+    "h.{}.attn.c_proj": "blocks.{}.attention.out",
+    "h.{}.ln_2": "blocks.{}.mlp_norm",
+    "h.{}.mlp.c_fc": "blocks.{}.mlp.up",
+    "h.{}.mlp.c_proj": "blocks.{}.mlp.down",
 }
-_GPT2_RULES = _rules({"wte": "embedding", "wpe": "positions", "ln_f": "norm"}, "h", _GPT2_BLOCK, "c_")
+_GPT2_TURNED = ("h.{}.attn.c_attn", "h.{}.attn.c_proj", "h.{}.mlp.c_fc", "h.{}.mlp.c_proj")
 _LLAMA_KEYS = {
     "hidden_size": "width",
     "num_hidden_layers": "depth",
@@ -114,11 +81,35 @@ _GPT2_KEYS = {
     "layer_norm_epsilon": "norm_eps",
     "tie_word_embeddings": "tied",
 }
-_PLAIN = {"head_dim": None, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
-_BIASES = {"attention_bias": False, "mlp_bias": False}
-_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
-_CAPS = {"query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _GATES = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu"}
+
+
+class Family(NamedTuple):
+    """One family; what is not given is as in Llama.
+
+    Attributes:
+        architecture: the class that transformers builds of it.
+        defaults: settings that may be left out.
+        fixed: fields that the whole family shares.
+        keys: setting and field, where both hold the same value.
+        activation: the setting that names it, and our feed-forward for each of its values.
+        only: settings that must hold one of these values where they are given.
+        layer_types: what each layer sees where `layer_types` is not given; None if no layer has a window.
+        body: what the names of its weights begin with, but for the output layer's.
+        rules: the names below that; the first is the embedding's.
+        ignored: names of saved tensors that hold nothing learned, as regular expressions.
+    """
+
+    architecture: str
+    defaults: dict[str, Any]
+    fixed: dict[str, Any] = {}
+    keys: dict[str, str] = _LLAMA_KEYS
+    activation: tuple[str, dict[str, str]] = ("hidden_act", _GATES)
+    only: dict[str, tuple[Any, ...]] = {}
+    layer_types: Callable[[Described], list[str]] | None = None
+    body: str = "model."
+    rules: tuple[Rule, ...] = _rules(_LLAMA_NAMES)
+    ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
 
 
 def _later_slide(described: Described) -> list[str]:
@@ -144,51 +135,31 @@ def rotated_layers(described: Described) -> list[int]:
     return described.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(depth)]
 
 
+_PLAIN = {
+    "head_dim": None,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+}
+_BIASES = {"attention_bias": False, "mlp_bias": False}
+_WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_CAPS = {"query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
 FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        "LlamaForCausalLM",
-        "model.",
-        _LLAMA_RULES,
-        _LLAMA_KEYS,
-        {**_PLAIN, **_BIASES, "num_key_value_heads": None, "hidden_act": "silu"},
-        {},
-        ("hidden_act", _GATES),
-    ),
-    "qwen2": Family(
-        "Qwen2ForCausalLM",
-        "model.",
-        _LLAMA_RULES,
-        _LLAMA_KEYS,
-        {**_PLAIN, **_WINDOWS, "hidden_act": "silu"},
-        {"bias": "qkv"},
-        ("hidden_act", _GATES),
-        layer_types=_later_slide,
-    ),
+    "llama": Family("LlamaForCausalLM", {**_PLAIN, **_BIASES, "num_key_value_heads": None}),
+    "qwen2": Family("Qwen2ForCausalLM", {**_PLAIN, **_WINDOWS}, {"bias": "qkv"}, layer_types=_later_slide),
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        "model.",
-        _LLAMA_RULES,
-        _LLAMA_KEYS,
-        {**_PLAIN, **_WINDOWS, "head_dim": 128, "attention_bias": False, "hidden_act": "silu"},
+        {**_PLAIN, **_WINDOWS, "head_dim": 128, "attention_bias": False},
         {"qk_norm": True},
-        ("hidden_act", _GATES),
         layer_types=_later_slide,
     ),
     "mistral": Family(
-        "MistralForCausalLM",
-        "model.",
-        _LLAMA_RULES,
-        _LLAMA_KEYS,
-        {**_PLAIN, "sliding_window": 4096, "num_key_value_heads": 8, "hidden_act": "silu"},
-        {},
-        ("hidden_act", _GATES),
-        layer_types=_all_slide,
+        "MistralForCausalLM", {**_PLAIN, "sliding_window": 4096, "num_key_value_heads": 8}, layer_types=_all_slide
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
-        "model.",
-        _LLAMA_RULES,
-        _LLAMA_KEYS,
         {
             **_PLAIN,
             **_BIASES,
@@ -197,17 +168,11 @@ FAMILIES: dict[str, Family] = {
             "no_rope_layer_interval": 4,
             "rope_theta": 2_000_000.0,
             "tie_word_embeddings": True,
-            "hidden_act": "silu",
         },
-        {},
-        ("hidden_act", _GATES),
         layer_types=_unrotated_slide,
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
-        "model.",
-        _GEMMA_RULES,
-        _GEMMA_KEYS,
         {
             **_PLAIN,
             **_CAPS,
@@ -218,15 +183,14 @@ FAMILIES: dict[str, Family] = {
             "hidden_activation": "gelu_pytorch_tanh",
         },
         {"norm": "rms_plus_one", "post_norms": True, "scaled_embedding": True},
+        _GEMMA_KEYS,
         ("hidden_activation", _GATES),
         only={"use_bidirectional_attention": (False,)},
         layer_types=_evens_slide,
+        rules=_rules(_GEMMA_NAMES),
     ),
     "gpt2": Family(
         "GPT2LMHeadModel",
-        "transformer.",
-        _GPT2_RULES,
-        _GPT2_KEYS,
         {
             "n_inner": None,
             "n_positions": 1024,
@@ -235,12 +199,15 @@ FAMILIES: dict[str, Family] = {
             "activation_function": "gelu_new",
         },
         {"norm": "layer", "position": "learned", "bias": True},
+        _GPT2_KEYS,
         ("activation_function", {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}),
         only={
             "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
             "add_cross_attention": (False,),
         },
+        body="transformer.",
+        rules=_rules(_GPT2_NAMES, _GPT2_TURNED),
         ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     ),
 }

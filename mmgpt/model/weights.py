@@ -20,15 +20,14 @@ from mmgpt.files import check_weights, load_weights, read_json, save_weights, wr
 from mmgpt.hub import fetch, is_name
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import TooLong
-from mmgpt.inputs.templates import TEMPLATES, read_template
+from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.card import card_text
-from mmgpt.model.families import decoder_fields, decoder_weights
-from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.meta import without_weights
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
-from mmgpt.model.pretrained import rows_of, tokenizer_of
+from mmgpt.model.outside import read_language_model, read_multimodal
+from mmgpt.model.targets import FORMS
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
 TOKEN_TABLES = ("decoder.embedding.weight", "decoder.head.weight")  # a row a token; one weight where it is tied
@@ -75,7 +74,7 @@ def load_bundle(
     revision: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Bundle:
-    """Read a bundle from a run, a stage's checkpoint, a model folder, or a language model in Hugging Face layout.
+    """Read a bundle from a run, a stage's checkpoint, a model folder, or a checkpoint in transformers' layout.
 
     Args:
         path: the folder, or organisation/name on the hub.
@@ -88,29 +87,19 @@ def load_bundle(
     """
     folder = find_model(path, revision)
     described = read_json(folder / "config.json")
-    is_ours = described.get("model_type") == "mmgpt"
-    bundle, weights = _read_own(folder, described, device) if is_ours else read_language_model(folder, device)
-    set_weights(bundle.model, {name: w.to(dtype) for name, w in weights.items()} if dtype else weights, str(folder))
+    kind = described.get("model_type")
+    if kind == "mmgpt":
+        bundle, weights = _read_own(folder, described)
+    else:
+        bundle, weights = read_multimodal(folder) if kind in FORMS else read_language_model(folder)
+    set_weights(bundle.model, {name: w.to(device, dtype) for name, w in weights.items()}, str(folder))
     bundle.model.eval()
     if verify:
         verify_golden(bundle, read_json(folder / "golden.json"), str(folder))
     return bundle
 
 
-def read_language_model(folder: Path, device: str | torch.device) -> tuple[Bundle, dict[str, Tensor]]:
-    """A language model in Hugging Face layout: its bundle on the meta device, and its weights."""
-    decoder = build(DecoderConfig, {"pretrained": str(folder), **decoder_fields(folder)}, str(folder / "config.json"))
-    config = ModelConfig(decoder=decoder)
-    tokenizer = tokenizer_of(config)
-    template, system = read_template(folder)
-    with without_weights():
-        bundle = new_bundle(config, tokenizer, template, rows_of(folder))
-    bundle.system = system
-    weights = decoder_weights(folder, decoder)
-    return bundle, {f"decoder.{name}": weight.to(device) for name, weight in weights.items()}
-
-
-def _read_own(folder: Path, described: dict[str, Any], device: str | torch.device) -> tuple[Bundle, dict[str, Tensor]]:
+def _read_own(folder: Path, described: dict[str, Any]) -> tuple[Bundle, dict[str, Tensor]]:
     """A folder that `save_bundle` wrote: its bundle on the meta device, and its weights."""
     if "model" not in described:
         raise UserError(f"{folder / 'config.json'}: has no model; take the config.json that was saved with the weights")
@@ -127,7 +116,7 @@ def _read_own(folder: Path, described: dict[str, Any], device: str | torch.devic
         bundle = new_bundle(config, tokenizer, described["template"], described["vocab_size"])
     bundle.system, bundle.new_tokens = described.get("system"), tuple(described.get("new_tokens", ()))
     bundle.wraps = {modality: (before, after) for modality, (before, after) in described.get("wraps", {}).items()}
-    return bundle, load_weights(folder, device)
+    return bundle, load_weights(folder)
 
 
 def pick_dtype(name: str) -> torch.dtype | None:

@@ -154,7 +154,10 @@ def test_there_and_back_every_weight_and_setting_is_the_same(tmp_path, saved):
     assert all(torch.equal(back[name], theirs[name]) for name in theirs)
     folder = tmp_path / "back"
     folder.mkdir()
-    write_json(folder / "config.json", whisper_config_dict(ours.config))
+    with pytest.raises(UserError, match=r"masked=False: Qwen2-Audio never attends to the silence .* masked=True"):
+        whisper_config_dict(ours.config)
+    masked = ours.config.model_copy(update={"masked": True})
+    write_json(folder / "config.json", whisper_config_dict(masked))
     write_json(folder / "preprocessor_config.json", whisper_preprocessor_dict(ours.config))
     assert whisper_fields(folder) == whisper_fields(tmp_path)
     extractor = WhisperFeatureExtractor.from_pretrained(folder)

@@ -1,41 +1,11 @@
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 
 from mmgpt.model.decoder import Decoder, cached_visible
 from mmgpt.model.layers import DecoderConfig, FeedForward
 
-VOCAB, WIDTH, DEPTH, HEADS, INNER, CONTEXT = 97, 48, 2, 4, 80, 24
-LLAMA_NAMES = {
-    "model.embed_tokens.": "embedding.",
-    "model.layers.": "blocks.",
-    "model.norm.": "norm.",
-    "lm_head.": "head.",
-    "self_attn.q_proj.": "attention.query.",
-    "self_attn.k_proj.": "attention.key.",
-    "self_attn.v_proj.": "attention.value.",
-    "self_attn.o_proj.": "attention.out.",
-    "self_attn.q_norm.": "attention.query_norm.",
-    "self_attn.k_norm.": "attention.key_norm.",
-    "input_layernorm.": "attention_norm.",
-    "post_attention_layernorm.": "mlp_norm.",
-    "gate_proj.": "gate.",
-    "up_proj.": "up.",
-    "down_proj.": "down.",
-}
-GPT2_NAMES = {
-    "transformer.wte.": "embedding.",
-    "transformer.wpe.": "positions.",
-    "transformer.h.": "blocks.",
-    "transformer.ln_f.": "norm.",
-    "lm_head.": "head.",
-    "ln_1.": "attention_norm.",
-    "ln_2.": "mlp_norm.",
-    "attn.c_proj.": "attention.out.",
-    "mlp.c_fc.": "mlp.up.",
-    "mlp.c_proj.": "mlp.down.",
-}
+VOCAB, WIDTH, DEPTH, HEADS, CONTEXT = 97, 48, 2, 4, 24
 
 
 def shake(model: nn.Module) -> nn.Module:
@@ -45,115 +15,19 @@ def shake(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def renamed(name: str, names: dict[str, str]) -> str:
-    for theirs, ours in names.items():
-        name = name.replace(theirs, ours)
-    return name
-
-
-def from_gpt2(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Conv1D holds (inputs, outputs), and c_attn holds queries, keys and values side by side."""
-    ours = {}
-    for name, value in state.items():
-        turned = value.T if value.ndim == 2 and ("c_" in name) else value
-        if ".attn.c_attn." in name:
-            for part, piece in zip(("query", "key", "value"), turned.chunk(3), strict=True):
-                ours[renamed(name, GPT2_NAMES).replace("attn.c_attn", f"attention.{part}")] = piece
-        else:
-            ours[renamed(name, GPT2_NAMES)] = turned
-    return ours
-
-
-@torch.no_grad()
-def logits_of(config: DecoderConfig, weights: dict[str, Tensor], ids_BT: Tensor) -> Tensor:
-    decoder = Decoder(config, VOCAB).eval()
-    decoder.load_state_dict(weights)
-    positions_BT = torch.arange(ids_BT.shape[1]).expand_as(ids_BT)
-    return decoder.logits(decoder(decoder.embed(ids_BT), positions_BT))
-
-
 @pytest.fixture
 def ids_BT() -> Tensor:
     return torch.randint(VOCAB, (2, CONTEXT))
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_decoder_gives_the_logits_of_hf_llama(kv_heads, tied, ids_BT):
-    sizes = {
-        "hidden_size": WIDTH,
-        "intermediate_size": INNER,
-        "num_hidden_layers": DEPTH,
-        "vocab_size": VOCAB,
-    }
-    heads = {"num_attention_heads": HEADS, "num_key_value_heads": kv_heads, "rms_norm_eps": 1e-5}
-    theirs = shake(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, tie_word_embeddings=tied)))
-    config = DecoderConfig(
-        width=WIDTH,
-        depth=DEPTH,
-        heads=HEADS,
-        kv_heads=kv_heads,
-        inner=INNER,
-        norm_eps=1e-5,
-        context=CONTEXT,
-        tied=tied,
-    )
-    weights = {renamed(name, LLAMA_NAMES): value for name, value in theirs.state_dict().items()}
-    with torch.no_grad():
-        torch.testing.assert_close(logits_of(config, weights, ids_BT), theirs(ids_BT).logits, atol=1e-5, rtol=1e-5)
-
-
-def test_decoder_with_qk_norm_and_its_own_head_width_gives_the_logits_of_hf_qwen3(ids_BT):
-    sizes = {
-        "hidden_size": WIDTH,
-        "intermediate_size": INNER,
-        "num_hidden_layers": DEPTH,
-        "vocab_size": VOCAB,
-    }
-    heads = {"num_attention_heads": HEADS, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6}
-    theirs = shake(transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, **heads)))
-    config = DecoderConfig(
-        width=WIDTH,
-        depth=DEPTH,
-        heads=HEADS,
-        kv_heads=2,
-        head_width=16,
-        inner=INNER,
-        qk_norm=True,
-        context=CONTEXT,
-    )
-    weights = {renamed(name, LLAMA_NAMES): value for name, value in theirs.state_dict().items()}
-    with torch.no_grad():
-        torch.testing.assert_close(logits_of(config, weights, ids_BT), theirs(ids_BT).logits, atol=1e-5, rtol=1e-5)
-
-
-def test_decoder_gives_the_logits_of_hf_gpt2(ids_BT):
-    sizes = {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": HEADS, "n_positions": CONTEXT, "vocab_size": VOCAB}
-    theirs = shake(transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)))
-    config = DecoderConfig(
-        width=WIDTH,
-        depth=DEPTH,
-        heads=HEADS,
-        context=CONTEXT,
-        norm="layer",
-        norm_eps=1e-5,
-        mlp="gelu",
-        position="learned",
-        bias=True,
-        tied=True,
-    )
-    with torch.no_grad():
-        ours = logits_of(config, from_gpt2(theirs.state_dict()), ids_BT)
-        torch.testing.assert_close(ours, theirs(ids_BT).logits, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("position", ["rope", "learned"])
 @pytest.mark.parametrize("kv_heads", [4, 1])
 @pytest.mark.parametrize("token_shift", [False, True])
+@pytest.mark.parametrize("local", [{}, {"window": 5, "global_layers": [1], "attention_cap": 1.5}])
 @torch.no_grad()
-def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_heads, token_shift, ids_BT):
+def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_heads, token_shift, local, ids_BT):
     sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "kv_heads": kv_heads, "context": CONTEXT}
-    config = DecoderConfig(**sizes, position=position, token_shift=token_shift)
+    config = DecoderConfig(**sizes, **local, position=position, token_shift=token_shift)
     decoder = shake(Decoder(config, VOCAB))
     positions_BT = torch.arange(CONTEXT).expand_as(ids_BT)
     whole_BTD = decoder(decoder.embed(ids_BT), positions_BT)

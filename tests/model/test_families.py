@@ -49,9 +49,8 @@ def theirs_of(model, ids_BT: Tensor) -> Tensor:
     return model(ids_BT).logits.float()
 
 
-def prompt_of(ids: list[int], first_branch: int | None = None) -> Rendered:
-    branches = [0] * len(ids)
-    return Rendered(ids, list(ids), branches, list(range(len(ids))), [], "prompt", "")
+def prompt_of(ids: list[int]) -> Rendered:
+    return Rendered(ids, list(ids), [0] * len(ids), list(range(len(ids))), [], "prompt", "")
 
 
 def random_ids(*shape: int) -> Tensor:
@@ -197,7 +196,6 @@ def test_in_bf16_a_decoder_is_as_near_to_float32_as_its_own_library(reference):
     ours_BTV = logits_of(read(folder, torch.bfloat16).decoder, ids_BT)
     scale = exact_BTV.std()
     theirs_off, ours_off = ((x_BTV - exact_BTV).square().mean().sqrt() / scale for x_BTV in (rounded_BTV, ours_BTV))
-    print(f"bf16 off: ours {ours_off:.4f} theirs {theirs_off:.4f}")
     assert ours_off < 1.2 * theirs_off + 1e-4
 
 
@@ -274,3 +272,35 @@ def test_prefill_of_a_prompt_longer_than_the_window_equals_a_full_pass(reference
     for row, prompt in enumerate(prompts):
         alone_TV = model.decoder.logits(model.hidden(collate([prompt])))[0]
         torch.testing.assert_close(logits_BV[row], alone_TV[-1], **EXACT)
+
+
+PUBLISHED = {  # what model cards' config.json say that differs in kind from what transformers writes today
+    "llama": (
+        {"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}, "pretraining_tp": 1, "mlp_bias": False},
+        {"rope_theta": 500000.0, "bias": False, "window": None,
+         "rope_scaling": {"kind": "llama3", "factor": 32.0, "original_context": 8192, "slow": 1.0, "fast": 4.0}},
+    ),
+    "qwen2": (
+        {"rope_theta": 1000000.0, "sliding_window": 32768, "max_window_layers": 21, "use_sliding_window": False},
+        {"rope_theta": 1000000.0, "bias": "qkv", "window": None, "global_layers": []},
+    ),
+    "mistral": ({"sliding_window": None, "rope_theta": 1000000.0}, {"window": None, "bias": False}),
+    "smollm3": (
+        {"no_rope_layers": [1, 1, 1, 0], "rope_scaling": None, "rope_theta": 5000000.0, "sliding_window": None},
+        {"unrotated_layers": [3], "rope_theta": 5000000.0, "tied": True, "window": None},
+    ),
+    "gemma2": (
+        {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid", "head_dim": 256, "sliding_window": 4096},
+        {"mlp": "geglu", "tied": True, "window": 4096, "global_layers": [1, 3], "score_width": 256.0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_settings_as_published_before_transformers_5_mean_what_they_meant(kind):
+    settings, expected = PUBLISHED[kind]
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    rest = {"intermediate_size": 96, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5}
+    fields = fields_of({"model_type": kind, **sizes, **rest, **settings}, kind)
+    assert {name: fields[name] for name in expected} == expected
