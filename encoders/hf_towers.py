@@ -1,4 +1,4 @@
-"""Image towers in Hugging Face layout, CLIP's and SigLIP's, read into timm's modules and written back.
+"""Image towers in Hugging Face layout, CLIP's, SigLIP's and SigLIP 2's, read into timm's modules and written back.
 
 transformers keeps query, key and value apart where timm joins them; all else is a change of names.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from timm.layers import GELU, GELUTanh, QuickGELU
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -20,10 +21,16 @@ from mmgpt.renaming import Rule, to_ours, to_theirs
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # theirs: timm's
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-ARCHITECTURES = {"clip": "vit_base_patch16_clip_224", "siglip": "vit_base_patch16_siglip_224"}
-DEFAULTS = {  # of CLIPVisionConfig and SiglipVisionConfig, whose files leave out what is as here
+ARCHITECTURES = {
+    "clip": "vit_base_patch16_clip_224",
+    "siglip": "vit_base_patch16_siglip_224",
+    "siglip2": "naflexvit_base_patch16_siglip",  # of any ratio; the SigLIP 2 of fixed sizes are siglip's
+}
+SIGLIP = {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+DEFAULTS = {  # of transformers' configs, whose files leave out what is as here
     "clip": {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-    "siglip": {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    "siglip": SIGLIP,
+    "siglip2": {**SIGLIP, "num_patches": 256},
 }
 SIZES = {
     "hidden_size": 768,
@@ -49,13 +56,29 @@ def siglip_rules(prefix: str = "") -> list[Rule]:
     return [*_shared_rules(prefix), Rule("patch_embed.proj.bias", f"{prefix}embeddings.patch_embedding.bias")]
 
 
+def siglip2_rules(prefix: str = "") -> list[Rule]:
+    """Names of a SigLIP 2 tower of any ratio: timm's on the left, transformers' after `prefix` on the right."""
+    return [
+        Rule("embeds.proj.weight", f"{prefix}embeddings.patch_embedding.weight"),
+        Rule("embeds.proj.bias", f"{prefix}embeddings.patch_embedding.bias"),
+        Rule("embeds.pos_embed", f"{prefix}embeddings.position_embedding.weight"),
+        *_block_rules(prefix),
+    ]
+
+
 def _shared_rules(prefix: str) -> list[Rule]:
+    return [
+        Rule("patch_embed.proj.weight", f"{prefix}embeddings.patch_embedding.weight"),
+        Rule("pos_embed", f"{prefix}embeddings.position_embedding.weight"),
+        *_block_rules(prefix),
+    ]
+
+
+def _block_rules(prefix: str) -> list[Rule]:
     layer, block = f"{prefix}encoder.layers.{{}}", "blocks.{}"
     alike = [("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("attn.proj", "self_attn.out_proj")]
     alike += [("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")]
     return [
-        Rule("patch_embed.proj.weight", f"{prefix}embeddings.patch_embedding.weight"),
-        Rule("pos_embed", f"{prefix}embeddings.position_embedding.weight"),
         *[Rule(f"norm.{kind}", f"{prefix}post_layernorm.{kind}") for kind in ("weight", "bias")],
         *[Rule(f"{block}.{a}.{kind}", f"{layer}.{b}.{kind}") for a, b in alike for kind in ("weight", "bias")],
         *[
@@ -65,8 +88,11 @@ def _shared_rules(prefix: str) -> list[Rule]:
     ]
 
 
+RULES = {"clip": clip_rules, "siglip": siglip_rules, "siglip2": siglip2_rules}
+
+
 def family_of(vision: Mapping[str, Any]) -> str | None:
-    """`clip` or `siglip` where a config.json, or its vision_config, is such a tower's."""
+    """`clip`, `siglip` or `siglip2` where a config.json, or its vision_config, is such a tower's."""
     kind = str(vision.get("model_type", "")).removesuffix("_vision_model")
     return kind if kind in ARCHITECTURES else None
 
@@ -111,7 +137,9 @@ def hf_vision_fields(described: Mapping[str, Any], preprocessor: Mapping[str, An
     vision = described.get("vision_config", described)
     family = family_of({"model_type": vision.get("model_type", described.get("model_type"))})
     if family is None:
-        raise UserError(f"{where}: the tower {vision.get('model_type')!r} is not read; known: clip, siglip")
+        raise UserError(
+            f"{where}: the tower {vision.get('model_type')!r} is not read; known: {', '.join(ARCHITECTURES)}"
+        )
     vision = {**SIZES, **DEFAULTS[family], **vision}
     if vision["hidden_act"] not in ACTIVATIONS:
         raise UserError(f"{where}: hidden_act={vision['hidden_act']} is not known; known: {', '.join(ACTIVATIONS)}")
@@ -120,7 +148,6 @@ def hf_vision_fields(described: Mapping[str, Any], preprocessor: Mapping[str, An
             raise UserError(f"{where}: {name}={vision[name]}; a {family} tower is read with {only} alone")
     width = vision["hidden_size"]
     args = {
-        "img_size": vision["image_size"],
         "patch_size": vision["patch_size"],
         "embed_dim": width,
         "depth": vision["num_hidden_layers"],
@@ -128,7 +155,15 @@ def hf_vision_fields(described: Mapping[str, Any], preprocessor: Mapping[str, An
         "mlp_ratio": _ratio(vision["intermediate_size"], width),
         "act_layer": ACTIVATIONS[vision["hidden_act"]],
     }
-    pixels = _pixels(preprocessor, vision["image_size"], where)
+    if family == "siglip2":
+        side = math.isqrt(vision["num_patches"])
+        args["pos_embed_grid_size"] = [side, side]
+        most = preprocessor.get("max_num_patches", 256)  # Siglip2ImageProcessor's default
+        pixels = {**_normalisation(preprocessor, where), "image_size": side * vision["patch_size"], "max_patches": most}
+        pixels |= {"crop": "squash", "crop_pct": 1.0}
+    else:
+        args["img_size"] = vision["image_size"]
+        pixels = _normalisation(preprocessor, where) | _crop(preprocessor, vision["image_size"], where)
     return complete({"architecture": ARCHITECTURES[family], "model_args": args, **pixels})
 
 
@@ -138,8 +173,8 @@ def _ratio(inner: int, width: int) -> float:
     return ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
 
 
-def _pixels(preprocessor: Mapping[str, Any], image_size: int, where: str) -> dict[str, Any]:
-    absent = [name for name in ("image_mean", "image_std", "size", "resample") if preprocessor.get(name) is None]
+def _normalisation(preprocessor: Mapping[str, Any], where: str) -> dict[str, Any]:
+    absent = [name for name in ("image_mean", "image_std", "resample") if preprocessor.get(name) is None]
     if absent:
         raise UserError(f"{where}: the image processor has no {absent[0]}; write it into preprocessor_config.json")
     off = [name for name in ("do_resize", "do_rescale", "do_normalize") if not preprocessor.get(name, True)]
@@ -147,7 +182,15 @@ def _pixels(preprocessor: Mapping[str, Any], image_size: int, where: str) -> dic
         raise UserError(f"{where}: the image processor has {off[0]}: false, but pictures come as they are; set it true")
     if preprocessor["resample"] not in RESAMPLING:
         raise UserError(f"{where}: resample={preprocessor['resample']}; known: 2 (bilinear), 3 (bicubic)")
-    size = preprocessor["size"]
+    return {
+        "mean": preprocessor["image_mean"],
+        "std": preprocessor["image_std"],
+        "interpolation": RESAMPLING[preprocessor["resample"]],
+    }
+
+
+def _crop(preprocessor: Mapping[str, Any], image_size: int, where: str) -> dict[str, Any]:
+    size = preprocessor.get("size") or {}
     size = {"shortest_edge": size} if isinstance(size, int) else size
     crop = preprocessor.get("crop_size") if preprocessor.get("do_center_crop", "shortest_edge" in size) else None
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
@@ -161,9 +204,6 @@ def _pixels(preprocessor: Mapping[str, Any], image_size: int, where: str) -> dic
         )
     return {
         "image_size": image_size,
-        "mean": preprocessor["image_mean"],
-        "std": preprocessor["image_std"],
-        "interpolation": RESAMPLING[preprocessor["resample"]],
         "crop": "center" if keeps_ratio else "squash",
         "crop_pct": image_size / before.pop(),
     }
@@ -182,12 +222,13 @@ def hf_vision_weights(weights: Mapping[str, Tensor], config: TimmConfig, where: 
     (prefix,) = prefixes
     parts = tuple(prefix + part for part in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm."))
     own = {k: w for k, w in weights.items() if k.startswith(parts) and not k.endswith("position_ids")}
-    rules = clip_rules(prefix) if "clip" in config.architecture else siglip_rules(prefix)
+    family = next(name for name, architecture in ARCHITECTURES.items() if architecture == config.architecture)
     try:
-        renamed = to_theirs(own, rules)
+        renamed = to_theirs(own, RULES[family](prefix))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    shaped = {"cls_token": (1, 1, config.width), "pos_embed": (1, -1, config.width)}
+    side = config.image_size // config.patch_size
+    shaped = {"cls_token": (1, 1, -1), "pos_embed": (1, -1, config.width), "embeds.pos_embed": (1, side, side, -1)}
     return checked({k: w.reshape(shaped[k]) if k in shaped else w for k, w in renamed.items()}, config, where)
 
 
@@ -197,9 +238,9 @@ def to_hf_vision(weights: Mapping[str, Tensor], config: TimmConfig, prefix: str 
     Raises:
         UserError: if transformers has no such tower; see hf_vision_config.
     """
-    rules = clip_rules(prefix) if _family_of_tower(config)[0] == "clip" else siglip_rules(prefix)
+    rules = RULES[_family_of_tower(config)[0]](prefix)
     named = {name.removeprefix("tower."): weight for name, weight in weights.items()}
-    shaped = {"cls_token": (config.width,), "pos_embed": (-1, config.width)}
+    shaped = {"cls_token": (-1,), "pos_embed": (-1, config.width), "embeds.pos_embed": (-1, config.width)}
     return to_ours({k: w.reshape(shaped[k]) if k in shaped else w for k, w in named.items()}, rules, "the tower")
 
 
@@ -217,20 +258,23 @@ def hf_vision_config(config: TimmConfig) -> tuple[dict[str, Any], dict[str, Any]
         "num_hidden_layers": config.depth,
         "num_attention_heads": tower.blocks[0].attn.num_heads,
         "num_channels": 3,
-        "image_size": config.image_size,
         "patch_size": config.patch_size,
         "hidden_act": activation,
         "layer_norm_eps": DEFAULTS[family]["layer_norm_eps"],
-        **({"vision_use_head": False} if family == "siglip" else {}),
     }
-    before = math.floor(config.image_size / config.crop_pct)
-    processor = {
-        "image_processor_type": "CLIPImageProcessor" if config.crop == "center" else "SiglipImageProcessor",
+    if family == "siglip2":
+        vision["num_patches"] = (config.image_size // config.patch_size) ** 2
+    else:
+        vision["image_size"] = config.image_size
+    if family != "clip":
+        vision["vision_use_head"] = False
+    return vision, _processor(config)
+
+
+def _processor(config: TimmConfig) -> dict[str, Any]:
+    shared = {
         "do_resize": True,
-        "size": {"shortest_edge": before} if config.crop == "center" else {"height": before, "width": before},
         "resample": next(number for number, name in RESAMPLING.items() if name == config.interpolation),
-        "do_center_crop": config.crop == "center" or before != config.image_size,
-        "crop_size": {"height": config.image_size, "width": config.image_size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -238,26 +282,55 @@ def hf_vision_config(config: TimmConfig) -> tuple[dict[str, Any], dict[str, Any]
         "image_std": list(config.std),
         "do_convert_rgb": True,
     }
-    return vision, processor
+    if config.max_patches:
+        return {
+            "image_processor_type": "Siglip2ImageProcessor",
+            "patch_size": config.patch_size,
+            "max_num_patches": config.max_patches,
+            **shared,
+        }
+    before = math.floor(config.image_size / config.crop_pct)
+    return {
+        "image_processor_type": "CLIPImageProcessor" if config.crop == "center" else "SiglipImageProcessor",
+        "size": {"shortest_edge": before} if config.crop == "center" else {"height": before, "width": before},
+        "do_center_crop": config.crop == "center" or before != config.image_size,
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+        **shared,
+    }
 
 
 def _family_of_tower(config: TimmConfig) -> tuple[str, str, Any]:
     """Its family, its activation in transformers' words, and the tower without weights."""
     with torch.device("meta"):
         tower = build_tower(config.architecture, config.model_args)
-    if type(tower) is VisionTransformer:
+    kinds = ["siglip2"] if _keeps_ratio_as_siglip2(tower, config) else []
+    kinds = ["clip", "siglip"] if type(tower) is VisionTransformer else kinds
+    for family in kinds:
+        try:
+            to_ours(tower.state_dict(), RULES[family](), "the tower")
+        except UserError:
+            continue
         activation = _activation(tower.get_submodule("blocks.0.mlp.act"))
-        for family, rules in (("clip", clip_rules()), ("siglip", siglip_rules())):
-            try:
-                to_ours(tower.state_dict(), rules, "the tower")
-            except UserError:
-                continue
-            eps = DEFAULTS[family]["layer_norm_eps"]
-            norms = [part for part in tower.modules() if isinstance(part, nn.LayerNorm)]
-            has_all = len(tower.state_dict()) == (7 if family == "clip" else 5) + 12 * config.depth
-            if activation and has_all and all(norm.eps == eps for norm in norms):
-                return family, activation, tower
-    raise UserError(f"{config.architecture}: transformers' CLIP and SigLIP are no such tower; save it as mmgpt's own")
+        norms = [part for part in tower.modules() if isinstance(part, nn.LayerNorm)]
+        has_all = len(tower.state_dict()) == (7 if family == "clip" else 5) + 12 * config.depth
+        if activation and has_all and all(norm.eps == DEFAULTS[family]["layer_norm_eps"] for norm in norms):
+            return family, activation, tower
+    raise UserError(f"{config.architecture}: transformers' CLIP and SigLIPs are no such tower; save it as mmgpt's own")
+
+
+def _keeps_ratio_as_siglip2(tower: Any, config: TimmConfig) -> bool:
+    """Whether it resizes its places as transformers does, to the grid of any picture."""
+    if not isinstance(tower, NaFlexVit) or not config.max_patches or config.multiple > 1:
+        return False
+    embeds: Any = tower.embeds
+    side = config.image_size // config.patch_size
+    return (
+        embeds.pos_embed_interp_mode == "bilinear"
+        and embeds.pos_embed_antialias
+        and not (embeds.pos_embed_ar_preserving or embeds.pos_embed_align_corners)
+        and tower.rope is None
+        and tuple(embeds.pos_embed.shape[1:3]) == (side, side)
+    )
 
 
 def _activation(module: nn.Module) -> str | None:

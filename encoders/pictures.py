@@ -136,11 +136,11 @@ class TowerEncoder(nn.Module):
         raise NotImplementedError
 
     def normalise(self, pixels_MCHW: Tensor) -> Tensor:
-        """Pixels of 0 to 255, bytes or floats, as float32 values with the mean and deviation of the config."""
+        """Pixels of 0 to 255, bytes or floats, less the config's mean and over its deviation, in the weights' type."""
         mean_C11, std_C11 = (
             pixels_MCHW.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.config.mean, self.config.std)
         )
-        return pixels_MCHW.float() / (255 * std_C11) - mean_C11 / std_C11
+        return (pixels_MCHW.float() / (255 * std_C11) - mean_C11 / std_C11).to(next(self.parameters()).dtype)
 
     def forward(self, pixels_MCHW: Tensor, shapes_M3: Tensor) -> Tensor:
         """Encode pictures, pixels of 0 to 255, to the features (P, N, D) of all their pieces.

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.encoders.conformer import is_real
 from mmgpt.encoders.pictures import TowerConfig, TowerEncoder, native_size, resize
 from mmgpt.encoders.pieces import Grid
+from mmgpt.encoders.sound import is_real
 from mmgpt.files import check_weights, load_weights, read_json
 
 POOLING = ("head.", "fc_norm.", "attn_pool.")  # what comes after the patch features
@@ -193,7 +193,10 @@ def timm_fields(folder: Path) -> dict[str, Any]:
     described = read_json(file)
     if "architecture" not in described:
         kind = described.get("model_type")
-        raise UserError(f"{file}: names no architecture of timm, and its model_type {kind!r} is no CLIP or SigLIP")
+        raise UserError(
+            f"{file}: names no architecture of timm, and its model_type {kind!r} is no CLIP or SigLIP; take "
+            "timm's copy of this tower, from huggingface.co/timm"
+        )
     pixels = {**described, **described.get("pretrained_cfg", {})}  # which lay beside it once
     absent = [name for name in ("mean", "std", "interpolation", "input_size", "crop_pct") if not pixels.get(name)]
     if absent:

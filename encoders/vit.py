@@ -129,5 +129,6 @@ class ViTEncoder(nn.Module):
 
         All pictures are of one size, so `shapes_M3`, which other encoders need, says nothing new.
         """
-        features_MND: Tensor = self.vit.forward_features(self.normalise(pixels_MCHW))
+        pixels_MCHW = self.normalise(pixels_MCHW).to(next(self.parameters()).dtype)
+        features_MND: Tensor = self.vit.forward_features(pixels_MCHW)
         return features_MND

@@ -144,9 +144,7 @@ def _collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
         media = [(medium, name) for medium, name in found if medium.modality == modality]
         values = [medium.values for medium, _ in media]
         shapes = torch.tensor([value.shape for value in values])
-        padded = values[0].new_zeros(len(values), *shapes.amax(dim=0).tolist())
-        for at, value in enumerate(values):
-            padded[at][tuple(slice(size) for size in value.shape)] = value
+        padded = _pad_axes(values, shapes.amax(dim=0).tolist())
         batches[modality] = MediaBatch(
             padded,
             shapes,
@@ -155,6 +153,15 @@ def _collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
             texts=tuple(medium.text for medium, _ in media),
         )
     return batches
+
+
+def _pad_axes(values: list[Tensor], sizes: list[int]) -> Tensor:
+    if all(list(value.shape) == sizes for value in values):
+        return torch.stack(values)
+    padded = values[0].new_zeros(len(values), *sizes)
+    for at, value in enumerate(values):
+        padded[at][tuple(slice(size) for size in value.shape)] = value
+    return padded
 
 
 def split_by_tokens(

@@ -67,7 +67,10 @@ class FoldConfig(Config):
             ValueError: if `stride` does not divide the grid, or it is no picture's.
         """
         if len(grid) != 2:
-            raise ValueError("fold joins squares of a picture's patches; for a sound take mlp, which has a stride too")
+            raise ValueError(
+                "fold joins squares of a picture's patches; for a sound take mlp, which has a stride too, and for an "
+                "encoder's tokens: all"
+            )
         if any(side % self.stride for side in grid):
             shape = "x".join(map(str, grid))
             good = [s for s in range(1, min(grid) + 1) if all(side % s == 0 for side in grid)]
@@ -106,7 +109,11 @@ def check_grids(adapter: AdapterConfig, encoder: PiecesConfig) -> None:
             f"{adapter.kind} learns the places of one grid, but this encoder's pictures keep their aspect ratio; "
             "take linear, mlp, or a fold with places: false"
         )
-    adapter.num_tokens(encoder.unit)
+    if adapter.kind == "fold" and any(side % adapter.stride for side in encoder.unit):
+        raise ValueError(
+            f"fold: stride={adapter.stride} does not divide the encoder's multiple={encoder.unit[0]}, the least side "
+            f"of its grids; set multiple: {adapter.stride}"
+        )
 
 
 class LinearAdapter(nn.Module):

@@ -21,7 +21,7 @@ from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.families import decoder_fields, decoder_weights
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 
-FREE = {"context", "dropout"}  # what a recipe may set otherwise than the checkpoint
+FREE = {"context", "dropout", "max_patches"}  # what a recipe may set otherwise than the checkpoint
 ROWS_MULTIPLE = 64  # rows of an embedding that grew: what matrix products like
 
 

@@ -20,7 +20,13 @@ SIZES = {
 }
 SHORT = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}, "resample": 3}
 SQUASH = {"size": {"height": 32, "width": 32}, "resample": 2}
-CLIP, SIGLIP = transformers.CLIPVisionModel, transformers.SiglipVisionModel
+ANY_RATIO = {"patch_size": 8, "max_num_patches": 20}
+CLIP, SIGLIP, SIGLIP2 = transformers.CLIPVisionModel, transformers.SiglipVisionModel, transformers.Siglip2VisionModel
+PROCESSORS = {
+    CLIP: lambda: transformers.CLIPImageProcessor(**SHORT),
+    SIGLIP: lambda: transformers.SiglipImageProcessor(**SQUASH),
+    SIGLIP2: lambda: transformers.Siglip2ImageProcessor(**ANY_RATIO),
+}
 FAMILIES = [(CLIP, {"hidden_act": "quick_gelu"}), (CLIP, {"hidden_act": "gelu"}), (SIGLIP, {})]
 
 
@@ -29,10 +35,10 @@ def save(tmp_path, randomise):
     """Saves a tiny tower and its image processor as transformers does."""
 
     def save(model, **options):
-        tower = randomise(model(model.config_class(**{**SIZES, **options})))
+        sizes = {name: size for name, size in {**SIZES, **options}.items() if size is not None}
+        tower = randomise(model(model.config_class(**sizes)))
         tower.save_pretrained(tmp_path)
-        is_clip = model is CLIP
-        processor = transformers.CLIPImageProcessor(**SHORT) if is_clip else transformers.SiglipImageProcessor(**SQUASH)
+        processor = PROCESSORS[model]()
         processor.save_pretrained(tmp_path)
         return tower, processor
 
@@ -62,7 +68,27 @@ def test_a_tower_gives_transformers_hidden_states(model, options, tmp_path, save
     assert taken.std() > 0.1
 
 
-@pytest.mark.parametrize(("model", "options"), FAMILIES)
+NAFLEX = {"num_patches": 16, "image_size": None}
+
+
+@torch.no_grad()
+def test_pictures_of_any_ratio_get_transformers_pixels_and_features(tmp_path, save, read_tower, photograph):
+    tower, processor = save(SIGLIP2, **NAFLEX)
+    assert read_tower(tmp_path).config.max_patches == 20
+    for layer in (-1, -2):
+        encoder = read_tower(tmp_path, layer=layer)
+        for size in ((40, 40), (200, 31), (31, 200), (77, 100)):
+            picture = photograph(*size)
+            given = processor(picture, return_tensors="pt")
+            out = tower(**given, output_hidden_states=True)
+            pixels_CHW = encoder.config.prepare(picture)
+            ours = encoder(pixels_CHW[None], torch.tensor([pixels_CHW.shape]))
+            theirs = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
+            assert encoder.config.grids_of(tuple(pixels_CHW.shape)) == (tuple(given["spatial_shapes"][0].tolist()),)
+            torch.testing.assert_close(ours, theirs[:, : ours.shape[1]], **SAME)
+
+
+@pytest.mark.parametrize(("model", "options"), [*FAMILIES, (SIGLIP2, NAFLEX)])
 def test_a_tower_comes_back_bitwise_with_a_config_that_transformers_reads(model, options, tmp_path, save, read_tower):
     tower, processor = save(model, **options)
     encoder = read_tower(tmp_path)
@@ -72,10 +98,11 @@ def test_a_tower_comes_back_bitwise_with_a_config_that_transformers_reads(model,
     assert all(torch.equal(back[name], weight) for name, weight in theirs.items())
     vision, pixels = hf_vision_config(encoder.config)
     read = model.config_class(**vision)
-    assert {name: getattr(read, name) for name in SIZES} == SIZES
+    sizes = {name: size for name, size in {**SIZES, **options}.items() if size is not None}
+    assert {name: getattr(read, name) for name in sizes} == sizes
     assert (read.hidden_act, read.layer_norm_eps) == (tower.config.hidden_act, tower.config.layer_norm_eps)
     again = type(processor)(**{k: v for k, v in pixels.items() if k != "image_processor_type"})
-    for name in ("size", "resample", "image_mean", "image_std"):
+    for name in ("size", "resample", "image_mean", "image_std", *(ANY_RATIO if model is SIGLIP2 else ())):
         assert getattr(again, name) == getattr(processor, name), name
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels))
     (tmp_path / "config.json").write_text(json.dumps(vision))
@@ -170,5 +197,5 @@ TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
 def test_a_tower_that_transformers_has_not_is_refused_by_name(architecture, args):
     fields = complete({"architecture": architecture, "model_args": {**TINY, **args}, "image_size": 32})
     pixels = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop": "squash"}
-    with pytest.raises(UserError, match=f"{architecture}: transformers' CLIP and SigLIP are no such tower"):
+    with pytest.raises(UserError, match=f"{architecture}: transformers' CLIP and SigLIPs are no such tower"):
         hf_vision_config(TimmConfig(**fields, **pixels))

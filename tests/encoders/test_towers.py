@@ -118,6 +118,18 @@ def test_pixels_are_timms_to_a_fraction_of_a_level(size, crop_pct, crop, interpo
     assert gaps.mean() < 0.2
 
 
+@pytest.mark.parametrize("architecture", ["vit_base_patch16_siglip_224", "vit_small_patch16_dinov3", MAP])
+@torch.no_grad()
+def test_in_bfloat16_features_are_within_its_rounding(architecture, tmp_path, save, read_tower):
+    save(architecture, TOWERS[architecture])
+    options = {"max_patches": 16} if architecture == MAP else {}
+    encoder = read_tower(tmp_path, **options)
+    batch = batch_of(encoder.config, noise(40, 30), noise(20, 60))
+    exact, rounded = encoder(*batch), encoder.to(torch.bfloat16)(*batch)
+    assert rounded.dtype is torch.bfloat16
+    assert (rounded - exact).norm() < 0.03 * exact.norm()
+
+
 @torch.no_grad()
 def test_pictures_of_any_ratio_get_timms_features_alone_and_together(tmp_path, save, read_tower):
     tower = save(MAP, TOWERS[MAP])
@@ -230,7 +242,8 @@ def test_a_fold_takes_tiles_and_pictures_of_any_ratio_as_many_tokens_as_it_says(
     [
         ({"kind": "resampler", "heads": 2}, {"max_patches": 16}, [], "resampler learns the places of one grid"),
         ({"kind": "fold", "places": True}, {"max_patches": 16, "multiple": 2}, [], "fold with places: false"),
-        ({"kind": "fold", "stride": 2}, {"max_patches": 16}, [], "stride=2 does not divide the 1x1 patch grid"),
+        ({"kind": "fold", "stride": 2}, {"max_patches": 16}, [], "stride=2 does not divide the encoder's multiple=1"),
+        ({"kind": "fold"}, {"tokens": "all"}, [], "take mlp, which has a stride too, and for an encoder's tokens: all"),
         (
             {"kind": "linear"},
             {"tiles": 4},

@@ -4,13 +4,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
 
-from mmgpt.config import build
+from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.encoders.towers import complete
 from mmgpt.inputs.batch import collate
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.pretrained import load_parts, resolve
 from mmgpt.model.weights import load_bundle, new_bundle, save_bundle
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
@@ -67,3 +69,26 @@ def test_a_saved_model_gives_its_golden_logits_when_loaded(bundle, tmp_path):
     save_bundle(bundle, tmp_path)
     loaded = load_bundle(tmp_path, verify=True)
     assert loaded.model.config == bundle.model.config
+
+
+def test_a_recipe_begins_from_a_tower_and_says_what_is_taken_of_it(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    tower = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**sizes, image_size=32, patch_size=8))
+    tower.save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
+    image = {"kind": "timm", "pretrained": str(tmp_path), "layer": -2, "tiles": 4}
+    tree = {
+        "decoder": {"width": 32, "depth": 1, "heads": 2},
+        "encoders": {"image": image},
+        "adapters": {"image": {"kind": "mlp"}},
+    }
+    config = build(ModelConfig, resolve(tree, "x"), "x")
+    model = MultimodalModel(config, 10, {"image": 3}).eval()
+    assert load_parts(model) == {"encoders.image": sum(p.numel() for p in tower.parameters())}
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    encoder: torch.nn.Module = model.encoders["image"]
+    with torch.no_grad():
+        out = tower(encoder.normalise(pixels), output_hidden_states=True)
+        torch.testing.assert_close(encoder(pixels, torch.tensor([[3, 32, 32]])), out.hidden_states[-2][:, 1:], **SAME)
+    with pytest.raises(UserError, match=r"model.encoders.image.patch_size=16 disagrees with .*, where it is 8"):
+        resolve({**tree, "encoders": {"image": {**image, "patch_size": 16}}}, "x")
