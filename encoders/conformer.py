@@ -36,7 +36,7 @@ class ConformerEncoder(nn.Module):
             mel_MFT: log-mel features, padded at the end of the last axis with anything.
             shapes_M2: bands and frames of each clip.
         """
-        lengths_M, mel_MFT = shapes_M2[:, -1], mel_MFT.to(self.blocks[0].norms[0].weight.dtype)
+        lengths_M, mel_MFT = shapes_M2[:, -1], mel_MFT.to(next(self.parameters()).dtype)
         if self.training:
             mel_MFT = mask_spectrogram(mel_MFT, lengths_M, self.config)
         if mel_MFT.shape[-1] > self.config.piece(mel_MFT.shape[-1]):

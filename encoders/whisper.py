@@ -140,7 +140,7 @@ class WhisperEncoder(nn.Module):
         return features_MWND.flatten(1, 2)[:, : real_MN.shape[1]] * real_MN[..., None]
 
     def encode_windows(self, mel_PFT: Tensor, visible_P1N: Tensor | None = None) -> Tensor:
-        """Features (P, N, D) of whole windows of log-mel frames (P, F, T), of which attention sees those that it may."""
+        """Features (P, N, D) of whole windows of log-mel frames (P, F, T), where attention sees the visible ones."""
         for convolution in self.convolutions:
             mel_PFT = F.gelu(convolution(mel_PFT))
         x_PND = mel_PFT.mT + self.position_ND

@@ -128,10 +128,13 @@ def load_weights(
 
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
-    plain = isinstance(weight_map, dict) and weight_map and all(isinstance(v, str) for v in weight_map.values())
-    if not plain or any(Path(name).name != name for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_plain_name, weight_map.values())):
         raise UserError(f"{index}: its weight_map is no list of files beside it; take another checkpoint")
-    return dict(weight_map)
+    return weight_map
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name
 
 
 def _load_pickles(folder: Path, device: str | torch.device, wanted: Path, allowed: bool) -> dict[str, Tensor]:

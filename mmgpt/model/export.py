@@ -6,6 +6,8 @@ Every export is read back from its draft, and its golden logits are compared, be
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.files import read_json, save_weights, write_folder, write_json
 from mmgpt.inputs.templates import jinja_of
@@ -57,7 +59,7 @@ def convert(
             raise UserError(f"form {form}: is not known; {did_you_mean(form, get_args(Form))}")
     if source:
         folder = find_model(path, revision)
-        kind = read_json(folder / "config.json").get("model_type")
+        kind = str(read_json(folder / "config.json").get("model_type"))
         found = "mmgpt" if kind == "mmgpt" else FORMS.get(kind, "hf-lm")
         if found != source:
             raise UserError(f"{folder}: model_type is {kind!r}, which is {found}, not {source}; leave --from out")
@@ -157,7 +159,7 @@ def _write_multimodal(bundle: Bundle, folder: Path, target: Target) -> None:
     if adapter.kind == "fold":
         described["scale_factor"] = adapter.stride
     write_json(folder / "config.json", described)
-    parts = {name: {} for name in ("decoder.", f"encoders.{modality}.", f"adapters.{modality}.")}
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("decoder.", f"encoders.{modality}.", f"adapters.{modality}.")}
     for name, weight in weights.items():
         part = next(part for part in parts if name.startswith(part))
         parts[part][name.removeprefix(part)] = weight

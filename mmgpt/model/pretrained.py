@@ -7,7 +7,7 @@ language models"), so that an untrained token is about as likely as any.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def chat_of(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {} if name == "plain" else {"template": name, "system": system}
 
 
-def _begins_outside(part: Any) -> bool:
+def _begins_outside(part: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(part, Mapping) and bool(part.get("pretrained"))
 
 

@@ -155,7 +155,7 @@ class Recipe(Config):
         for stage in self.stages:
             length = f"{stage.steps:,} steps" if stage.steps else f"{stage.epochs:g} epochs"
             sources = ", ".join(
-                dict.fromkeys(source.label or getattr(source, "name", source.reader) for source in stage.data)
+                dict.fromkeys(source.label or str(getattr(source, "name", source.reader)) for source in stage.data)
             )
             told[f"stage {stage.name}"] = f"{stage.objective}, {length}, trains {', '.join(stage.train)}; {sources}"
         return told
