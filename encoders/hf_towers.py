@@ -173,6 +173,12 @@ def _ratio(inner: int, width: int) -> float:
     return ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
 
 
+def _share(size: int, before: int) -> float:
+    """The crop_pct with which `size` makes `before`: the quotient is rounded down."""
+    share = size / before
+    return share if math.floor(size / share) == before else math.nextafter(share, 0)
+
+
 def _normalisation(preprocessor: Mapping[str, Any], where: str) -> dict[str, Any]:
     absent = [name for name in ("image_mean", "image_std", "resample") if preprocessor.get(name) is None]
     if absent:
@@ -205,7 +211,7 @@ def _crop(preprocessor: Mapping[str, Any], image_size: int, where: str) -> dict[
     return {
         "image_size": image_size,
         "crop": "center" if keeps_ratio else "squash",
-        "crop_pct": image_size / before.pop(),
+        "crop_pct": _share(image_size, before.pop()),
     }
 
 

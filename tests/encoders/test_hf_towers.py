@@ -6,7 +6,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from mmgpt.config import UserError
-from mmgpt.encoders.hf_towers import hf_vision_config, to_hf_vision, tower_fields
+from mmgpt.encoders.hf_towers import _ratio, _share, hf_vision_config, to_hf_vision, tower_fields
 from mmgpt.encoders.towers import TimmConfig, complete
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
@@ -117,6 +117,13 @@ def test_pixels_are_those_of_transformers_processors(model, size, tmp_path, save
     ours = encoder.normalise(encoder.config.prepare(picture)[None])
     theirs = processor(picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ours, theirs, **SAME)
+
+
+def test_shares_and_ratios_give_back_the_whole_numbers_they_come_from():
+    for size in range(16, 600, 7):
+        for larger in range(size, 3 * size):
+            assert int(size / _share(size, larger)) == larger
+            assert int(size * _ratio(larger, size)) == larger
 
 
 def test_the_tower_of_a_whole_clip_model_is_found_under_its_prefix(tmp_path, save, read_tower):
