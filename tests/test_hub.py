@@ -1,3 +1,4 @@
+import base64
 import hashlib
 import json
 import threading
@@ -5,8 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+import mmgpt
 from mmgpt.config import UserError
 from mmgpt.hub import fetch, push
+from mmgpt.model.weights import save_bundle
 
 SHA = "a" * 40
 
@@ -149,3 +152,21 @@ def test_a_push_that_cannot_be_is_told_in_one_line(hub, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"org/name: the hub does not take it .*; is HF_TOKEN one that may write"):
         push(tmp_path, "org/name")
     assert hub.commit == []
+
+
+def test_a_pushed_model_is_loaded_by_its_name(hub, make_bundle, tmp_path):
+    save_bundle(make_bundle(), tmp_path)
+    push(tmp_path, "org/name")
+    hub.files = {
+        one["value"]["path"]: base64.b64decode(one["value"]["content"]) for one in hub.commit if one["key"] == "file"
+    }
+    model = mmgpt.load("org/name", revision="v1", device="cpu", verify=True)
+    assert model.ask("How many?").tokens == mmgpt.load(tmp_path, device="cpu").ask("How many?").tokens
+
+
+def test_a_slip_in_a_runs_path_does_not_ask_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match=r"runs/quikstart: no such folder"):
+        mmgpt.load("runs/quikstart")
+    assert hub.asked == []

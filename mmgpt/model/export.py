@@ -159,11 +159,9 @@ def _write_multimodal(bundle: Bundle, folder: Path, target: Target) -> None:
     if adapter.kind == "fold":
         described["scale_factor"] = adapter.stride
     write_json(folder / "config.json", described)
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("decoder.", f"encoders.{modality}.", f"adapters.{modality}.")}
-    for name, weight in weights.items():
-        part = next(part for part in parts if name.startswith(part))
-        parts[part][name.removeprefix(part)] = weight
-    text, medium, joint = parts.values()
+    text, medium, joint = (
+        _under(part, weights) for part in ("decoder.", f"encoders.{modality}.", f"adapters.{modality}.")
+    )
     save_weights(
         {
             **target.tower.pack(medium, encoder, target.tower.prefix),
@@ -178,6 +176,11 @@ def _write_multimodal(bundle: Bundle, folder: Path, target: Target) -> None:
     tokenizer = bundle.tokenizer.renamed(SLOTS[modality], target.slot)
     before, after = ("", "") if target.wrap else bundle.wraps.get(modality, ("", ""))
     _write_talk(bundle, folder, tokenizer, {modality: before + target.slot + after})
+
+
+def _under(part: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a part, by their names in it."""
+    return {name.removeprefix(part): weight for name, weight in weights.items() if name.startswith(part)}
 
 
 def _processor(target: Target, encoder: Any, count: int) -> dict[str, Any]:
