@@ -87,14 +87,7 @@ def test_rows_that_are_not_there_are_refused(pattern, new, told, make_bundle):
 
 @pytest.mark.train
 def test_a_stage_of_rows_resumes_bit_for_bit_and_the_next_one_learns_all(make_recipe, tmp_path, monkeypatch):
-    real_new_bundle = loop.new_bundle
-
-    def with_new_tokens(*arguments):
-        bundle = real_new_bundle(*arguments)
-        bundle.new_tokens = (40, 280)
-        return bundle
-
-    monkeypatch.setattr(loop, "new_bundle", with_new_tokens)
+    monkeypatch.setattr(loop, "new_tokens", lambda recipe, tokenizer: (40, 280))
     rows = {"train": ["decoder.embedding[new]", "decoder.head[new]"], "save_every": 1, "optimizer": {"kind": "muon"}}
     recipe = make_recipe({"steps": 1}, {**rows, "steps": 4}, {"steps": 1, "train": ["decoder.embedding"]})
 
