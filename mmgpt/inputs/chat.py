@@ -122,7 +122,8 @@ class Renderer:
         Only the showings of a training have a `draw`; it augments their media, which are left as they came without one.
 
         One assistant message alone is a document: its text and an end token, without a template. A sample over
-        the context loses whole branches from its end, or whole exchanges from its start; a document is cut.
+        the context loses whole branches from its end, or whole exchanges: from its start, or from its end where the
+        first holds all its media; a document is cut.
         `word_dropout` is the chance of each target to be read as the mask token by the targets after it.
         Under an encoder's objective no token is a target; its head learns from the pair that the sample gives.
 
@@ -208,13 +209,19 @@ class Renderer:
                 raise TooLong(f"{len(pieces.ids)} tokens, over the context of {self.context}, and it holds media")
             del pieces.ids[self.context :], pieces.labels[self.context :]
             return replace(_rendered(pieces, [], sample), is_trimmed=is_trimmed)
-        for number, shorter in enumerate(_ever_shorter(sample)):
-            context, branches = self._conversation(shorter, objective, rng)
-            if len(context.ids) + sum(len(branch.ids) for branch in branches) <= self.context:
-                return replace(_rendered(context, branches, sample), is_trimmed=number > 0)
-        raise TooLong(
-            f"{len(context.ids)} tokens in its last exchange alone, over the context of {self.context}; raise it"
-        )
+        versions = list(_ever_shorter(sample))
+        at, least, most, fitted = 0, 0, len(versions), None  # the whole first, then by halves, for each is rendered
+        while least < most:
+            context, branches = self._conversation(versions[at], objective, rng)
+            size = len(context.ids) + sum(len(branch.ids) for branch in branches)
+            if size <= self.context:
+                most, fitted = at, replace(_rendered(context, branches, sample), is_trimmed=at > 0)
+            else:
+                least = at + 1
+            at = (least + most) // 2
+        if fitted is None:
+            raise TooLong(f"{size} tokens in one exchange alone, over the context of {self.context}; raise it")
+        return fitted
 
     def _conversation(
         self, sample: Sample, objective: Objective, rng: random.Random | None
@@ -353,7 +360,10 @@ def is_document(sample: Sample) -> bool:
 
 
 def _ever_shorter(sample: Sample) -> Iterator[Sample]:
-    """The sample, then without its last branch, the one before ...; or without its first exchange, the next ..."""
+    """The sample, then without its last branch, the one before ...; or without its first exchange, the next ...
+
+    Where the first exchange holds all media, later ones ask about these: then the last goes first.
+    """
     yield sample
     if sample.branches:
         for count in range(len(sample.branches) - 1, 0, -1):
@@ -361,8 +371,17 @@ def _ever_shorter(sample: Sample) -> Iterator[Sample]:
         return
     system = tuple(message for message in sample.messages[:1] if message.role == "system")
     starts = [at for at, message in enumerate(sample.messages) if message.role == "user"]
+    later = sample.messages[starts[1] :] if len(starts) > 1 else ()
+    if _hold_media(sample.messages) and not _hold_media(later):
+        for at in reversed(starts[1:]):
+            yield replace(sample, messages=sample.messages[:at])
+        return
     for at in starts[1:]:
         yield replace(sample, messages=system + sample.messages[at:])
+
+
+def _hold_media(messages: tuple[Message, ...]) -> bool:
+    return any(not isinstance(part, Text) for message in messages for part in message.parts)
 
 
 def _rendered(context: _Pieces, branches: list[_Pieces], sample: Sample) -> Rendered:

@@ -9,7 +9,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.inputs.chat import IGNORED, TooLong
+from mmgpt.inputs.chat import IGNORED, Renderer, TooLong
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import MASK
 
@@ -200,6 +200,34 @@ def test_truncation_drops_whole_exchanges_and_never_cuts_a_medium(template, coun
     assert rendered.is_trimmed == (fitting[0] < count)
     slot = renderer.tokenizer.special("<|image|>")
     assert rendered.ids.count(slot) == sum(medium.num_tokens for medium in rendered.media) == 4 * fitting[0]
+
+
+@given(context=st.integers(10, 200))
+def test_truncation_keeps_the_picture_that_a_whole_conversation_is_about(context, renderers):
+    plain = renderers["chatml"]
+    asked = [Message.of("user", PICTURE, "What is 0?"), *(Message.of("user", f"What is {n}?") for n in range(1, 9))]
+    turns = [turn for n, question in enumerate(asked) for turn in (question, Message.of("assistant", f"It is {n}."))]
+    fitting = [
+        rendered
+        for count in range(1, 10)
+        if len((rendered := plain.render(Sample(tuple(turns[: 2 * count]), key="k"))).ids) <= context
+    ]
+    short, sample = replace(plain, context=context), Sample(tuple(turns), key="k")
+    if not fitting:
+        with pytest.raises(TooLong, match=f"k: .* tokens in one exchange alone, over the context of {context}"):
+            short.render(sample)
+        return
+    rendered = short.render(sample)
+    assert rendered.ids == fitting[-1].ids
+    assert len(rendered.media) == 1
+
+
+def test_a_conversation_of_many_turns_is_not_rendered_once_for_each(renderers, monkeypatch):
+    turns = [Message.of(role, f"{n}") for n in range(128) for role in ("user", "assistant")]
+    versions, render = [], Renderer._conversation
+    monkeypatch.setattr(Renderer, "_conversation", lambda *given: versions.append(given[1]) or render(*given))
+    assert replace(renderers["plain"], context=100).render(Sample(tuple(turns), key="k")).is_trimmed
+    assert len(versions) <= 9
 
 
 @given(context=st.integers(8, 200))
