@@ -24,6 +24,10 @@ from mmgpt.training.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+CHATML = (  # what vision-222m names, for its decoder's checkpoint brings no template
+    "{%- for one in messages %}{{- '<|im_start|>' + one.role + '\\n' + one.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{{- '<|im_start|>assistant\\n' }}"
+)
 EXPORTS = {  # a new recipe needs a line here, and its checkpoints and data in conftest.py
     "vision-222m": ["hf-smolvlm"],
     "llava-7b": ["hf-llava"],
@@ -105,6 +109,17 @@ def test_every_source_is_learned_from_and_no_loss_is_without_bounds(trained):
     assert not any(line["skipped"] or line["trimmed"] for line in steps)
     labels = {item.label for stage in trained.recipe.stages for item in stage.data}
     assert {name.removeprefix("loss/") for line in steps for name in line if name.startswith("loss/")} == labels
+
+
+@pytest.mark.train
+def test_a_run_talks_as_the_template_of_its_decoders_checkpoint_does(trained):
+    folder, renderer = Path(trained.recipe.model.decoder.pretrained), mmgpt.load(trained.folder).renderer
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    theirs.chat_template = json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template") or CHATML
+    talk = [{"role": "user", "content": "a house"}]
+    expected = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    assert renderer.prompt((mmgpt.Message.of("user", "a house"),)).ids == expected
+    assert ("You are Qwen" in theirs.decode(expected)) == (trained.name == "llava-7b")
 
 
 @pytest.mark.train
