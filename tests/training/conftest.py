@@ -22,7 +22,8 @@ from timm.models import save_for_hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipes"
-WORDS = "a quiet yellow house stands on the left of two trees while seven grey birds fly over its old roof".split()
+SENTENCE = "a quiet yellow house stands on the left of two trees while seven grey birds fly over its old roof"
+WORDS = SENTENCE.split()
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOWER = {**TEXT, "image_size": 32, "patch_size": 8}
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -61,7 +62,7 @@ def save_language_model(folder: Path, kind: str, rows: int, template: str | None
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=MARKS, show_progress=False)
-    core.train_from_iterator([" ".join(WORDS)], trainer)
+    core.train_from_iterator([SENTENCE], trainer)
     core.save(str(folder / "tokenizer.json"))
     described = {"chat_template": template} if template else {}
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": MARKS[0], **described}))
