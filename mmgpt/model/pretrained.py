@@ -130,14 +130,14 @@ def rows_for(config: ModelConfig, tokenizer: Tokenizer) -> int:
 
 
 @torch.no_grad()
-def load_parts(model: MultimodalModel, new_tokens: Sequence[int] = ()) -> dict[str, int]:
+def load_parts(model: MultimodalModel, new_tokens: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
     """Give a fresh model the weights of the checkpoints that its config names; nothing is changed if any is wrong.
 
     Args:
         model: with random weights.
         new_tokens: ids that the decoder's checkpoint does not know; their rows become the mean of the others.
     Returns:
-        Parameters read, by part.
+        By part, where it begins (`from`) and its `parameters`.
     Raises:
         UserError: if weights are missing, unexpected, misshapen or damaged.
     """
@@ -155,12 +155,20 @@ def load_parts(model: MultimodalModel, new_tokens: Sequence[int] = ()) -> dict[s
         reader = ENCODERS[encoder.kind].weights
         if reader and encoder.pretrained:
             read[f"encoders.{modality}"] = reader(folder_of(encoder), encoder)
+    sources = {part: _source_of(model.config, part) for part in read}
     for part, weights in read.items():
-        source = decoder.pretrained if part == "decoder" else model.config.encoders[part.split(".")[1]].pretrained
-        check_weights(model.get_submodule(part).state_dict(), weights, str(source), "take another checkpoint")
+        check_weights(model.get_submodule(part).state_dict(), weights, sources[part], "take another checkpoint")
     for part, weights in read.items():
         model.get_submodule(part).load_state_dict(weights)
-    return {part: sum(p.numel() for p in model.get_submodule(part).parameters()) for part in read}
+    return {
+        part: {"from": sources[part], "parameters": sum(p.numel() for p in model.get_submodule(part).parameters())}
+        for part in read
+    }
+
+
+def _source_of(config: ModelConfig, part: str) -> str:
+    own = config.decoder if part == "decoder" else config.encoders[part.removeprefix("encoders.")]
+    return f"{own.pretrained}{f'@{own.revision}' if own.revision else ''}"
 
 
 def grown(weight_VD: Tensor, rows: int, new_tokens: Sequence[int]) -> Tensor:

@@ -118,12 +118,12 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
 
     ranks.on_main(begin)
     bundle = _make_model(recipe, run, start)
-    bundle.model.to(ranks.device)
-    if recipe.start and not start:
-        told = {"stage": names[0], "step": 0, **warm_start(bundle, recipe.start)}
+    for origin in [] if start else _load_origins(bundle, recipe):
         if ranks.is_main:
+            told = {"stage": names[0], "step": 0, **origin}
             log.write(told)
             on_record(told)
+    bundle.model.to(ranks.device)
     for number, stage in enumerate(recipe.stages):
         if start and number < start.stage:
             continue
@@ -133,7 +133,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
 
 
 def _make_model(recipe: Recipe, run: Path, start: checkpoint.Position | None) -> Bundle:
-    """A model of the recipe's parts: with the weights of the checkpoints that they begin from, unless a run goes on."""
+    """A model of the recipe's parts with random weights, and all that goes with it."""
     torch.manual_seed(recipe.seed)
     tokenizer = Tokenizer.load(run)
     known = read_json(start.folder / "config.json") if start else {}
@@ -143,9 +143,16 @@ def _make_model(recipe: Recipe, run: Path, start: checkpoint.Position | None) ->
     bundle.system, bundle.wraps = system, wraps
     bundle.new_tokens = tuple(known["new_tokens"]) if start else new_tokens(recipe, tokenizer)
     bundle.card, bundle.limits = recipe.card(), recipe.limits
-    if not start:
-        load_parts(bundle.model, bundle.new_tokens)
     return bundle
+
+
+def _load_origins(bundle: Bundle, recipe: Recipe) -> Iterator[Record]:
+    """Give a fresh model the weights of the checkpoints and the model that the recipe begins from; a line for each."""
+    parts = load_parts(bundle.model, bundle.new_tokens)
+    if parts:
+        yield {"event": "pretrained", "parts": parts, "new_tokens": len(bundle.new_tokens)}
+    if recipe.start:
+        yield warm_start(bundle, recipe.start)
 
 
 def _keep_freed_memory() -> None:

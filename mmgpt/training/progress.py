@@ -48,6 +48,10 @@ class TrainingDisplay:
         event, stage = record.get("event"), record["stage"]
         if event == "stage":
             self.bars.console.print(freeze_table(stage, record))
+        elif event == "pretrained":
+            for part, origin in record["parts"].items():
+                told = f"{part} begins from {origin['from']}: {origin['parameters']:,} parameters"
+                self.bars.console.print(told, markup=False, highlight=False)
         elif event == "start":
             self.bars.console.print(told_in_words(record), markup=False, highlight=False)
         elif event == "skipped":

@@ -66,7 +66,11 @@ def write_recipe(tmp_path, llama):
 
 
 def test_a_run_begins_with_the_checkpoints_weights_and_trains_the_adapter_alone(write_recipe, llama, tmp_path):
-    train(write_recipe(), out=tmp_path / "run")
+    records: list[dict] = []
+    train(write_recipe(), out=tmp_path / "run", on_record=records.append)
+    told = next(record for record in records if record["event"] == "pretrained")
+    assert told["parts"]["decoder"]["from"] == str(llama)
+    assert told["new_tokens"] == 1
     theirs, ours = load_weights(llama), load_weights(tmp_path / "run" / "final")
     for name in ("self_attn.q_proj", "mlp.down_proj"):
         part = {"self_attn.q_proj": "attention.query", "mlp.down_proj": "mlp.down"}[name]
