@@ -5,6 +5,7 @@ from torch import nn
 from mmgpt.config import UserError
 from mmgpt.files import write_folder
 from mmgpt.inputs.batch import collate
+from mmgpt.inputs.chat import IGNORED, Rendered
 from mmgpt.model import loss as loss_module
 from mmgpt.model.bundle import new_bundle
 from mmgpt.model.loss import Guide, guided_sum
@@ -17,6 +18,14 @@ from mmgpt.training.recipe import StageConfig
 from mmgpt.training.step import train_step
 
 WEIGHT, TEMPERATURE = 0.3, 2.5
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def written_out(student_NV, teacher_NV, targets_N):
@@ -177,3 +186,36 @@ def test_a_recipe_says_what_a_teacher_is_for(make_recipe):
         make_recipe({"distill": {"weight": 0.2}})
     with pytest.raises(UserError, match="is for objectives of tokens, this is contrastive"):
         make_recipe({"teacher": "x", "objective": "contrastive"})
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_small_student_learns_more_from_a_trained_teacher_than_from_labels_alone(seed, make_bundle):
+    """Texts are chains of chance: a label tells one token that may follow, a teacher how likely each is."""
+    chances = (3 * torch.randn(32, 32, generator=torch.Generator().manual_seed(seed))).softmax(1)
+    begin = 40  # ids past the tokenizer's special ones
+
+    def chain(rows, draws):
+        tokens = torch.randint(0, 32, (rows, 1), generator=draws)
+        for _ in range(11):
+            tokens = torch.cat((tokens, chances[tokens[:, -1]].multinomial(1, generator=draws)), dim=1)
+        texts = (tokens + begin).tolist()
+        return collate([Rendered(t, [IGNORED, *t[1:]], [0] * 12, list(range(12)), [], "chain", "k") for t in texts])
+
+    def learn(model, steps, rows, teacher=None):
+        stage = StageConfig(name="s", data=[{"reader": "world", "name": "scenes"}], steps=1, learning_rate=3e-3)
+        optimizers, draws = make_optimizers(model, stage), torch.Generator().manual_seed(seed + 10)
+        for _ in range(steps):
+            train_step(model, optimizers, [chain(rows, draws)], max_norm=1.0, teacher=teacher)
+        return model.eval()
+
+    def nats(model):
+        batch = chain(400, torch.Generator().manual_seed(99))
+        with torch.no_grad():
+            return float(model(batch).total) / batch.num_targets
+
+    expert = learn(make_bundle(image=None, width=64, token_shift=False).model, 150, 32)
+    taught, alone = (make_bundle(image=None, width=32, depth=1, token_shift=False).model for _ in range(2))
+    teacher = Teacher(expert, DistillConfig(weight=0.9, temperature=1.0), taught.vocab_size)
+    with_teacher, without = nats(learn(taught, 100, 2, teacher)), nats(learn(alone, 100, 2))
+    assert nats(expert) < with_teacher < without - 0.15
