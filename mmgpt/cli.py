@@ -187,6 +187,12 @@ def convert(
     ] = None,
     revision: Revision = None,
     dtype: DType = "auto",
+    quantize: Annotated[
+        str | None, typer.Option(help="Write weights in few bits: int8, int4 or int8-dynamic (inputs too).")
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="The linear layers to quantise, as globs with commas between them.")
+    ] = "decoder.blocks.*",
 ) -> None:
     """Write a model in a form that others read, or one of theirs in ours. The result is verified before it is there.
 
@@ -195,7 +201,16 @@ def convert(
     """
     from mmgpt.model.export import convert as run
 
-    folder = run(checkpoint, out, to=to, source=source, revision=revision, dtype=dtype)
+    folder = run(
+        checkpoint,
+        out,
+        to=to,
+        source=source,
+        revision=revision,
+        dtype=dtype,
+        quantize=quantize,
+        layers=layers.split(","),
+    )
     out_console.print(f"{to}: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -14,6 +14,7 @@ from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import IGNORED, Rendered
 from mmgpt.model.bundle import Bundle
+from mmgpt.model.quantize import Quantization, pick_scheme
 from mmgpt.model.weights import load_bundle, pick_device, pick_dtype
 
 T = TypeVar("T")
@@ -193,6 +194,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     verify: bool = False,
+    quantize: str | None = None,
 ) -> Assistant:
     """Open a run, a checkpoint, an exported model folder, or a language model in Hugging Face layout.
 
@@ -202,8 +204,12 @@ def load(
         device: `cpu`, `cuda`, or `auto`.
         dtype: of the weights: `float32`, `bfloat16`, or `auto` for what is stored.
         verify: compute the checkpoint's golden logits again and compare.
+        quantize: hold the weights of the decoder's blocks in few bits: `int8`, `int4` or `int8-dynamic`.
     Raises:
         UserError: if the folder is incomplete, damaged, its weights do not fit its config, or there is no such device.
     """
+    wanted = Quantization(scheme=pick_scheme(quantize)) if quantize else None
     bundle = load_bundle(path, pick_device(device), verify, revision=revision, dtype=pick_dtype(dtype))
+    if wanted:
+        bundle.quantize(wanted)
     return Assistant(bundle, str(path))

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 
+from mmgpt.config import UserError
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.inputs.chat import Renderer
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.quantize import Quantization, quantize_model
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Bundle:
         system: the system turn of conversations that come without one.
         wraps: markup before and after each medium of a modality.
         new_tokens: ids that were added to the tokenizer of the decoder's checkpoint.
+        quantization: of the model's weights, which then answer but do not learn.
     """
 
     model: MultimodalModel
@@ -30,6 +33,21 @@ class Bundle:
     system: str | None = None
     wraps: dict[str, tuple[str, str]] = field(default_factory=dict)
     new_tokens: tuple[int, ...] = ()
+    quantization: Quantization | None = None
+
+    def quantize(self, quantization: Quantization) -> None:
+        """Hold the weights of some layers in few bits from now on.
+
+        Raises:
+            UserError: if some are already, or a layer or the device does not suit the scheme.
+        """
+        if self.quantization:
+            raise UserError(
+                f"quantize {quantization.scheme}: the weights are {self.quantization.scheme} already; "
+                "take the model they were quantised from"
+            )
+        quantize_model(self.model, quantization)
+        self.quantization = quantization
 
     @property
     def renderer(self) -> Renderer:

@@ -3,6 +3,7 @@
 Every export is read back from its draft, and its golden logits are compared, before it is moved into place.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.families import describe, family_of, family_rules, write_decoder
 from mmgpt.model.outside import OWN
+from mmgpt.model.quantize import BLOCKS, Quantization, pick_scheme
 from mmgpt.model.targets import FORMS, TARGETS, Target
 from mmgpt.model.weights import (
     find_model,
@@ -39,6 +41,8 @@ def convert(
     source: str | None = None,
     revision: str | None = None,
     dtype: str = "auto",
+    quantize: str | None = None,
+    layers: Sequence[str] = BLOCKS,
 ) -> Path:
     """Write a model in another form, from any that `load` opens.
 
@@ -49,6 +53,8 @@ def convert(
         source: the form that `path` is to have, one of these too; any if not given.
         revision: of the hub.
         dtype: of the weights: `float32`, `bfloat16`, or `auto` for what is stored.
+        quantize: `int8`, `int4` or `int8-dynamic`, for mmgpt's own form.
+        layers: globs over the linear layers to quantise.
     Returns:
         The folder.
     Raises:
@@ -63,7 +69,11 @@ def convert(
         found = "mmgpt" if kind == "mmgpt" else FORMS.get(kind, "hf-lm")
         if found != source:
             raise UserError(f"{folder}: model_type is {kind!r}, which is {found}, not {source}; leave --from out")
-    export(load_bundle(path, revision=revision, dtype=pick_dtype(dtype)), Path(out), to)
+    wanted = Quantization(scheme=pick_scheme(quantize), layers=list(layers)) if quantize else None
+    bundle = load_bundle(path, revision=revision, dtype=pick_dtype(dtype))
+    if wanted:
+        bundle.quantize(wanted)
+    export(bundle, Path(out), to)
     return Path(out)
 
 
@@ -99,6 +109,8 @@ def faults_of(bundle: Bundle, form: str) -> list[str]:
     config = bundle.model.config
     if form == "mmgpt":
         return []
+    if bundle.quantization:
+        return [f"weights in {bundle.quantization.scheme}"]
     try:
         family = family_of(config.decoder)
     except UserError as error:

@@ -22,23 +22,59 @@ class Loss:
         nll_N: each target's own, detached.
         sources_N: index of each target's source, in the batch's `source_names`.
         heads: the summed loss of each head that found pairs; to be divided by what the step's pairs count.
+        distilled_N: each target's T^2 KL(teacher || student), detached; None without a teacher.
     """
 
     total: Tensor
     nll_N: Tensor
     sources_N: Tensor
     heads: dict[str, Tensor] = field(default_factory=dict)
+    distilled_N: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Another model's view of the same targets, to learn from beside them (Hinton et al. 2015, arXiv:1503.02531).
+
+    The loss of a target becomes (1 - weight) cross-entropy + weight T^2 KL(teacher || student), both at temperature T
+    in the latter and over the first `num_tokens` of the rows, for tables of one tokenizer are padded differently.
+
+    Attributes:
+        hidden_ND: its hidden states; D may be another than the student's.
+        weight_VD: its output layer.
+        cap: of its logits.
+    """
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    cap: float | None
+    num_tokens: int
+    weight: float
+    temperature: float
+
+    def compare(self, logits_nV: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+        """T^2 KL (n,) of a chunk of the targets, and its slope over the logits of tokens (n, num_tokens)."""
+        weight_VD = self.weight_VD[: self.num_tokens]
+        theirs_nV = (self.hidden_ND[chunk].to(weight_VD.dtype) @ weight_VD.T).float()
+        if self.cap is not None:
+            theirs_nV = self.cap * torch.tanh(theirs_nV / self.cap)
+        theirs_nV = (theirs_nV / self.temperature).log_softmax(dim=1)
+        ours_nV = (logits_nV[:, : self.num_tokens] / self.temperature).log_softmax(dim=1)
+        share_nV = theirs_nV.exp()
+        divergence_n = (share_nV * theirs_nV.sub_(ours_nV)).sum(dim=1) * self.temperature**2
+        return divergence_n, ours_nV.exp_().sub_(share_nV).mul_(self.temperature)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | None
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | None, guide: Guide | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden_ND) if needs_hidden else None
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         nll_N = torch.empty(len(targets_N), device=hidden_ND.device)
+        distilled_N = torch.zeros(len(targets_N) if guide else 0, device=hidden_ND.device)
         step = max(1, CHUNK_LOGITS // len(weight_VD))
         for at in range(0, len(targets_N), step):
             chunk = slice(at, at + step)
@@ -49,10 +85,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits_nV = cap * bent_nV
             norm_n1 = logits_nV.logsumexp(dim=-1, keepdim=True)
             nll_N[chunk] = (norm_n1 - logits_nV.gather(1, targets_n1)).squeeze(1)
+            if guide is not None:
+                distilled_N[chunk], pull_nV = guide.compare(logits_nV, chunk)
             if hidden_grad is None and weight_grad is None:
                 continue
             slope_nV = logits_nV.sub_(norm_n1).exp_()  # the softmax; less one at the target is the slope of the loss
             slope_nV.scatter_add_(1, targets_n1, slope_nV.new_full(targets_n1.shape, -1.0))
+            if guide is not None:
+                slope_nV *= 1 - guide.weight
+                slope_nV[:, : guide.num_tokens] += guide.weight * pull_nV
             if cap is not None:
                 slope_nV *= 1 - bent_nV.square_()
             slope_nV = slope_nV.to(hidden_ND.dtype)
@@ -61,9 +102,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if weight_grad is not None:
                 weight_grad += slope_nV.T @ hidden_ND[chunk]
         ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.mark_non_differentiable(nll_N)
+        ctx.mark_non_differentiable(nll_N, distilled_N)
         ctx.weight_dtype = weight_VD.dtype
-        return nll_N.sum(), nll_N
+        if guide is None:
+            return nll_N.sum(), nll_N, distilled_N
+        return (1 - guide.weight) * nll_N.sum() + guide.weight * distilled_N.sum(), nll_N, distilled_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -72,6 +115,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (
             None if hidden_grad is None else hidden_grad * scale,
             None if weight_grad is None else (weight_grad * scale).to(ctx.weight_dtype),
+            None,
             None,
             None,
         )
@@ -84,9 +128,17 @@ def cross_entropy_sum(
 
     With a `cap`, of the softly capped logits: cap tanh(logit / cap).
     """
+    total, nll_N, _ = guided_sum(hidden_ND, weight_VD, targets_N, cap, None)
+    return total, nll_N
+
+
+def guided_sum(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | None, guide: Guide | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The summed loss under a guide, each target's own cross-entropy, and its T^2 KL (both detached)."""
     if torch.is_autocast_enabled(hidden_ND.device.type):
         dtype = torch.get_autocast_dtype(hidden_ND.device.type)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        total, nll_N = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, cap)
-    return total, nll_N
+        total, nll_N, distilled_N = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, cap, guide)
+    return total, nll_N, distilled_N if guide else None

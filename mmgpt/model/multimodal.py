@@ -25,7 +25,7 @@ from mmgpt.model.adapters import ADAPTERS, AdapterConfig, check_grids, feature_c
 from mmgpt.model.decoder import Decoder
 from mmgpt.model.heads import HEADS, HeadConfig
 from mmgpt.model.layers import DecoderConfig
-from mmgpt.model.loss import Loss, cross_entropy_sum
+from mmgpt.model.loss import Guide, Loss, guided_sum
 
 Encoded = tuple[Tensor, list[Grid]]  # features (P, F, E) of all pieces of a batch's media in order, the grid of each
 
@@ -212,11 +212,18 @@ class MultimodalModel(nn.Module):
         out: Tensor = self.decoder(x_BTD, batch.positions, visible, previous_BT, wanted_BW=wanted_BW)
         return out
 
-    def forward(self, batch: Batch, heads: Iterable[str] = ()) -> Loss:
+    def target_states(self, batch: Batch, encoded: Mapping[str, Encoded] | None = None) -> Tensor:
+        """Hidden states (N, D) that a batch's targets are predicted from, in reading order; it has some."""
+        is_target_BT = _is_target(batch)
+        wanted_BW = _places(is_target_BT)
+        return self.hidden(batch, wanted_BW, encoded)[is_target_BT.gather(1, wanted_BW)]
+
+    def forward(self, batch: Batch, heads: Iterable[str] = (), guide: Guide | None = None) -> Loss:
         """Summed cross-entropy of a batch over its targets, and the summed losses of some heads over its pairs.
 
-        A causal position predicts the next token of its row; a masked one predicts itself. Each encoder runs once.
-        In a batch without targets only those run that a head learns on, and the decoder over no row.
+        With a `guide`, what that makes of the former. A causal position predicts the next token of its row; a masked
+        one predicts itself. Each encoder runs once. In a batch without targets only those run that a head learns on,
+        and the decoder over no row.
         """
         lessons = {name: self.lessons(name, batch) for name in heads}
         used = {self.head_config(name).modality for name, pairs in lessons.items() if pairs}
@@ -226,18 +233,16 @@ class MultimodalModel(nn.Module):
             if batch.num_targets or modality in used
         }
         sums = {name: self._head_loss(name, pairs, encoded) for name, pairs in lessons.items() if pairs}
-        ahead = 1 if batch.is_causal else 0
-        labels_BT = batch.labels[:, ahead:]
-        is_target_BT = labels_BT != IGNORED
+        ahead, is_target_BT = int(batch.is_causal), _is_target(batch)
         sources_N = batch.sources[:, ahead:][is_target_BT]
         if not batch.num_targets:
             none_N = torch.zeros(0, device=self.device)
             return Loss(none_N.sum(), none_N, sources_N, sums)
-        wanted_BW = _places(is_target_BT)
-        hidden_ND = self.hidden(batch, wanted_BW, encoded)[is_target_BT.gather(1, wanted_BW)]
-        cap = self.config.decoder.logit_cap
-        total, nll_N = cross_entropy_sum(hidden_ND, self.decoder.head.weight, labels_BT[is_target_BT], cap)
-        return Loss(total, nll_N, sources_N, sums)
+        targets_N, cap = batch.labels[:, ahead:][is_target_BT], self.config.decoder.logit_cap
+        total, nll_N, distilled_N = guided_sum(
+            self.target_states(batch, encoded), self.decoder.head.weight, targets_N, cap, guide
+        )
+        return Loss(total, nll_N, sources_N, sums, distilled_N)
 
     def head_config(self, name: str) -> HeadConfig:
         """The config of a head."""
@@ -304,6 +309,11 @@ class MultimodalModel(nn.Module):
                 f"train one, with {{kind: {kind}, modality: {modality}}} in model.heads"
             )
         return self.heads[f"{modality}_{kind}"]
+
+
+def _is_target(batch: Batch) -> Tensor:
+    """Bool, True where a token is predicted from: (B, T), or (B, T - 1) where each predicts the next."""
+    return batch.labels[:, int(batch.is_causal) :] != IGNORED
 
 
 def _places(is_target_BT: Tensor) -> Tensor:

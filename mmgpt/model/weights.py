@@ -27,6 +27,7 @@ from mmgpt.model.card import card_text
 from mmgpt.model.meta import without_weights
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 from mmgpt.model.outside import read_language_model, read_multimodal
+from mmgpt.model.quantize import Quantization, check_device, check_types, numbers_of, quantized_layers
 from mmgpt.model.targets import FORMS
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
@@ -49,6 +50,8 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
         "new_tokens": bundle.new_tokens,
         "model": model.config.model_dump(mode="json"),
     }
+    if bundle.quantization:
+        described["quantization"] = bundle.quantization.model_dump(mode="json")
     write_json(folder / "config.json", described)
     bundle.tokenizer.save(folder)
     sizes = {
@@ -93,7 +96,13 @@ def load_bundle(
         bundle, weights = _read_own(folder, described)
     else:
         bundle, weights = read_multimodal(folder) if kind in FORMS else read_language_model(folder)
-    set_weights(bundle.model, {name: w.to(device, dtype) for name, w in weights.items()}, str(folder))
+    if bundle.quantization:
+        check_device(bundle.quantization.scheme, torch.device(device))
+    kept = numbers_of(bundle.model)
+    moved = {name: w.to(device, None if name in kept else dtype) for name, w in weights.items()}
+    set_weights(bundle.model, moved, str(folder))
+    for layer in quantized_layers(bundle.model).values():
+        layer.dtype = bundle.model.decoder.embedding.weight.dtype
     bundle.model.eval()
     if verify:
         verify_golden(bundle, read_json(folder / "golden.json"), str(folder))
@@ -115,6 +124,8 @@ def _read_own(folder: Path, described: dict[str, Any]) -> tuple[Bundle, dict[str
         raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {num_tokens}")
     with without_weights():
         bundle = new_bundle(config, tokenizer, described["template"], described["vocab_size"])
+        if "quantization" in described:
+            bundle.quantize(build(Quantization, described["quantization"], f"{folder / 'config.json'}: quantization"))
     bundle.system, bundle.new_tokens = described.get("system"), tuple(described.get("new_tokens", ()))
     bundle.wraps = {modality: (before, after) for modality, (before, after) in described.get("wraps", {}).items()}
     return bundle, load_weights(folder)
@@ -182,13 +193,13 @@ def set_weights(model: MultimodalModel, weights: dict[str, Tensor], where: str, 
         UserError: if any is missing, unexpected or of another shape; names them.
     """
     wanted = dict(model.state_dict())
-    if model.config.decoder.tied:
-        del wanted["decoder.head.weight"]
+    is_tied = model.config.decoder.tied and wanted.pop("decoder.head.weight", None) is not None
     check_weights(wanted, weights, where, "take the config.json they were saved with")
-    if model.config.decoder.tied:
+    check_types(model, weights, where)
+    if is_tied:
         weights["decoder.head.weight"] = weights["decoder.embedding.weight"]
     model.load_state_dict(weights, assign=assign)
-    if assign and model.config.decoder.tied:
+    if assign and is_tied:
         model.decoder.head.weight = model.decoder.embedding.weight
 
 
@@ -237,14 +248,15 @@ def make_golden(bundle: Bundle) -> dict[str, Any]:
 def verify_golden(bundle: Bundle, golden: dict[str, Any], where: str) -> None:
     """Compute the golden logits again.
 
-    Weights in bfloat16 round otherwise on another machine: their logits may differ by a share of the largest, and
-    another one may be first.
+    Weights in bfloat16 and inputs in few bits round otherwise on another machine: their logits may differ by a share
+    of the largest, and another one may be first.
 
     Raises:
         UserError: if they differ by more than `GOLDEN_TOLERANCE`.
     """
     logits, expected = golden_logits(bundle, parse_messages(golden["messages"])), torch.tensor(golden["first_logits"])
-    is_exact = bundle.model.decoder.embedding.weight.dtype == torch.float32
+    rounds = bundle.quantization is not None and bundle.quantization.scheme != "int8"
+    is_exact = bundle.model.decoder.embedding.weight.dtype == torch.float32 and not rounds
     gap = (logits[:256] - expected).abs().max()
     most = GOLDEN_TOLERANCE if is_exact else ROUGH_TOLERANCE * float(expected.abs().max())
     if not gap <= most or (is_exact and int(logits.argmax()) != golden["argmax"]):

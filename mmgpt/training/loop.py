@@ -26,6 +26,7 @@ from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.pretrained import load_parts, rows_for
 from mmgpt.model.weights import save_bundle
 from mmgpt.training import checkpoint, lora
+from mmgpt.training.distill import open_teacher
 from mmgpt.training.ema import Average
 from mmgpt.training.interrupt import Interrupted, stop_signals
 from mmgpt.training.log import RunLog
@@ -118,6 +119,9 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
 
     ranks.on_main(begin)
     bundle = _make_model(recipe, run, start)
+    for stage in recipe.stages:
+        if stage.teacher:
+            open_teacher(stage.teacher, stage.distill, bundle)  # one that does not suit is told now
     for origin in [] if start else _load_origins(bundle, recipe):
         if ranks.is_main:
             told = {"stage": names[0], "step": 0, **origin}
@@ -197,6 +201,7 @@ class _Stage:
         self.share = share_of_peak(stage.schedule, self.steps)
         weights = stage.head_weights
         self.heads = {head.name: weights[head.kind] for head in recipe.model.heads if head.kind in weights}
+        self.teacher = open_teacher(stage.teacher, stage.distill, bundle, ranks.device) if stage.teacher else None
         freeze_except(bundle.model, stage.train)
         self.held = hold_old_rows(bundle.model, stage.train, bundle.new_tokens)
         if stage.lora:
@@ -287,6 +292,7 @@ class _Stage:
             ranks=self.ranks,
             sources=[source.name for source in self.sources],
             heads=self.heads,
+            teacher=self.teacher,
         )
 
     def _draw(self, steps: Iterator[StepData]) -> tuple[StepData, bool]:

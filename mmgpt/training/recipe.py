@@ -13,6 +13,7 @@ from mmgpt.inputs.templates import TemplateName
 from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig
 from mmgpt.model.pretrained import chat_of, resolve
+from mmgpt.training.distill import DistillConfig
 from mmgpt.training.lora import LoraConfig
 
 
@@ -48,6 +49,8 @@ class StageConfig(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     objective: Objective = "respond"
     auxiliary: dict[HeadKind, PositiveFloat] = {}  # losses of heads, with their weights, added to the objective's
+    teacher: str | None = None  # a run, checkpoint or exported folder whose probabilities are learned beside the labels
+    distill: DistillConfig = DistillConfig()  # how much the teacher counts
     train: list[str] = ["*"]  # globs over parameter names, the rest is frozen; decoder.embedding[new]: added rows alone
     lora: LoraConfig | None = None  # adapters that learn besides, merged at the end; [] in train for them alone
     data: list[AnySource] = Field(min_length=1)
@@ -99,6 +102,14 @@ class StageConfig(Config):
     def _auxiliaries_add_something(self) -> Self:
         if self.objective in self.auxiliary:
             raise ValueError(f"auxiliary holds {self.objective}, which is the objective already; leave it out of one")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_read_tokens(self) -> Self:
+        if self.teacher and self.objective in get_args(HeadKind):
+            raise ValueError(f"teacher={self.teacher}: is for objectives of tokens, this is {self.objective}")
+        if not self.teacher and self.distill != DistillConfig():
+            raise ValueError("distill is given and no teacher; name a teacher, or leave distill out")
         return self
 
     @property

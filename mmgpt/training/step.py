@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from mmgpt.inputs.batch import Batch
 from mmgpt.model.loss import Loss
 from mmgpt.model.multimodal import MultimodalModel
+from mmgpt.training.distill import Teacher
 from mmgpt.training.optim import check_finite
 from mmgpt.training.ranks import ALONE, Ranks
 
@@ -20,7 +21,7 @@ class StepStats:
 
     Attributes:
         loss: what is optimised, in nats a target token, the weighted losses of heads included.
-        head_losses: nats a pair, or a byte for ctc.
+        head_losses: nats a pair, or a byte for ctc; `distill`: T^2 KL(teacher || student), nats a target.
         num_targets: target tokens; under an encoder's objective what its loss is divided by.
     """
 
@@ -44,13 +45,14 @@ def train_step(
     ranks: Ranks = ALONE,
     sources: Sequence[str] = (),
     heads: Mapping[str, float] | None = None,
+    teacher: Teacher | None = None,
 ) -> StepStats:
     """Run one update over `batches` (gradient accumulation); all ranks call it, some perhaps without a batch.
 
     The loss is a sum over target tokens, divided once by the targets of the whole step: a mean for each
     micro-batch would make a token in a short answer weigh more than one in a long answer. To it are added the
     losses of `heads`, by name, each a sum over the pairs of the step divided by what they count, times its weight.
-    `sources` names those that any rank's batches can hold.
+    `sources` names those that any rank's batches can hold. A `teacher` changes what a target token adds.
 
     Raises:
         FloatingPointError: if a gradient is not finite; the weights are left as they were.
@@ -61,10 +63,11 @@ def train_step(
     if targets == 0 and not any(counted):
         raise ValueError(f"no target tokens in {len(batches)} micro-batches; are all turns user turns?")
     counts = dict(zip(heads, counted, strict=True))
-    figures = _Figures(heads, sources)
+    figures = _Figures([*heads, *(["distill"] if teacher else [])], sources)
     for batch in batches:
         with _autocast(model.device, precision):
-            loss = model(batch.to(model.device), heads)
+            batch = batch.to(model.device)
+            loss = model(batch, heads, teacher.guide(batch) if teacher else None)
             objective = loss.total / max(1, targets)
             for name, nats in loss.heads.items():
                 objective = objective + nats * (heads[name] / counts[name])
@@ -79,6 +82,8 @@ def train_step(
         optimizer.step()
     model.zero_grad(set_to_none=True)
     total = figures.over(ranks)
+    if teacher:
+        counts["distill"] = targets
     return StepStats(
         loss=total["objective", ""],
         grad_norm=float(grad_norm),
@@ -106,6 +111,8 @@ class _Figures:
         self.sums["media", ""] += sum(len(media.names) for media in batch.media.values())
         for name, nats in loss.heads.items():
             self.sums["head", name] += float(nats.detach())
+        if loss.distilled_N is not None:
+            self.sums["head", "distill"] += float(loss.distilled_N.sum())
         for number, name in enumerate(batch.source_names):
             own = loss.nll_N[loss.sources_N == number]
             if name not in self.sources:

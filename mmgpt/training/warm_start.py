@@ -40,6 +40,11 @@ def warm_start(bundle: Bundle, path: str | Path) -> dict[str, Any]:
         UserError: if there is no model in `path`, or nothing of it fits.
     """
     source = load_bundle(path)
+    if source.quantization:
+        raise UserError(
+            f"start: {path} holds weights in {source.quantization.scheme}, which are for answering; "
+            "start from the model they were quantised from"
+        )
     theirs, ours = source.model.state_dict(), unique_weights(bundle.model)
     shared = _shared_tokens(source.tokenizer, bundle.tokenizer)
     told: dict[str, Any] = {"event": "start", "from": str(path), "matched": 0, "of": len(ours), "parameters": 0}

@@ -212,6 +212,22 @@ def test_two_processes_of_disjoint_modalities_train_to_the_weights_of_one(mixtur
 
 
 @pytest.mark.train
+def test_two_processes_with_a_teacher_train_to_the_weights_of_one(make_recipe, two_train, tmp_path):
+    teacher = train(make_recipe({"steps": 2}), out=tmp_path / "teacher", device="cpu").folder
+    stage = {"teacher": str(teacher), "batch_size": 5, "micro_batch_tokens": 400, **SGD}
+    recipe = make_recipe(stage, tokenizer={"path": str(teacher / "final")})
+    group = two_train(recipe, "two")
+    one = train(recipe, out=tmp_path / "one", device="cpu").folder
+    assert group.end() == [0, 0], group.told()
+    weights, expected = (load_file(run / "final" / "model.safetensors") for run in (tmp_path / "two", one))
+    torch.testing.assert_close(weights, expected, atol=1e-5, rtol=1e-5)
+    losses = [
+        [line["loss/distill"] for line in read_log(run / "log.jsonl") if "loss" in line]
+        for run in (tmp_path / "two", one)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_only_the_first_process_writes_and_tells(mixture, two_train, tmp_path):
     group = two_train(mixture(steps=2), "two")
     assert group.end() == [0, 0], group.told()

@@ -1,0 +1,127 @@
+"""A stage that learns from another model's probabilities beside the labels (Hinton et al. 2015, arXiv:1503.02531).
+
+The teacher reads the same batches as the student: the same ids, and media as the student's encoders prepare them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from mmgpt.config import Config, UserError
+from mmgpt.datasets.media import Audio, Image, MediaError
+from mmgpt.inputs.batch import Batch
+from mmgpt.inputs.chat import MediaSpec
+from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.bundle import Bundle
+from mmgpt.model.loss import Guide
+from mmgpt.model.multimodal import MultimodalModel
+from mmgpt.model.weights import load_bundle
+
+
+class DistillConfig(Config):
+    """How much a teacher counts."""
+
+    weight: float = Field(default=0.5, ge=0, le=1)  # of the teacher's part; the labels have the rest
+    temperature: PositiveFloat = 2.0  # divides both models' logits, so that unlikely tokens teach too
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model to learn from; `num_tokens` of its rows are tokens."""
+
+    model: MultimodalModel
+    config: DistillConfig
+    num_tokens: int
+
+    @torch.no_grad()
+    def guide(self, batch: Batch) -> Guide | None:
+        """What it makes of a batch's targets; None where there are none."""
+        if not batch.num_targets:
+            return None
+        decoder = self.model.decoder
+        states_ND = self.model.target_states(batch)
+        cap, config = decoder.config.logit_cap, self.config
+        return Guide(states_ND, decoder.head.weight, cap, self.num_tokens, config.weight, config.temperature)
+
+
+def open_teacher(
+    path: str, config: DistillConfig, student: Bundle, device: str | torch.device = "cpu"
+) -> Teacher | None:
+    """A teacher for a student; None where it would count nothing.
+
+    Raises:
+        UserError: if there is no such model, or it reads other ids or media than the student; says how they differ.
+    """
+    if config.weight == 0:
+        return None
+    bundle = load_bundle(path, device)
+    _check_tokens(path, bundle.tokenizer, student.tokenizer)
+    ours, theirs = student.model.config, bundle.model.config
+    for name in ("template", "system", "wraps"):
+        own, other = getattr(student, name), getattr(bundle, name)
+        if own != other:
+            raise UserError(
+                f"teacher {path}: its {name} is {other!r}, the student's {own!r}; give the recipe the teacher's"
+            )
+    if theirs.decoder.context < ours.decoder.context:
+        raise UserError(
+            f"teacher {path}: reads {theirs.decoder.context} tokens, the student {ours.decoder.context}; "
+            "set model.decoder.context to the teacher's, or to less"
+        )
+    specs = theirs.media_specs()
+    for modality, spec in ours.media_specs().items():
+        if modality not in specs:
+            raise UserError(f"teacher {path}: has no encoder for {modality}, the student has; take a teacher with one")
+        _check_media(path, modality, spec, specs[modality])
+    bundle.model.requires_grad_(False)
+    return Teacher(bundle.model, config, len(bundle.tokenizer))
+
+
+def _check_tokens(path: str, theirs: Tokenizer, ours: Tokenizer) -> None:
+    there, here = ({place: token for token, place in one.core.get_vocab().items()} for one in (theirs, ours))
+    if there == here:
+        return
+    first = next(place for place in range(max(len(there), len(here))) if there.get(place) != here.get(place))
+    raise UserError(
+        f"teacher {path}: its tokenizer has {len(there)} tokens, the student's {len(here)}; token {first} is "
+        f"{there.get(first)!r} there, {here.get(first)!r} here; give the recipe tokenizer: {{path: {path}}}"
+    )
+
+
+def _check_media(path: str, modality: str, ours: MediaSpec, theirs: MediaSpec) -> None:
+    """Compare what becomes of a small and a large medium: encoders may differ in all else, such as their width."""
+    for medium in _probes(modality):
+        here, there = _prepared(ours, medium), _prepared(theirs, medium)
+        if type(here) is not type(there) or (isinstance(here, Tensor) and not torch.equal(here, there)):
+            shown = [tuple(one.shape) if isinstance(one, Tensor) else one for one in (there, here)]
+            raise UserError(
+                f"teacher {path}: prepares {modality} otherwise than the student ({shown[0]} and {shown[1]}); "
+                "give both encoders the same sizes and settings"
+            )
+        if isinstance(here, Tensor):
+            counts = [spec.num_tokens(tuple(here.shape)) for spec in (theirs, ours)]
+            if counts[0] != counts[1]:
+                raise UserError(
+                    f"teacher {path}: takes {counts[0]} tokens for {modality}, the student {counts[1]}; "
+                    "give both adapters the same stride"
+                )
+
+
+def _prepared(spec: MediaSpec, medium: Image | Audio) -> Tensor | str:
+    try:
+        return spec.prepare(medium, None)
+    except MediaError as error:
+        return str(error)
+
+
+def _probes(modality: str) -> list[Image | Audio]:
+    if modality == "image":
+        pixels_HWC = (np.arange(700 * 500 * 3, dtype=np.uint32).reshape(500, 700, 3) % 251).astype(np.uint8)
+        return [Image(PIL.Image.fromarray(pixels)) for pixels in (pixels_HWC[:16, :16], pixels_HWC)]
+    seconds_S = np.arange(40 * 8000, dtype=np.float32) / 8000
+    samples_S = 0.5 * np.sin(2 * np.pi * 200 * seconds_S)
+    return [Audio(samples, rate=8000) for samples in (samples_S[:2000], samples_S)]
