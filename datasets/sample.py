@@ -151,7 +151,9 @@ def _parse_medium(modality: str, value: Any, raw: Mapping[str, Any]) -> Part:
             value = np.asarray(value, dtype=np.float32)
     if isinstance(value, Media):
         if value.modality != modality:
-            raise UserError(f"a part of type {modality} holds {value.name()}, of kind {value.modality}; change its type")
+            raise UserError(
+                f"a part of type {modality} holds {value.name()}, of kind {value.modality}; change its type"
+            )
         return value  # type: ignore[return-value]
     if isinstance(value, str) and raw.get("base64") is value and not value.startswith("data:"):
         value = f"data:{modality}/*;base64,{value}"

@@ -74,8 +74,8 @@ class Video(Media):
         look = Look(**wishes)
         if look.rate <= 0 or (look.count is not None and look.count < 1) or (look.most is not None and look.most < 1):
             raise UserError(
-                f"rate={look.rate}, count={look.count}, most={look.most}: a video is looked at in moments; give numbers "
-                "above 0"
+                f"rate={look.rate}, count={look.count}, most={look.most}: a video is looked at in moments; "
+                "give numbers above 0"
             )
         payload = self.read(limits)
         if payload is None:
