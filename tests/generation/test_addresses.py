@@ -5,7 +5,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
-import PIL.Image
 import pytest
 
 from mmgpt.config import UserError
@@ -87,5 +86,5 @@ def test_without_the_extra_it_is_named(monkeypatch):
 
 
 def test_a_path_is_left_to_be_read_late():
-    (message,) = read_prompt([Message.of("user", Image("not/there.png"), PIL.Image.__name__)])
+    (message,) = read_prompt([Message.of("user", Image("not/there.png"), "What?")])
     assert message.parts[0].source == "not/there.png"

@@ -102,7 +102,7 @@ def sound_forms(path: str) -> list:
 def video_forms(path: str, payload: bytes) -> list:
     url = f"data:video/mp4;base64,{encoded(payload)}"
     return [
-        *map(Video, [path, payload, open(path, "rb"), io.BytesIO(payload), url, encoded(payload)]),  # noqa: SIM115
+        *map(Video, [path, payload, open(path, "rb"), io.BytesIO(payload), url, encoded(payload)]),
         {"type": "video", "path": path},
         {"type": "video", "video": payload},
         {"type": "video_url", "video_url": {"url": url}},

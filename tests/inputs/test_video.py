@@ -83,7 +83,7 @@ def test_a_model_takes_of_a_video_what_it_has_an_encoder_for(make_bundle, make_c
     assert read(hearing, hearing.renderer.prompt(talk)) == "[audio]What?<|end|>"
     with pytest.raises(UserError, match="this model has no video encoder; it takes text: leave it out"):
         make_bundle(image=None).renderer.prompt(talk)
-    with pytest.raises(MediaError, match="has no sound, and the model has no image encoder"):
+    with pytest.raises(MediaError, match=r"has no sound, and the model has no image encoder"):
         hearing.renderer.prompt((Message.of("user", Video(make_clip(2, sound=False)), "What?"),))
     with pytest.raises(MediaError, match=r"video\.sound is false; set it to true"):
         with_video(make_bundle(image=None, audio=LINEAR), sound=False).renderer.prompt(talk)
@@ -112,7 +112,7 @@ def test_a_video_is_never_cut(make_bundle, make_clip):
     renderer = make_bundle(context=32).renderer
     video = Video(make_clip(6), label="holiday.mp4")
     sample = Sample((Message.of("user", video, "What?"), Message.of("assistant", "a cat")), key="one")
-    with pytest.raises(TooLong, match="one: .* tokens in its last exchange alone"):
+    with pytest.raises(TooLong, match=r"one: .* tokens in its last exchange alone"):
         renderer.render(sample)
     with pytest.raises(TooLong, match=r"heaviest media: holiday.mp4 24\); shorten it"):  # six frames of four tokens
         renderer.prompt(sample.messages[:1])
