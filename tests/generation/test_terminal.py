@@ -127,7 +127,7 @@ def test_a_template_without_system_turns_refuses_one_at_once(converse_with, make
 
 def test_a_saved_talk_is_read_back_by_the_reader_of_messages(converse_with, hearing, picture, sound, tmp_path):
     lines = ["/system Be brief.", f"/image {picture}", f"/audio {sound}", "What is <image> here?", "And?"]
-    shown, asked = converse_with(
+    shown, _ = converse_with(
         hearing, *lines, f"/save {tmp_path}/talks.jsonl", "/new", "Hi.", f"/save {tmp_path}/talks.jsonl"
     )
     assert "4 turns added" in shown
