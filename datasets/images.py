@@ -22,9 +22,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 
 @dataclass(frozen=True, eq=False)
 class Image(Media):
-    """A picture: path, bytes, data URL, PIL image, or array (H, W), (H, W, 3) or (H, W, 4).
+    """A picture: path, bytes, open file, base64, PIL image, or array (H, W), (H, W, 1 to 4 but 2) or channels first.
 
-    An array is in 0-255; of uint16 in 0-65535; of bool black and white. Of an animation the first frame counts.
+    An array is in 0-255; of uint16 in 0-65535; of bool black and white; of floats none of which is above 1, in 0-1.
+    Where both ends could be channels, an array has them last, a torch tensor first. Of an animation the first frame
+    counts.
     """
 
     modality: ClassVar[str] = "image"
@@ -52,9 +54,11 @@ class Image(Media):
         return open_picture(self.name(), payload) if payload is not None else self._from_array()
 
     def _from_array(self) -> PIL.Image.Image:
-        array = np.asarray(self.made)
+        array = _channels_last(self.array(), prefers_first=hasattr(self.made, "detach"))
         highest = 65535 if array.dtype == np.uint16 else 255
         try:
+            if array.dtype.kind == "f" and array.max() <= 1:
+                array = np.round(array * 255)
             if not (array.min() >= 0 and array.max() <= highest):
                 raise MediaError(
                     f"{self.name()}: values from {array.min()} to {array.max()}, which must lie in 0 to {highest}; "
@@ -76,6 +80,16 @@ class Image(Media):
             self.load().save(buffer, format="PNG")
             return "image/png", buffer.getvalue()
         return f"image/{(open_picture(self.name(), payload).format or 'PNG').lower()}", payload
+
+
+def _channels_last(array: np.ndarray, prefers_first: bool) -> np.ndarray:
+    """A picture as (H, W) or (H, W, C), whichever end its channels stand at."""
+    if array.ndim != 3:
+        return array
+    is_first, is_last = (array.shape[end] in (1, 3, 4) for end in (0, 2))
+    if is_first and (prefers_first or not is_last):
+        array = np.moveaxis(array, 0, 2)
+    return array[..., 0] if array.shape[2] == 1 else array
 
 
 # what Pillow's parsers raise over damaged bytes

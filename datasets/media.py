@@ -3,7 +3,7 @@
 from mmgpt.datasets.images import Image
 from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError, open_zip
 from mmgpt.datasets.sounds import Audio, Sound
-from mmgpt.datasets.videos import Film, Video
+from mmgpt.datasets.videos import Film, Look, Video
 
 __all__ = [
     "LIMITS",
@@ -12,6 +12,7 @@ __all__ = [
     "Film",
     "Image",
     "Limits",
+    "Look",
     "Media",
     "MediaError",
     "Sound",

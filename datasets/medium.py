@@ -1,18 +1,20 @@
-"""A medium as it came (path, bytes, data URL, array, object, function), read late and within limits."""
+"""A medium as it came (path, bytes, open file, base64, array, object, function), read late and within limits."""
 
 import base64
 import binascii
 import lzma
 import os
+import re
 import stat
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
+import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
@@ -32,17 +34,20 @@ class Limits(Config):
 
 
 LIMITS = Limits()
+SHORTEST_BASE64 = 64  # letters; what is shorter is a path
 
 
 @dataclass(frozen=True, eq=False)
 class Media:
     """A medium, not decoded yet.
 
-    Its source is a path (also into a zip: `a.zip/b.png`), bytes, a data URL, an array, an object, or a function without
-    arguments that makes one of the last two, the same at every call.
+    Its source is a path (also into a zip: `a.zip/b.png`), bytes, an open binary file, a data URL, base64, an array, an
+    object, or a function without arguments that makes one of the last two, the same at every call. `label` is what an
+    error calls it.
     """
 
     source: Any
+    label: str | None = field(default=None, kw_only=True)
     modality: ClassVar[str] = "media"
 
     @cached_property
@@ -51,12 +56,21 @@ class Media:
         return self.source() if callable(self.source) else self.source
 
     def name(self) -> str:
-        """What to call it in an error: its path, or its kind."""
-        if isinstance(self.source, str | Path) and not str(self.source).startswith("data:"):
-            return str(self.source)
+        """What to call it in an error: its label, its path, or its kind."""
+        if self.label is not None:
+            return self.label
+        if self.path is not None:
+            return self.path
         if callable(self.source):
             return f"{self.modality} made by a function"
-        return f"{self.modality} given as {type(self.source).__name__}"
+        kind = "base64" if isinstance(self.source, str) else type(self.source).__name__
+        return f"{self.modality} given as {kind}"
+
+    @cached_property
+    def path(self) -> str | None:
+        """The path that it was given as, or its address; None if it came in another form."""
+        source = str(self.source) if isinstance(self.source, str | Path) else None
+        return source if source and not source.startswith("data:") and not _is_base64(source) else None
 
     def read(self, limits: Limits = LIMITS) -> bytes | None:
         """The encoded bytes, or None where the source is an array or an object already decoded.
@@ -64,22 +78,42 @@ class Media:
         Raises:
             MediaError: if there is no such file, it is empty, no regular file, or larger than `limits.bytes`.
         """
-        if isinstance(self.source, bytes):
-            payload = self.source
-        elif isinstance(self.source, str) and self.source.startswith("data:"):
-            payload = _read_data_url(self.source)
-        elif isinstance(self.source, str | Path):
-            payload = _read_path(str(self.source), self.modality, limits)
+        if isinstance(self.source, bytes | bytearray | memoryview):
+            payload = bytes(self.source)
+        elif self.path is not None:
+            payload = _read_path(self.path, self.modality, limits)
+        elif isinstance(self.source, str):
+            payload = _read_data_url(self.source if self.source.startswith("data:") else f"data:;base64,{self.source}")
+        elif hasattr(self.source, "read"):
+            payload = self._file
         else:
             return None
         _check_size(self.name(), len(payload), limits)
         return payload
 
+    @cached_property
+    def _file(self) -> bytes:
+        """What an open file holds, from its start where it can be wound back; read once, for it may be a stream."""
+        if getattr(self.source, "seekable", bool)():
+            self.source.seek(0)
+        payload = self.source.read()
+        if not isinstance(payload, bytes):
+            raise MediaError(f"{self.name()}: gives {type(payload).__name__}; open the file in binary mode, 'rb'")
+        return payload
+
+    def array(self) -> np.ndarray:
+        """The source as an array of numpy, where it is one of any library, on any device and with any gradient."""
+        made = self.made
+        if hasattr(made, "detach"):
+            made = made.detach().cpu()
+            made = made.float() if made.is_floating_point() else made  # numpy has no bfloat16
+        return np.asarray(made)
+
     def to_part(self) -> dict[str, Any]:
         """The part as Hugging Face chat spells it: a path where there is one, else a data URL."""
-        if isinstance(self.source, str | Path) and not str(self.source).startswith("data:"):
-            return {"type": self.modality, "path": str(self.source)}
-        if isinstance(self.source, str):
+        if self.path is not None:
+            return {"type": self.modality, "path": self.path}
+        if isinstance(self.source, str) and self.source.startswith("data:"):
             return {"type": self.modality, "url": self.source}
         mime, payload = self.encoded()
         return {"type": self.modality, "url": f"data:{mime};base64,{base64.b64encode(payload).decode()}"}
@@ -87,6 +121,16 @@ class Media:
     def encoded(self) -> tuple[str, bytes]:
         """MIME type and bytes, for a page or a data URL."""
         return "application/octet-stream", self.read() or b""
+
+
+def _is_base64(text: str) -> bool:
+    """True for a string that is a file's content in base64, and the path of none."""
+    return (
+        len(text) >= SHORTEST_BASE64
+        and len(text) % 4 == 0
+        and re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", text) is not None
+        and not os.path.exists(text)
+    )
 
 
 def _read_data_url(url: str) -> bytes:

@@ -16,6 +16,7 @@ from mmgpt.datasets.media import MediaError
 ATTEMPTS = 6
 FIRST_WAIT = 0.05  # seconds before the second attempt; twice as long before each further one
 TIMEOUT = 60.0  # seconds for one request over HTTP
+CHUNK = 2**20  # bytes of a download at a time
 
 Result = TypeVar("Result")
 
@@ -67,6 +68,29 @@ def read_range(path: str, start: int, count: int) -> bytes:
     return payload
 
 
+def download(address: str, most: int) -> bytes:
+    """A whole file of at most so many bytes, read as it comes, for its server may not tell how large it is.
+
+    Raises:
+        MediaError: if it is not there, larger, empty, or cannot be reached after two attempts.
+        UserError: if what fetches it is not installed.
+    """
+
+    def read() -> bytes:
+        payload = bytearray()
+        with _filesystem(address).open(address, block_size=0, size=1) as file:  # a stream, without asking for a size
+            while block := file.read(CHUNK):
+                payload += block
+                if len(payload) > most:
+                    raise MediaError(f"{address}: over {most:,} bytes; cut or compress it, or raise limits.bytes")
+        return bytes(payload)
+
+    payload = _told(address, read, attempts=2)
+    if not payload:
+        raise MediaError(f"{address}: the file is empty; replace or remove it")
+    return payload
+
+
 def read_text(path: str) -> str:
     """A whole text file."""
     if not is_remote(path):
@@ -74,9 +98,9 @@ def read_text(path: str) -> str:
     return _told(path, lambda: _filesystem(path).cat_file(path).decode())
 
 
-def _told(path: str, read: Callable[[], Result]) -> Result:
+def _told(path: str, read: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
     """What `read` gives, tried again where that may help; every failure in words."""
-    for attempt in range(ATTEMPTS):
+    for attempt in range(attempts):
         try:
             return read()
         except UserError:
@@ -84,8 +108,8 @@ def _told(path: str, read: Callable[[], Result]) -> Result:
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise AbsentError(f"{path}: {_words(error)}; check the path and who may read it") from None
         except Exception as error:  # each filesystem has its own; a dropped connection is worth another attempt
-            if attempt + 1 == ATTEMPTS or not is_remote(path):
-                tried = f" after {ATTEMPTS} attempts" if is_remote(path) else ""
+            if attempt + 1 == attempts or not is_remote(path):
+                tried = f" after {attempts} attempts" if is_remote(path) else ""
                 raise MediaError(f"{path}: cannot be read{tried} ({_words(error)})") from None
             time.sleep(FIRST_WAIT * 2**attempt)
     raise AssertionError

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.media import MEDIA, Audio, Image, Media, Video
 
@@ -124,26 +126,38 @@ def _parse_part(raw: Any) -> Part:
     kind = str(raw.get("type", "text"))
     if kind == "text" and isinstance(raw.get("text"), str):
         return Text(raw["text"])
-    modality = {"image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video"}.get(
-        kind, kind
-    )
+    modality = SPELLINGS.get(kind, kind)
     if modality not in MEDIA:
         raise UserError(f"content part of type {kind!r} is not known; {did_you_mean(kind, ['text', *MEDIA])}")
-    for key in ("path", "url", modality, f"{modality}_url", f"input_{modality}"):
+    for key in ("path", "url", modality, f"{modality}_url", f"input_{modality}", "base64"):
         if raw.get(key) is not None:
-            value = raw[key]
-            break
-    else:
-        raise UserError(f"the {modality} part {_short(raw)} holds no {modality}; give it a path, url or {modality}")
-    if isinstance(value, Mapping):  # OpenAI: {"url": ...} or {"data": base64, "format": ...}
-        value = (
-            value["url"]
-            if "url" in value
-            else f"data:{modality}/{value.get('format', 'wav')};base64,{value.get('data', '')}"
-        )
-    if modality == "audio":
-        return Audio(value, rate=raw.get("sampling_rate"))
-    return MEDIA[modality](value)  # type: ignore[return-value]
+            return _parse_medium(modality, raw[key], raw)
+    raise UserError(f"the {modality} part {_short(raw)} holds no {modality}; give it a path, url or {modality}")
+
+
+SPELLINGS = {"image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video"}
+
+
+def _parse_medium(modality: str, value: Any, raw: Mapping[str, Any]) -> Part:
+    """A medium of a part: itself, {"url"}, OpenAI's {"data", "format"}, or {"array", "sampling_rate"} of `datasets`."""
+    rate = raw.get("sampling_rate")
+    if isinstance(value, Mapping):
+        found = next((key for key in ("url", "path", "bytes", "array", "data") if value.get(key) is not None), None)
+        if found is None:
+            raise UserError(f"the {modality} part {_short(raw)} holds no {modality}; give it a url, path or data")
+        rate, given = value.get("sampling_rate", rate), value[found]
+        value = f"data:{modality}/{value.get('format', 'wav')};base64,{given}" if found == "data" else given
+        if found == "array" and isinstance(value, list):
+            value = np.asarray(value, dtype=np.float32)
+    if isinstance(value, Media):
+        if value.modality != modality:
+            raise UserError(
+                f"a part of type {modality} holds {value.name()}, of kind {value.modality}; change its type"
+            )
+        return value  # type: ignore[return-value]
+    if isinstance(value, str) and raw.get("base64") is value and not value.startswith("data:"):
+        value = f"data:{modality}/*;base64,{value}"
+    return Audio(value, rate=rate) if modality == "audio" else MEDIA[modality](value)  # type: ignore[return-value]
 
 
 def _short(value: object) -> str:

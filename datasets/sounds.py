@@ -32,7 +32,7 @@ class Sound(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Audio(Media):
-    """A sound: path, bytes, data URL, or an array with its `rate` in Hz.
+    """A sound: path, bytes, open file, base64, or an array or tensor with its `rate` in Hz.
 
     An array holds floats or integers, one channel (samples,) or several; its longer axis is time.
     """
@@ -77,7 +77,7 @@ class Audio(Media):
         return Sound(mono_S, rate)
 
     def _from_array(self, limits: Limits) -> Sound:
-        given = np.asarray(self.made)
+        given = self.array()
         if given.ndim not in (1, 2) or given.dtype.kind not in "fiu":
             raise MediaError(
                 f"{self.name()}: shape {given.shape} of {given.dtype} is no sound; give (samples,) of floats"

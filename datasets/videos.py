@@ -29,6 +29,24 @@ TICK = 1e-6  # seconds; time stamps nearer than this are the same
 Shown = tuple[float, Callable[[], PIL.Image.Image]]  # when a frame begins, in seconds, and what makes a picture of it
 
 
+class Look(NamedTuple):
+    """Which frames are looked at, and if the sound is listened to.
+
+    Attributes:
+        rate: moments a second, the first at 0.
+        count: as many moments instead, in the middles of as many equal parts.
+        most: where the rate gives more moments, so many, as for `count`.
+        sees: False for no frames.
+        hears: False for no sound.
+    """
+
+    rate: float = 1.0
+    count: int | None = None
+    most: int | None = None
+    sees: bool = True
+    hears: bool = True
+
+
 class Film(NamedTuple):
     """A decoded video: RGB frames, the moment of each in seconds from the first, and the sound from there on."""
 
@@ -39,29 +57,32 @@ class Film(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Video(Media):
-    """A video file, or an animated GIF, WebP or PNG: path, bytes or data URL."""
+    """A video file, or an animated GIF, WebP or PNG: path, bytes, open file or base64."""
 
     modality: ClassVar[str] = "video"
 
-    def load(self, limits: Limits = LIMITS, *, rate: float = 1.0, count: int | None = None) -> Film:
+    def load(self, limits: Limits = LIMITS, **wishes: Any) -> Film:
         """Decode what is on the screen at evenly spaced moments; each frame stays until the next one's time stamp.
 
         Args:
             limits: what is larger is refused.
-            rate: moments a second, the first at 0.
-            count: as many moments instead, in the middles of as many equal parts.
+            **wishes: fields of `Look`.
         Raises:
             MediaError: if there is no such file, or it is no video, truncated, without frames, or over the limits.
-            UserError: if rate or count are not above 0, or PyAV is not installed.
+            UserError: if rate, count or most are not above 0, or PyAV is not installed.
         """
-        if rate <= 0 or (count is not None and count < 1):
-            raise UserError(f"rate={rate}, count={count}: a video is looked at in moments; give numbers above 0")
+        look = Look(**wishes)
+        if look.rate <= 0 or (look.count is not None and look.count < 1) or (look.most is not None and look.most < 1):
+            raise UserError(
+                f"rate={look.rate}, count={look.count}, most={look.most}: a video is looked at in moments; "
+                "give numbers above 0"
+            )
         payload = self.read(limits)
         if payload is None:
-            raise MediaError(f"{self.name()}: not a video; give a path, bytes or a data URL")
+            raise MediaError(f"{self.name()}: not a video; give a path, bytes, an open file or a data URL")
         if payload[:4] in (b"GIF8", b"\x89PNG") or payload[8:12] == b"WEBP":
-            return _Animation(self.name(), payload, limits).film(rate, count)
-        return _Container(self.name(), payload, limits).film(rate, count)
+            return _Animation(self.name(), payload, limits, look).film()
+        return _Container(self.name(), payload, limits, look).film()
 
 
 @dataclass(frozen=True)
@@ -71,11 +92,17 @@ class _Moving:
     name: str
     payload: bytes
     limits: Limits
+    look: Look
 
-    def moments(self, seconds: float, size: tuple[int, int], rate: float, count: int | None) -> list[float]:
+    def moments(self, seconds: float, size: tuple[int, int]) -> list[float]:
         """When to look; refuses what would not fit into the limits."""
+        rate, count, most, sees, _ = self.look
         self.check_seconds(seconds)
-        number = count or max(1, math.ceil(seconds * rate - TICK))
+        if not sees:
+            return []
+        at_rate = max(1, math.ceil(seconds * rate - TICK))
+        count = most if count is None and most is not None and at_rate > most else count
+        number = count or at_rate
         self.check_frames(number, size)
         return [(at + 0.5) * seconds / number if count else at / rate for at in range(number)]
 
@@ -120,7 +147,7 @@ def _pick(shown: Iterable[Shown], moments: list[float]) -> list[PIL.Image.Image]
 class _Animation(_Moving):
     """An animated picture, read by Pillow."""
 
-    def film(self, rate: float, count: int | None) -> Film:
+    def film(self) -> Film:
         picture = open_picture(self.name, self.payload, ANIMATED)
         try:
             frames = getattr(picture, "n_frames", 1)
@@ -131,7 +158,7 @@ class _Animation(_Moving):
                 self.check_frames(frames, picture.size)  # Pillow has to decode them all
                 picture.load()  # before which a WebP does not tell
                 begins.append(begins[-1] + (picture.info.get("duration") or UNTIMED) / 1000)
-            moments = self.moments(begins[-1], picture.size, rate, count)
+            moments = self.moments(begins[-1], picture.size)
             return Film(_pick(self._shown(picture, begins[:-1]), moments), moments, None)
         except MediaError:
             raise
@@ -147,15 +174,16 @@ class _Animation(_Moving):
 class _Container(_Moving):
     """A file that FFmpeg reads, through PyAV: one thread, so that the same file gives the same pixels."""
 
-    def film(self, rate: float, count: int | None) -> Film:
+    def film(self) -> Film:
         try:
             import av
         except ImportError:
             raise UserError(f'{self.name}: videos need PyAV; pip install "mmgpt[video]"') from None
         try:
             start, seconds, size = self._survey(av)
-            moments = self.moments(seconds, size, rate, count)
-            return Film(_pick(self._shown(av, start, len(moments)), moments), moments, self._sound(av, start))
+            moments = self.moments(seconds, size)
+            frames = _pick(self._shown(av, start, len(moments)), moments) if moments else []
+            return Film(frames, moments, self._sound(av, start) if self.look.hears else None)
         except MediaError:
             raise
         except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:

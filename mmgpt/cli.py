@@ -128,23 +128,24 @@ def ask(
     checkpoint: Checkpoint,
     question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
     image: Annotated[
-        list[Path] | None, typer.Option(help="A picture; repeat for several. Media go in the order typed.")
+        list[str] | None,
+        typer.Option(help="A picture, a file or an http(s) address; repeat for several. Media go in the order typed."),
     ] = None,
-    audio: Annotated[list[Path] | None, typer.Option(help="A sound; repeat for several.")] = None,
-    video: Annotated[list[Path] | None, typer.Option(help="A video; repeat for several.")] = None,
+    audio: Annotated[list[str] | None, typer.Option(help="A sound; repeat for several.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="A video; repeat for several.")] = None,
     choices: Annotated[str | None, typer.Option(help="Answer with one of these, with commas between them.")] = None,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Ask one question about pictures, sounds, several of both in any order, or nothing but itself."""
+    """Ask one question about pictures, sounds and videos, several in any order, or about nothing but itself."""
     from mmgpt.datasets.media import MEDIA
     from mmgpt.datasets.sample import Message
     from mmgpt.generation.assistant import load
 
     given = {kind: iter(paths or []) for kind, paths in (("image", image), ("audio", audio), ("video", video))}
-    media: list[Any] = [MEDIA[kind](str(next(given[kind]))) for kind in context.meta["typed"] if kind in given]
+    media: list[Any] = [MEDIA[kind](next(given[kind])) for kind in context.meta["typed"] if kind in given]
     assistant = load(checkpoint, device=device)
     if choices is not None:
         options = choices.split(",")
@@ -167,9 +168,10 @@ def chat(
     temperature: Temperature = 0.0,
     device: Device = "auto",
 ) -> None:
-    """Talk to a model about pictures and sounds.
+    """Talk to a model about pictures, sounds and videos.
 
-    /image PATH or /audio PATH adds one to the next question, /new starts over, /quit or Ctrl-D ends.
+    /image PATH, /audio PATH or /video PATH adds one to the next question, /system TEXT says how to answer, /save FILE
+    adds the talk to a file of messages, /new starts over, /quit or Ctrl-D ends.
     """
     from mmgpt.generation.assistant import load
     from mmgpt.generation.terminal import talk

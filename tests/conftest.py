@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -87,6 +88,32 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
         torch.manual_seed(0)
         extended = tokenizer.extended(token for token in TEMPLATES[template].tokens if token != END)
         return new_bundle(build(ModelConfig, tree, "tiny model"), extended, template)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> Callable[..., bytes]:
+    """An MP4 of 16 x 16 pixels that shows another grey every second, with a tone or silent."""
+    av = pytest.importorskip("av")
+
+    def make(seconds: int, sound: bool = True) -> bytes:
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="mp4") as out:
+            stream = out.add_stream("libx264", rate=2)
+            stream.width, stream.height, stream.pix_fmt, stream.thread_count = 16, 16, "yuv420p", 1
+            track = out.add_stream("aac", rate=8000, layout="mono") if sound else None
+            for at in range(2 * seconds):
+                grey = np.full((16, 16, 3), 10 + 240 * (at // 2) // seconds, np.uint8)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+            out.mux(stream.encode())
+            if track:
+                tone_S = np.sin(np.arange(8000 * seconds) * 0.3).astype(np.float32) / 2
+                frame = av.AudioFrame.from_ndarray(tone_S[None], format="fltp", layout="mono")
+                frame.sample_rate = 8000
+                out.mux(track.encode(frame))
+                out.mux(track.encode())
+        return buffer.getvalue()
 
     return make
 

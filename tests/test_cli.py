@@ -169,9 +169,9 @@ def test_pictures_and_sounds_reach_the_model_in_the_order_typed(
     write_folder(tmp_path / "hearing", lambda draft: save_bundle(make_bundle(audio={"kind": "linear"}), draft))
     read, prepare = list[Message](), Renderer._prompt_pieces
 
-    def watched(self, messages):
+    def watched(self, messages, *rest):
         read.extend(messages)
-        return prepare(self, messages)
+        return prepare(self, messages, *rest)
 
     monkeypatch.setattr(Renderer, "_prompt_pieces", watched)
     files = {"image": picture, "audio": str(tmp_path / "a.wav")}
@@ -181,6 +181,16 @@ def test_pictures_and_sounds_reach_the_model_in_the_order_typed(
     *parts, question = read[0].parts
     assert [(part.modality, part.source) for part in parts] == [(kind, files[kind]) for kind in kinds]
     assert question.text == "?"
+
+
+def test_a_video_is_asked_about_from_the_command_line(mmgpt_says, checkpoint, make_clip, tmp_path):
+    import mmgpt
+
+    (tmp_path / "a.mp4").write_bytes(make_clip(2))
+    wanted = mmgpt.load(checkpoint).ask(mmgpt.Video(str(tmp_path / "a.mp4")), "What?", max_new_tokens=6).text
+    code, shown, _ = mmgpt_says("ask", checkpoint, "What?", "--video", tmp_path / "a.mp4", "--max-new-tokens", 6)
+    assert code == 0
+    assert shown.replace("\n", "").strip() == wanted.replace("\n", "").strip()
 
 
 def test_ask_with_choices_prints_the_choices_and_marks_the_best(mmgpt_says, checkpoint, picture):

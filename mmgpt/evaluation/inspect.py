@@ -62,7 +62,7 @@ def open_data(
         tokenizer.special(SLOTS[modality])
     template, system, wraps = talk_of(recipe)
     specs, context = recipe.model.media_specs(), recipe.model.decoder.context
-    renderer = Renderer(tokenizer, TEMPLATES[template], specs, context, system, wraps)
+    renderer = Renderer(tokenizer, TEMPLATES[template], specs, context, system, wraps, recipe.model.video_reader())
     wanted = names if stage is None else [stage]
     return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
 

@@ -1,6 +1,6 @@
 """The object behind `mmgpt.load`: chat, ask, choose, score and stream, one conversation or a list of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.sample import Message, Part, parse_messages
+from mmgpt.datasets.sample import Message, Part
+from mmgpt.generation.addresses import read_prompt
 from mmgpt.generation.decode import Reply, cut_at, decode, generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
@@ -51,11 +52,11 @@ class Assistant:
         """
         config = self._options(options)
         if not _is_many(messages):
-            return self._answer([self.renderer.prompt(parse_messages(messages))], config)[0]
+            return self._answer([self.renderer.prompt(read_prompt(messages))], config)[0]
         replies: list[Reply] = []
         for at in range(0, len(messages), batch_size):
             chunk = [
-                self.renderer.prompt(parse_messages(one), f"prompt {at + i}")
+                self.renderer.prompt(read_prompt(one), f"prompt {at + i}")
                 for i, one in enumerate(messages[at : at + batch_size])
             ]
             replies += self._answer(chunk, config.model_copy(update={"seed": config.seed + at}))
@@ -72,14 +73,17 @@ class Assistant:
             return self.chat([(Message.of("user", *one),) for one in parts], **options)  # type: ignore[misc]
         return self.chat([Message.of("user", *parts)], **options)  # type: ignore[arg-type]
 
-    def stream(self, messages: Sequence[Any], **options: Any) -> Iterator[str]:
-        """The answer to one conversation, piece by piece as it is decoded; together they are `chat(...).text`."""
+    def stream(self, messages: Sequence[Any], **options: Any) -> Generator[str, None, int]:
+        """The answer to one conversation, piece by piece as it is decoded; together they are `chat(...).text`.
+
+        Returns (to `yield from`, or as the value of StopIteration) the number of tokens decoded.
+        """
         config = self._options(options)
-        prompt = self.renderer.prompt(parse_messages(messages))
+        prompt = self.renderer.prompt(read_prompt(messages))
         self.model.eval()
         return self._pieces(prompt, config)
 
-    def _pieces(self, prompt: Rendered, config: GenerateConfig) -> Iterator[str]:
+    def _pieces(self, prompt: Rendered, config: GenerateConfig) -> Generator[str, None, int]:
         ids: list[int] = []
         told = 0
         finished: set[int] = set()
@@ -100,6 +104,7 @@ class Assistant:
                 told = safe
         if len(text) > told:
             yield text[told:]
+        return len(ids)
 
     def choose(
         self,
@@ -130,7 +135,7 @@ class Assistant:
         for at in range(0, len(conversations), batch_size):
             rows = range(at, min(at + batch_size, len(conversations)))
             rendered = [
-                self.renderer.choices(parse_messages(conversations[i]), list(lists[i]), f"prompt {i}") for i in rows
+                self.renderer.choices(read_prompt(conversations[i]), list(lists[i]), f"prompt {i}") for i in rows
             ]
             for i, logprobs in zip(rows, self._branch_logprobs(rendered), strict=True):
                 scores = [sum(one) / (len(one) if normalise else 1) for one in logprobs]

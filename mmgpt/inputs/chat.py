@@ -5,95 +5,47 @@ A conversation is a list of pieces, each supervised or not by construction; noth
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, get_args
-
-from torch import Tensor
+from typing import get_args
 
 from mmgpt.config import UserError
-from mmgpt.datasets.media import Media
+from mmgpt.datasets.media import Media, Video
 from mmgpt.datasets.sample import Message, Part, Sample, Text
+from mmgpt.inputs.rendered import (
+    IGNORED,
+    HeadKind,
+    MediaSpec,
+    Medium,
+    Objective,
+    PairedText,
+    Pieces,
+    Rendered,
+    Showing,
+    Slots,
+)
 from mmgpt.inputs.templates import Template
 from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer
+from mmgpt.inputs.trimming import ever_shorter
+from mmgpt.inputs.video import VideoReader
 
-IGNORED = -100  # the label of a position that is not a target, as in torch's cross-entropy
-HeadKind = Literal["ctc", "contrastive", "classify"]  # objectives of an encoder, learned from pairs
-Objective = Literal["respond", "causal", "masked", HeadKind]
+__all__ = [
+    "IGNORED",
+    "HeadKind",
+    "MediaSpec",
+    "Medium",
+    "Objective",
+    "PairedText",
+    "Rendered",
+    "Renderer",
+    "TooLong",
+    "is_document",
+    "rows_of",
+]
 
 
 class TooLong(UserError):
     """A sample or prompt that does not fit the context, even after whole turns were left out."""
-
-
-@dataclass(frozen=True)
-class MediaSpec:
-    """How one modality enters.
-
-    Attributes:
-        prepare: decodes a part to a tensor; augments it where a generator is given to draw from.
-        num_tokens: counts what a tensor's shape will take.
-        faults: for each kind of head there is, why it cannot learn from a text with a tensor of some shape, if so.
-    """
-
-    prepare: Callable[[Media, random.Random | None], Tensor]
-    num_tokens: Callable[[tuple[int, ...]], int]
-    faults: Mapping[str, Callable[[str, tuple[int, ...]], UserError | None]] = field(default_factory=dict)
-
-
-class PairedText(NamedTuple):
-    """The reply that a medium forms a pair with: its words, and their tokens closed by the end token."""
-
-    text: str
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Medium:
-    """A decoded medium of a rendered sample, with the text it forms a pair with."""
-
-    modality: str
-    values: Tensor
-    num_tokens: int
-    name: str
-    text: PairedText | None = None
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A sample as the model reads it; the lists have one entry a token.
-
-    Attributes:
-        labels: the token itself where it is a target, else -100; the first token of a document or branch never is.
-        branches: 0 for the context, 1, 2, ... for the branches, which see the context and themselves.
-        positions: a branch goes on from the context's end.
-        media: in reading order.
-    """
-
-    ids: list[int]
-    labels: list[int]
-    branches: list[int]
-    positions: list[int]
-    media: list[Medium]
-    key: str
-    source: str
-    is_trimmed: bool = False
-
-
-@dataclass
-class _Pieces:
-    rng: random.Random | None = None  # augments the media; None leaves them as they are
-    ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    media: list[Medium] = field(default_factory=list)
-
-    def add(self, ids: tuple[int, ...], is_target: bool) -> None:
-        self.ids += ids
-        self.labels += ids if is_target else [IGNORED] * len(ids)
-
-    def add_medium(self, medium: Medium, slot: int) -> None:
-        self.add((slot,) * medium.num_tokens, False)
-        self.media.append(medium)
 
 
 @dataclass(frozen=True)
@@ -105,6 +57,7 @@ class Renderer:
         context: the most tokens a row may take.
         system: the system turn of conversations that come without one; None for none.
         wraps: markup before and after each medium of a modality.
+        video: makes pictures and a sound of a video.
     """
 
     tokenizer: Tokenizer
@@ -113,6 +66,7 @@ class Renderer:
     context: int
     system: str | None = None
     wraps: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    video: VideoReader | None = None
 
     def render(
         self, sample: Sample, objective: Objective = "respond", draw: int | None = None, word_dropout: float = 0.0
@@ -139,7 +93,8 @@ class Renderer:
             raise UserError(f"{sample.key}: holds no messages; give it at least a user and an assistant turn")
         rng = random.Random(f"{sample.key}/{draw or 0}")
         try:
-            fitted = self._fit(sample, "respond" if of_encoder else objective, None if draw is None else rng)
+            showing = Showing(None if draw is None else rng)
+            fitted = self._fit(sample, "respond" if of_encoder else objective, showing)
             rendered = self._pair(fitted, sample)
             if of_encoder:
                 return self._only_pair(rendered, objective)
@@ -151,15 +106,15 @@ class Renderer:
             return self._mask(rendered, rng)
         return self._drop_words(rendered, word_dropout, rng) if word_dropout else rendered
 
-    def prompt(self, messages: tuple[Message, ...], key: str = "prompt") -> Rendered:
-        """Render a conversation up to where the assistant's reply begins.
+    def prompt(self, messages: tuple[Message, ...], key: str = "prompt", showing: Showing | None = None) -> Rendered:
+        """Render a conversation up to where the assistant's reply begins; media in `showing` are not read again.
 
         Raises:
             UserError: if it is empty or ends with an assistant turn; TooLong: if it does not fit the context.
         """
-        pieces = self._prompt_pieces(messages)
+        pieces = self._prompt_pieces(messages, showing or Showing())
         if len(pieces.ids) >= self.context:
-            media = ", ".join(f"{m.name} {m.num_tokens}" for m in sorted(pieces.media, key=lambda m: -m.num_tokens)[:3])
+            media = _heaviest(messages, pieces.showing)
             raise TooLong(
                 f"{key}: {len(pieces.ids)} tokens, {len(pieces.ids) + 1 - self.context} too many for the context of "
                 f"{self.context}" + (f" (heaviest media: {media})" if media else "") + "; shorten it or drop turns"
@@ -171,12 +126,12 @@ class Renderer:
 
         The choices and their end tokens are the labels. The last prompt token opens every branch.
         """
-        context = self._prompt_pieces(messages)
+        context = self._prompt_pieces(messages, Showing())
         opening = context.ids.pop()
         context.labels.pop()
         branches = []
         for choice in choices:
-            branch = _Pieces(ids=[opening], labels=[IGNORED])
+            branch = Pieces(ids=[opening], labels=[IGNORED])
             branch.add(self.tokenizer.encode(choice), True)
             branch.add(self.tokenizer.encode_markup(self.template.end), True)
             branches.append(branch)
@@ -185,21 +140,37 @@ class Renderer:
             raise TooLong(f"{key}: prompt and longest choice take {longest} tokens, over the context of {self.context}")
         return _rendered(context, branches, Sample(messages, key=key))
 
-    def _prompt_pieces(self, messages: tuple[Message, ...]) -> _Pieces:
+    def parts(self, parts: Sequence[Part], key: str = "parts") -> Rendered:
+        """Render parts alone, as a document begins: without a template, and with nothing after them.
+
+        Raises:
+            UserError: if there is neither text nor medium; TooLong: if they do not fit the context.
+        """
+        pieces = Pieces()
+        self._add_parts(pieces, tuple(parts), False)
+        if not pieces.ids:
+            raise UserError(f"{key}: is empty; give it a text or a medium")
+        begun = Pieces(ids=[*self.tokenizer.begin, *pieces.ids], media=pieces.media)
+        if len(begun.ids) > self.context:
+            raise TooLong(f"{key}: {len(begun.ids)} tokens, over the context of {self.context}; cut it into several")
+        begun.labels = [IGNORED] * len(begun.ids)
+        return _rendered(begun, [], Sample((), key=key))
+
+    def _prompt_pieces(self, messages: tuple[Message, ...], showing: Showing) -> Pieces:
         if not messages:
             raise UserError("the prompt is empty; give at least one user message")
         if messages[-1].role == "assistant":
             raise UserError("the conversation ends with an assistant turn; end it with what is to be answered")
-        pieces = _Pieces()
+        pieces = Pieces(showing)
         pieces.add(self._begin(messages), False)
         self._add_turns(pieces, messages, "respond")
         pieces.add(self.tokenizer.encode_markup(self.template.turn("assistant").open), False)
         pieces.labels = [IGNORED] * len(pieces.ids)  # earlier replies are not to be scored
         return pieces
 
-    def _fit(self, sample: Sample, objective: Objective, rng: random.Random | None) -> Rendered:
+    def _fit(self, sample: Sample, objective: Objective, showing: Showing) -> Rendered:
         if is_document(sample):
-            pieces = _Pieces(rng)
+            pieces = Pieces(showing)
             pieces.add(self.tokenizer.begin, False)
             self._add_parts(pieces, sample.messages[0].parts, True)
             pieces.add((self.tokenizer.special(END),), True)
@@ -209,10 +180,10 @@ class Renderer:
                 raise TooLong(f"{len(pieces.ids)} tokens, over the context of {self.context}, and it holds media")
             del pieces.ids[self.context :], pieces.labels[self.context :]
             return replace(_rendered(pieces, [], sample), is_trimmed=is_trimmed)
-        versions = list(_ever_shorter(sample))
+        versions = list(ever_shorter(sample))
         at, least, most, fitted = 0, 0, len(versions), None  # the whole first, then by halves, for each is rendered
         while least < most:
-            context, branches = self._conversation(versions[at], objective, rng)
+            context, branches = self._conversation(versions[at], objective, showing)
             size = len(context.ids) + sum(len(branch.ids) for branch in branches)
             if size <= self.context:
                 most, fitted = at, replace(_rendered(context, branches, sample), is_trimmed=at > 0)
@@ -223,10 +194,8 @@ class Renderer:
             raise TooLong(f"{size} tokens in one exchange alone, over the context of {self.context}; raise it")
         return fitted
 
-    def _conversation(
-        self, sample: Sample, objective: Objective, rng: random.Random | None
-    ) -> tuple[_Pieces, list[_Pieces]]:
-        context = _Pieces(rng)
+    def _conversation(self, sample: Sample, objective: Objective, showing: Showing) -> tuple[Pieces, list[Pieces]]:
+        context = Pieces(showing)
         context.add(self._begin(sample.messages), objective != "respond")
         if not sample.branches:
             self._add_turns(context, sample.messages, objective)
@@ -237,7 +206,7 @@ class Renderer:
         role = sample.messages[-1].role
         branches = []
         for turns in sample.branches:
-            branch = _Pieces(rng)
+            branch = Pieces(showing)
             if turns[0].role == role:
                 self._add_turns(branch, turns, objective, reopen=False)
             else:
@@ -249,7 +218,7 @@ class Renderer:
 
     def _add_turns(
         self,
-        out: _Pieces,
+        out: Pieces,
         messages: tuple[Message, ...],
         objective: Objective,
         *,
@@ -271,32 +240,47 @@ class Renderer:
         ids = self.tokenizer.begin if begin is None else self.tokenizer.encode_markup(begin)
         if self.system is None or messages[0].role == "system":
             return ids
-        pieces = _Pieces()
+        pieces = Pieces()
         self._add_turns(pieces, (Message.of("system", self.system),), "respond")
         return (*ids, *pieces.ids)
 
-    def _close(self, out: _Pieces, role: str, objective: Objective) -> None:
+    def _close(self, out: Pieces, role: str, objective: Objective) -> None:
         turn = self.template.turn(role)
         out.add(self.tokenizer.encode_markup(turn.end), objective != "respond" or role == "assistant")
         out.add(self.tokenizer.encode_markup(turn.after), objective != "respond")
 
-    def _add_parts(self, out: _Pieces, parts: tuple[Part, ...], is_target: bool) -> None:
+    def _add_parts(self, out: Pieces, parts: tuple[Part, ...], is_target: bool) -> None:
         for part in parts:
             if isinstance(part, Text):
                 out.add(self.tokenizer.encode(part.text), is_target)
                 continue
-            if part.modality not in self.specs:
-                known = ", ".join(["text", *self.specs])
-                raise UserError(
-                    f"{part.name()}: this model has no {part.modality} encoder; it takes {known}: leave it out"
-                )
-            spec = self.specs[part.modality]
-            values = spec.prepare(part, out.rng)
-            medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())
-            before, after = map(self.tokenizer.encode_markup, self.wraps.get(part.modality, ("", "")))
-            out.add(before, False)
-            out.add_medium(medium, self.tokenizer.special(SLOTS[part.modality]))
-            out.add(after, False)
+            prepared = out.showing.prepared
+            if part not in prepared:
+                prepared[part] = self._prepare(part, out.showing.rng)
+            for piece in prepared[part]:
+                if isinstance(piece, Slots):
+                    out.add_medium(piece)
+                else:
+                    out.add(piece, False)
+
+    def _prepare(self, part: Media, rng: random.Random | None) -> list[tuple[int, ...] | Slots]:
+        if isinstance(part, Video) and self.specs and self.video:
+            seed = rng.getrandbits(64) if rng else None  # the frames of a showing are augmented alike
+            pieces: list[tuple[int, ...] | Slots] = []
+            for one in self.video(part):
+                if isinstance(one, Text):
+                    pieces.append(self.tokenizer.encode(one.text))
+                else:
+                    pieces += self._prepare(one, random.Random(seed) if rng else None)
+            return pieces
+        if part.modality not in self.specs:
+            known = ", ".join(["text", *self.specs, *(["video"] if self.specs and self.video else [])])
+            raise UserError(f"{part.name()}: this model has no {part.modality} encoder; it takes {known}: leave it out")
+        spec = self.specs[part.modality]
+        values = spec.prepare(part, rng)
+        medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())
+        before, after = map(self.tokenizer.encode_markup, self.wraps.get(part.modality, ("", "")))
+        return [Slots(medium, self.tokenizer.special(SLOTS[part.modality]), before, after)]
 
     def _pair(self, rendered: Rendered, sample: Sample) -> Rendered:
         """Give the sample's only reply, if it is in words, to each medium that is the only one of its modality."""
@@ -359,32 +343,17 @@ def is_document(sample: Sample) -> bool:
     return not sample.branches and len(sample.messages) == 1 and sample.messages[0].role == "assistant"
 
 
-def _ever_shorter(sample: Sample) -> Iterator[Sample]:
-    """The sample, then without its last branch, the one before ...; or without its first exchange, the next ...
-
-    Where the first exchange holds all media, later ones ask about these: then the last goes first.
-    """
-    yield sample
-    if sample.branches:
-        for count in range(len(sample.branches) - 1, 0, -1):
-            yield replace(sample, branches=sample.branches[:count])
-        return
-    system = tuple(message for message in sample.messages[:1] if message.role == "system")
-    starts = [at for at, message in enumerate(sample.messages) if message.role == "user"]
-    later = sample.messages[starts[1] :] if len(starts) > 1 else ()
-    if _hold_media(sample.messages) and not _hold_media(later):
-        for at in reversed(starts[1:]):
-            yield replace(sample, messages=sample.messages[:at])
-        return
-    for at in starts[1:]:
-        yield replace(sample, messages=system + sample.messages[at:])
+def _heaviest(messages: Sequence[Message], showing: Showing) -> str:
+    """The three media of a prompt that take most tokens: a video with all its frames."""
+    media = [part for message in messages for part in message.parts if isinstance(part, Media)]
+    taken = [
+        (part.name(), sum(p.medium.num_tokens for p in showing.prepared[part] if isinstance(p, Slots)))
+        for part in media
+    ]
+    return ", ".join(f"{name} {count}" for name, count in sorted(taken, key=lambda one: -one[1])[:3])
 
 
-def _hold_media(messages: tuple[Message, ...]) -> bool:
-    return any(not isinstance(part, Text) for message in messages for part in message.parts)
-
-
-def _rendered(context: _Pieces, branches: list[_Pieces], sample: Sample) -> Rendered:
+def _rendered(context: Pieces, branches: list[Pieces], sample: Sample) -> Rendered:
     ids, labels, media = list(context.ids), list(context.labels), list(context.media)
     numbers, positions = [0] * len(ids), list(range(len(ids)))
     for number, branch in enumerate(branches, start=1):

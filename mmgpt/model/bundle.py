@@ -55,7 +55,8 @@ class Bundle:
         config = self.model.config
         specs = config.media_specs(self.limits)
         template, context = TEMPLATES[self.template], config.decoder.context
-        return Renderer(self.tokenizer, template, specs, context, self.system, self.wraps)
+        video = config.video_reader(self.limits)
+        return Renderer(self.tokenizer, template, specs, context, self.system, self.wraps, video)
 
 
 def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: int | None = None) -> Bundle:

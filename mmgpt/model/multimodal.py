@@ -21,6 +21,7 @@ from mmgpt.encoders import ENCODERS, EncoderConfig
 from mmgpt.encoders.pieces import Grid
 from mmgpt.inputs.batch import Batch, MediaBatch
 from mmgpt.inputs.chat import IGNORED, MediaSpec, PairedText
+from mmgpt.inputs.video import VideoConfig, VideoReader
 from mmgpt.model.adapters import ADAPTERS, AdapterConfig, check_grids, feature_counts
 from mmgpt.model.decoder import Decoder
 from mmgpt.model.heads import HEADS, HeadConfig
@@ -37,6 +38,7 @@ class ModelConfig(Config):
     encoders: dict[str, EncoderConfig] = {}
     adapters: dict[str, AdapterConfig] = {}
     heads: list[HeadConfig] = []
+    video: VideoConfig = VideoConfig()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -85,6 +87,10 @@ class ModelConfig(Config):
             )
             for modality, encoder in self.encoders.items()
         }
+
+    def video_reader(self, limits: Limits = LIMITS) -> VideoReader:
+        """What makes parts that this model takes of a video."""
+        return VideoReader(self.video, limits, "image" in self.encoders, "audio" in self.encoders)
 
 
 @dataclass(frozen=True)

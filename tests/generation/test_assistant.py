@@ -216,7 +216,11 @@ def test_a_prompt_over_the_context_is_refused_saying_by_how_many_tokens(ask, mak
         ([], "the prompt is empty; give at least one user message"),
         ([Message.of("user", "Hi."), Message.of("assistant", "yes")], "ends with an assistant turn; end it with"),
         ([Message.of("user", Audio(b""), "What?")], "has no audio encoder; it takes text, image"),
-        ([Message.of("user", Video("a.mp4"), "What?")], "a.mp4: this model has no video encoder"),
+        (
+            [Message.of("user", Audio("a.wav"), "What?")],
+            "a.wav: this model has no audio encoder; .* text, image, video",
+        ),
+        ([Message.of("user", Video("a.mp4"), "What?")], "a.mp4: no such file; check the video's path"),
         ([Message.of("user", Image("not/there.png"))], "not/there.png: no such file; check the image's path"),
         ("What?", "messages must be a list of messages, not str; write"),
         ({"role": "user", "content": "What?"}, "messages must be a list of messages, not dict; write"),

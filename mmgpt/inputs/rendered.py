@@ -1,0 +1,112 @@
+"""What a sample becomes: token ids, labels and prepared media."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from mmgpt.config import UserError
+from mmgpt.datasets.media import Media
+
+IGNORED = -100  # the label of a position that is not a target, as in torch's cross-entropy
+HeadKind = Literal["ctc", "contrastive", "classify"]  # objectives of an encoder, learned from pairs
+Objective = Literal["respond", "causal", "masked", HeadKind]
+
+
+@dataclass(frozen=True)
+class MediaSpec:
+    """How one modality enters.
+
+    Attributes:
+        prepare: decodes a part to a tensor; augments it where a generator is given to draw from.
+        num_tokens: counts what a tensor's shape will take.
+        faults: for each kind of head there is, why it cannot learn from a text with a tensor of some shape, if so.
+    """
+
+    prepare: Callable[[Media, random.Random | None], Tensor]
+    num_tokens: Callable[[tuple[int, ...]], int]
+    faults: Mapping[str, Callable[[str, tuple[int, ...]], UserError | None]] = field(default_factory=dict)
+
+
+class PairedText(NamedTuple):
+    """The reply that a medium forms a pair with: its words, and their tokens closed by the end token."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A decoded medium of a rendered sample, with the text it forms a pair with."""
+
+    modality: str
+    values: Tensor
+    num_tokens: int
+    name: str
+    text: PairedText | None = None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A sample as the model reads it; the lists have one entry a token.
+
+    Attributes:
+        labels: the token itself where it is a target, else -100; the first token of a document or branch never is.
+        branches: 0 for the context, 1, 2, ... for the branches, which see the context and themselves.
+        positions: a branch goes on from the context's end.
+        media: in reading order.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    branches: list[int]
+    positions: list[int]
+    media: list[Medium]
+    key: str
+    source: str
+    is_trimmed: bool = False
+
+
+@dataclass(frozen=True)
+class Slots:
+    """A medium with its placeholder token, and the markup around it."""
+
+    medium: Medium
+    slot: int
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+@dataclass
+class Showing:
+    """One showing of a sample or talk: what augments its media, and those prepared, which are decoded once.
+
+    Attributes:
+        rng: draws the augmentation; None leaves media as they are.
+        prepared: what each medium became: tokens of text, and media with their placeholders.
+    """
+
+    rng: random.Random | None = None
+    prepared: dict[Media, list[tuple[int, ...] | Slots]] = field(default_factory=dict)
+
+
+@dataclass
+class Pieces:
+    """Tokens, labels and media in reading order."""
+
+    showing: Showing = field(default_factory=Showing)
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    media: list[Medium] = field(default_factory=list)
+
+    def add(self, ids: tuple[int, ...], is_target: bool) -> None:
+        """Add tokens, all of them targets or none."""
+        self.ids += ids
+        self.labels += ids if is_target else [IGNORED] * len(ids)
+
+    def add_medium(self, slots: Slots) -> None:
+        """Add a medium's placeholders; neither they nor their markup are targets."""
+        self.add((*slots.before, *(slots.slot,) * slots.medium.num_tokens, *slots.after), False)
+        self.media.append(slots.medium)

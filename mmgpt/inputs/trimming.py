@@ -1,0 +1,42 @@
+"""Samples and talks that are too long: whole branches or whole exchanges go, never a part of a turn or a medium."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from mmgpt.datasets.sample import Message, Sample, Text
+
+
+def ever_shorter(sample: Sample) -> Iterator[Sample]:
+    """The sample, then without its last branch, the one before ...; or without its first exchange, the next ...
+
+    Where the first exchange holds all media, later ones ask about these: then the last goes first.
+    """
+    yield sample
+    if sample.branches:
+        for count in range(len(sample.branches) - 1, 0, -1):
+            yield replace(sample, branches=sample.branches[:count])
+        return
+    starts = _starts(sample.messages)
+    later = sample.messages[starts[1] :] if len(starts) > 1 else ()
+    if _hold_media(sample.messages) and not _hold_media(later):
+        for at in reversed(starts[1:]):
+            yield replace(sample, messages=sample.messages[:at])
+        return
+    for messages in without_oldest(sample.messages):
+        yield replace(sample, messages=messages)
+
+
+def without_oldest(messages: tuple[Message, ...]) -> Iterator[tuple[Message, ...]]:
+    """The messages without their first exchange, the first two ...; a system turn stays, and the last exchange."""
+    system = tuple(message for message in messages[:1] if message.role == "system")
+    for at in _starts(messages)[1:]:
+        yield system + messages[at:]
+
+
+def _starts(messages: tuple[Message, ...]) -> list[int]:
+    """Where exchanges begin: a user turn, and all that follows it up to the next."""
+    return [at for at, message in enumerate(messages) if message.role == "user"]
+
+
+def _hold_media(messages: tuple[Message, ...]) -> bool:
+    return any(not isinstance(part, Text) for message in messages for part in message.parts)

@@ -1,0 +1,71 @@
+"""How a video enters a model that reads pictures, sounds or both: as frames, each after its time, and its sound."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from mmgpt.config import Config
+from mmgpt.datasets.media import Audio, Image, Limits, MediaError, Video
+from mmgpt.datasets.sample import Part, Text
+
+
+class VideoConfig(Config):
+    """What of a video is shown and played."""
+
+    rate: PositiveFloat = 1.0  # frames a second, the first at 0:00
+    frames: PositiveInt = 32  # at the most; of a longer video so many, from the middles of equal parts of it
+    sound: bool = True  # after the frames, if the model hears and the video is not silent
+    time: str = "{minutes}:{seconds:02} "  # before each frame; {tenths} of a second are known too; "" for nothing
+
+    @model_validator(mode="after")
+    def _time_can_be_written(self) -> Self:
+        try:
+            self.told(0.0)
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"time={self.time!r} cannot be written ({error}); use {{minutes}}, {{seconds:02}} and {{tenths}}"
+            ) from None
+        return self
+
+    def told(self, seconds: float) -> str:
+        """A moment in the words that stand before its frame."""
+        tenths = int(10 * seconds + 1e-6)
+        return self.time.format(minutes=tenths // 600, seconds=tenths // 10 % 60, tenths=tenths % 10)
+
+
+@dataclass(frozen=True)
+class VideoReader:
+    """Makes texts, pictures and a sound of a video, decoded once; picklable.
+
+    Attributes:
+        limits: a larger video is refused.
+        sees, hears: the encoders that the model has.
+    """
+
+    config: VideoConfig
+    limits: Limits
+    sees: bool
+    hears: bool
+
+    def __call__(self, video: Video) -> list[Part]:
+        """The parts that stand for a video, in reading order.
+
+        Raises:
+            MediaError: if it cannot be decoded, or holds nothing that the model takes.
+        """
+        config, hears = self.config, self.hears and self.config.sound
+        name = video.name()
+        if not self.sees and not hears:
+            raise MediaError(f"{name}: the model has no image encoder, and video.sound is false; set it to true")
+        film = video.load(self.limits, rate=config.rate, most=config.frames, sees=self.sees, hears=hears)
+        parts: list[Part] = []
+        for frame, time in zip(film.frames, film.times, strict=True):
+            told = config.told(time)
+            parts += [Text(told)] if told else []
+            parts.append(Image(frame, label=f"{name} at {time:.2f} s"))
+        if film.sound is not None:
+            parts.append(Audio(film.sound.samples, rate=film.sound.rate, label=f"{name}'s sound"))
+        if not parts:
+            raise MediaError(f"{name}: has no sound, and the model has no image encoder; it hears sounds alone")
+        return parts

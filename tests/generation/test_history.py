@@ -1,0 +1,88 @@
+"""Talks that outgrow the context lose whole exchanges, the oldest first."""
+
+import pytest
+
+from mmgpt.config import UserError
+from mmgpt.datasets.media import Image
+from mmgpt.datasets.sample import Message
+from mmgpt.generation.history import fit_talk
+from mmgpt.inputs.chat import TooLong
+from mmgpt.inputs.rendered import Showing
+
+SYSTEM = Message.of("system", "3" * 9)  # ten tokens with its end, as every turn of nine digits
+
+
+@pytest.fixture
+def renderer(make_bundle):
+    return make_bundle(context=64).renderer
+
+
+def said(digits: int, role: str = "user", *media) -> Message:
+    return Message.of(role, *media, "1" * digits)
+
+
+def talk(exchanges: int, *first: Message) -> list[Message]:
+    turns = [turn for _ in range(exchanges) for turn in (said(9), said(9, "assistant"))]
+    return [*first, *turns, said(9)]
+
+
+def test_a_talk_that_fits_is_left_alone(renderer):
+    messages = talk(2, SYSTEM)  # six turns of ten tokens
+    fitted = fit_talk(renderer, messages, room=4)
+    assert fitted.messages == tuple(messages)
+    assert (fitted.left_out, fitted.told()) == ((), "")
+    assert fitted.prompt == renderer.prompt(tuple(messages))
+
+
+def test_the_oldest_exchanges_go_and_the_system_turn_stays(renderer):
+    messages = talk(4, SYSTEM)
+    fitted = fit_talk(renderer, messages)
+    assert fitted.messages == (SYSTEM, *messages[5:])
+    assert fitted.left_out == tuple(messages[1:5])
+    assert len(fitted.prompt.ids) == 60
+    assert fitted.told().startswith("the oldest 4 turns left out")
+    assert fit_talk(renderer, messages, room=5).messages == (SYSTEM, *messages[7:])
+    assert fit_talk(renderer, talk(4)).messages == tuple(talk(2)[-5:])
+
+
+def test_a_tools_turns_go_with_the_question_that_they_are_about(renderer):
+    calls = [
+        said(9),
+        said(9, "assistant"),
+        said(9, "tool"),
+        said(9, "assistant"),
+        said(9),
+        said(9, "assistant"),
+        said(9),
+    ]
+    fitted = fit_talk(renderer, calls)
+    assert fitted.left_out == tuple(calls[:4])
+    assert fit_talk(renderer, [said(9), said(9, "assistant"), said(9, "tool")]).left_out == ()
+
+
+def test_media_are_counted_told_and_decoded_once(renderer, scenes, monkeypatch):
+    picture = scenes[0].messages[0].parts[0]
+    decoded = []
+    original = Image.load
+    monkeypatch.setattr(Image, "load", lambda self, *rest: decoded.append(self) or original(self, *rest))
+    messages = [
+        said(20, "user", picture),
+        said(9, "assistant"),
+        said(20, "user", Image(picture.source)),
+        said(0, "assistant"),
+    ]
+    showing = Showing()
+    fitted = fit_talk(renderer, [*messages, said(9)], showing=showing)
+    assert fitted.left_out == tuple(messages[:2])
+    assert "(with 1 image) left out" in fitted.told()
+    assert len(decoded) == 2
+    assert fit_talk(renderer, [*messages, said(9)], showing=showing).messages == fitted.messages
+    assert len(decoded) == 2
+
+
+def test_the_last_exchange_stays_where_the_answer_has_less_room_and_is_never_cut(renderer):
+    assert fit_talk(renderer, [said(9), said(9, "assistant"), said(50)], room=30).messages == (said(50),)
+    with pytest.raises(TooLong, match="90 too many"):
+        fit_talk(renderer, [said(9), said(9, "assistant"), said(152)])
+    with pytest.raises(UserError, match="the prompt is empty"):
+        fit_talk(renderer, [])
