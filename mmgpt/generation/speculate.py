@@ -81,7 +81,14 @@ class Draft:
             if (ours.encoders[modality], ours.adapters[modality])
             == (theirs.encoders[modality], theirs.adapters[modality])
         }
-        shown = [replace(one, media=[m for m in one.media if m.modality in shared]) for one in prompts]
+        shown = [
+            replace(
+                one,
+                ids=[min(token, draft.vocab_size - 1) for token in one.ids],
+                media=[medium for medium in one.media if medium.modality in shared],
+            )
+            for one in prompts
+        ]
         longest = max(len(one.ids) for one in prompts)
         self.cache = prefill(draft, shown, room)[0] if longest < theirs.decoder.context else None
 
