@@ -56,25 +56,23 @@ class Guide:
         Raises:
             UserError: if none may, or the parser has reached its limits.
         """
-        self._check()
         bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
-        self._check()  # the parser's limits are met in computing the mask
+        error = self.matcher.get_error()
         allowed_V = np.zeros(len(logits_V), dtype=bool)  # rows of the embedding past the tokenizer's end stay forbidden
         found = np.unpackbits(bits, bitorder="little", count=min(len(logits_V), 8 * len(bits))).astype(bool)
         allowed_V[: len(found)] = found
-        if not found.any():
-            raise UserError("the constraint cannot be met: no token of this tokenizer goes on from here; loosen it")
+        is_stuck = self.matcher.is_stopped() and not self.matcher.is_accepting()
+        if "NoExtension" in error or (not error and (is_stuck or not found.any())):
+            raise UserError(
+                "the constraint cannot be met: nothing that this tokenizer writes satisfies it from here on; loosen it"
+            )
+        if error:
+            raise UserError(f"the constraint cannot be followed: {_first_line(error)}")
         return logits_V.masked_fill(~torch.from_numpy(allowed_V).to(logits_V.device), -torch.inf)
 
     def accept(self, token: int) -> None:
         """Go on by a token that `mask` allowed."""
         self.matcher.consume_token(token)
-
-    def _check(self) -> None:
-        if self.matcher.is_error():
-            raise UserError(f"the constraint cannot be followed: {_first_line(self.matcher.get_error())}")
-        if self.matcher.is_stopped() and not self.matcher.is_accepting():
-            raise UserError("the constraint cannot be met: no text satisfies it; loosen it")
 
 
 def make_guide(constraint: Constraint, tokenizer: Tokenizer, end: int) -> Guide:
@@ -111,7 +109,7 @@ def _matcher(tokenizer: Tokenizer, end: int, grammar: str) -> Any:
     matcher = _library().LLMatcher(_vocabulary(tokenizer, end), grammar, log_level=0)
     if matcher.is_error():
         raise UserError(f"the constraint cannot be used: {_first_line(matcher.get_error())}")
-    Guide(matcher)._check()
+    Guide(matcher.deep_copy()).mask(torch.zeros(len(tokenizer)))  # what nothing satisfies is told before a prompt is read
     return matcher
 
 
