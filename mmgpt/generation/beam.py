@@ -4,7 +4,7 @@ It follows transformers' `generate(num_beams=..., early_stopping=False)` (5.24, 
 every step the 2K likeliest continuations of a prompt's K beams are taken; those among the first K that end are answers,
 the first K that do not are the next beams.
 
-Shape letters: P prompts, K beams of a prompt, C candidates, B rows of the cache (the beams of all prompts), V vocabulary.
+Shape letters: P prompts, K beams of a prompt, C candidates, B rows of the cache (all prompts' beams), V vocabulary.
 """
 
 from collections.abc import Sequence

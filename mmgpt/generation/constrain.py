@@ -23,6 +23,8 @@ JSON_STYLE = {  # as json.dumps writes; free whitespace would let a model go on 
     "item_separator": ", ",
     "key_separator": ": ",
 }
+BOUNDS = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))
+STEP = 1e-6
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -96,8 +98,40 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.regex is not None:
         return str(matcher.grammar_from_regex(constraint.regex))
     if constraint.json_schema is not None:
-        return str(matcher.grammar_from_json_schema(constraint.json_schema, overrides=JSON_STYLE))
+        return str(matcher.grammar_from_json_schema(_narrowed(constraint.json_schema), overrides=JSON_STYLE))
     return str(matcher.grammar_from_lark(constraint.grammar))
+
+
+def _narrowed(node: Any, holds_schemas: bool = True) -> Any:
+    """A JSON schema whose exclusive bounds at whole numbers are inclusive ones, a step further in.
+
+    llguidance 1.9 lets the bound itself through where the other bound is less than 1 away: -2 for -2.5 <= x < -2.
+    """
+    if isinstance(node, list):
+        return [_narrowed(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {
+        key: value
+        if holds_schemas and key in ("enum", "const", "default", "examples")
+        else _narrowed(
+            value, not holds_schemas or key not in ("properties", "patternProperties", "$defs", "definitions")
+        )
+        for key, value in node.items()
+    }
+    for exclusive, inclusive, inwards in BOUNDS:
+        bound = found.get(exclusive)
+        if (
+            isinstance(bound, int | float)
+            and not isinstance(bound, bool)
+            and float(bound).is_integer()
+            and abs(bound) < 1e9
+        ):
+            del found[exclusive]
+            inner = bound + inwards * STEP
+            other = found.get(inclusive, inner)
+            found[inclusive] = max(inner, other) if inwards > 0 else min(inner, other)
+    return found
 
 
 def _alternatives(texts: Sequence[str]) -> str:
@@ -109,7 +143,9 @@ def _matcher(tokenizer: Tokenizer, end: int, grammar: str) -> Any:
     matcher = _library().LLMatcher(_vocabulary(tokenizer, end), grammar, log_level=0)
     if matcher.is_error():
         raise UserError(f"the constraint cannot be used: {_first_line(matcher.get_error())}")
-    Guide(matcher.deep_copy()).mask(torch.zeros(len(tokenizer)))  # what nothing satisfies is told before a prompt is read
+    Guide(matcher.deep_copy()).mask(
+        torch.zeros(len(tokenizer))
+    )  # what nothing satisfies is told before a prompt is read
     return matcher
 
 

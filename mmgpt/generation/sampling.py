@@ -29,7 +29,9 @@ class GenerateConfig(Config):
     repetition_penalty: PositiveFloat = Field(default=1.0, allow_inf_nan=False)  # above 1 for fewer repetitions
     best_of: PositiveInt = 1  # answers drawn a prompt, of which that with the highest mean log-probability is taken
     num_beams: PositiveInt = 1  # beam search with so many answers side by side
-    length_penalty: float = Field(default=1.0, allow_inf_nan=False)  # beams are ranked by logprob / tokens^length_penalty
+    length_penalty: float = Field(
+        default=1.0, allow_inf_nan=False
+    )  # beams are ranked by logprob / tokens^length_penalty
     top_logprobs: NonNegativeInt = 0  # likeliest alternatives told with every token
     constraint: Constraint | None = None  # the form that an answer must have
     speculation: Literal["lookup", "draft"] | None = None  # guess tokens from the text so far, or by a small model
@@ -189,7 +191,7 @@ def candidate_seed(seed: int, candidate: int) -> int:
 
 
 def best_candidate(logprobs: Sequence[Sequence[float]]) -> int:
-    """Of several answers, given by their tokens' log-probabilities, the one with the highest mean; the first of equals."""
+    """Of answers given by their tokens' log-probabilities, the one with the highest mean; the first of equals."""
     means = [sum(one) / len(one) if one else float("-inf") for one in logprobs]
     return max(range(len(means)), key=means.__getitem__)
 

@@ -42,7 +42,9 @@ def prompts() -> list[Rendered]:
     return [Rendered(ids, [-100] * len(ids), [0] * len(ids), list(range(len(ids))), [], "p", "") for ids in texts]
 
 
-def searched_by_transformers(theirs: Any, prompt: Rendered, penalty: float, count: int) -> list[tuple[list[int], float]]:
+def searched_by_transformers(
+    theirs: Any, prompt: Rendered, penalty: float, count: int
+) -> list[tuple[list[int], float]]:
     asked = torch.tensor([prompt.ids])
     options = {"num_beams": 4, "length_penalty": penalty, "early_stopping": False, "num_return_sequences": 4}
     out = theirs.generate(

@@ -58,6 +58,11 @@ def of_whole_words() -> Tokenizer:
     return Tokenizer(core)
 
 
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    return gpt2_like()
+
+
 TOKENIZERS = {"byte-level": gpt2_like, "byte fallback": llama2_like}
 
 
@@ -77,14 +82,16 @@ def written(tokenizer: Tokenizer, constraint: dict[str, Any], seed: int, most: i
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_answers_are_always_one_of_the_choices_and_each_can_be(kind):
-    choices = ["yes", "no", "not yet", "né\n", "😀 \\ \"it's\"", "<|end|>", "</s>", "n"]
+    choices = ["yes", "no", "not yet", "né\n", '😀 \\ "it\'s"', "<|end|>", "</s>", "n"]
     tokenizer = TOKENIZERS[kind]()
     found = {written(tokenizer, {"choices": choices}, seed) for seed in range(150)}
     assert found == set(choices)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@pytest.mark.parametrize("regex", [r"[0-9]{2,4}(\.[0-9])?", "(red|blue) (circle|square)s?", "[a-zé]{3}|€+x", r"[^a-z]?!"])
+@pytest.mark.parametrize(
+    "regex", [r"[0-9]{2,4}(\.[0-9])?", "(red|blue) (circle|square)s?", "[a-zé]{3}|€+x", r"[^a-z]?!"]
+)
 def test_answers_match_the_regex(kind, regex):
     tokenizer = TOKENIZERS[kind]()
     answers = [written(tokenizer, {"regex": regex}, seed) for seed in range(20)]
@@ -190,6 +197,27 @@ def test_json_of_random_bounded_schemas_parses_and_validates(make_assistant: Cal
     assert len(kinds) > 4
 
 
+@pytest.mark.parametrize("low", [-10, -2.5, -1, 0, 1, 2.75])
+@pytest.mark.parametrize("width", [0.25, 0.75, 1, 3.5])
+@pytest.mark.parametrize("kind", ["number", "integer"])
+def test_exclusive_bounds_are_never_reached(gpt2, low, width, kind):
+    for bounds in (("exclusiveMinimum", "maximum"), ("minimum", "exclusiveMaximum")):
+        schema = {"type": kind, **dict(zip(bounds, (low, low + width), strict=True))}
+        if kind == "number" or any(jsonschema.Draft202012Validator(schema).is_valid(i) for i in range(-10, 9)):
+            for seed in range(12):
+                answer = written(gpt2, {"json_schema": schema}, seed)
+                jsonschema.Draft202012Validator(schema).validate(json.loads(answer, parse_float=Decimal))
+
+
+def test_what_looks_like_a_bound_but_is_a_value_is_left_alone(gpt2):
+    value = {"exclusiveMaximum": 3, "properties": {"const": 1}}
+    assert json.loads(written(gpt2, {"json_schema": {"const": value}}, 0)) == value
+    inner = {"type": "integer", "minimum": 2, "exclusiveMaximum": 3}
+    named = {"type": "object", "properties": {"const": inner, "exclusiveMaximum": inner}}
+    strict = {**named, "required": ["const", "exclusiveMaximum"], "additionalProperties": False}
+    assert json.loads(written(gpt2, {"json_schema": strict}, 0)) == {"const": 2, "exclusiveMaximum": 2}
+
+
 def test_a_budget_too_short_ends_a_constrained_answer_with_reason_length(make_assistant):
     schema = {"type": "string", "minLength": 30, "maxLength": 40}
     text, reason = answered(make_assistant(image=None), [{"json_schema": schema}], 5)[0]
@@ -205,7 +233,7 @@ def test_the_constraint_only_takes_tokens_away(assistant):
         logits_V = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(seed))
         options = GenerateConfig(constraint={"choices": letters})
         chooser = make_chooser(options, tokenizer, 0, [], assistant.end)
-        best = max(letters, key=lambda word: float(logits_V[tokenizer.encode(word)[0]]))  # noqa: B023
+        best = max(letters, key=lambda word: float(logits_V[tokenizer.encode(word)[0]]))
         assert tokenizer.decode([chooser.choose(logits_V)]) == best
 
 
