@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.generation.decode import check_logits, decode_one, prefill
+from mmgpt.generation.decode import decode_one, prefill
+from mmgpt.generation.sampling import check_logits
 from mmgpt.inputs.chat import Rendered
 from mmgpt.model.multimodal import MultimodalModel
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmgpt.generation.sampling import GenerateConfig, make_chooser, next_tokens
+from mmgpt.generation.sampling import GenerateConfig, check_logits, make_chooser, next_tokens
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
@@ -100,16 +100,6 @@ def decode(
             cache.keep(kept)
             ids_B, rows = ids_B[kept], [rows[i] for i in going]
         logits_BV = decode_one(model, cache, ids_B)
-
-
-def check_logits(logits_BV: Tensor) -> None:
-    """Refuse logits that are not numbers.
-
-    Raises:
-        FloatingPointError: if any is NaN.
-    """
-    if logits_BV.isnan().any():
-        raise FloatingPointError("the model's logits are not numbers; its weights are damaged or its training diverged")
 
 
 def generate(

@@ -182,6 +182,16 @@ def next_tokens(logits_BV: Tensor, choosers: Sequence[Chooser]) -> Tensor:
     return ids_B
 
 
+def check_logits(logits_BV: Tensor) -> None:
+    """Refuse logits that are not numbers.
+
+    Raises:
+        FloatingPointError: if any is NaN.
+    """
+    if logits_BV.isnan().any():
+        raise FloatingPointError("the model's logits are not numbers; its weights are damaged or its training diverged")
+
+
 def candidate_seed(seed: int, candidate: int) -> int:
     """The seed of a candidate among `best_of`; the first draws as a single answer would.
 

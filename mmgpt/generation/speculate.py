@@ -8,7 +8,7 @@ Shape letters: B rows, T tokens of a pass, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.generation.decode import Token, check_logits, decode_one, prefill
-from mmgpt.generation.sampling import Chooser
+from mmgpt.generation.decode import decode_one, prefill
+from mmgpt.generation.sampling import Chooser, check_logits
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.decoder import cached_visible
@@ -25,6 +25,15 @@ from mmgpt.model.layers import KVCache
 from mmgpt.model.multimodal import MultimodalModel
 
 LONGEST = 3  # tokens that the end of a text must share with an earlier place, tried from here down to 1
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A token of row `row` that the model chose, with its log-probability under the model before any option."""
+
+    row: int
+    id: int
+    logprob: float
 
 
 class Guesser(Protocol):
@@ -171,7 +180,7 @@ def speculate(
     *,
     max_new_tokens: int,
     draft_tokens: int,
-) -> Iterator[Token]:
+) -> Iterator[Judged]:
     """Tokens of all rows, those of a pass row by row. A row ends at token `end`, or when it is put into `finished`.
 
     Args:
@@ -196,11 +205,11 @@ def speculate(
         counts = []
         for at, row in enumerate(rows):
             counts.append(0)
-            for token in _judge(logits_BTV[at], choosers[row], guesses[at]):
+            for token, logprob in _judge(logits_BTV[at], choosers[row], guesses[at]):
                 counts[-1] += 1
-                texts[row].append(token.id)
-                yield replace(token, row=row)
-                if token.id == end or len(texts[row]) == ends[row]:
+                texts[row].append(token)
+                yield Judged(row, token, logprob)
+                if token == end or len(texts[row]) == ends[row]:
                     finished.add(row)
                 if row in finished:
                     break
@@ -223,13 +232,13 @@ def speculate(
         logits_BTV = decode_many(model, cache, ids_BT.to(model.device))
 
 
-def _judge(logits_TV: Tensor, chooser: Chooser, guess: Sequence[int]) -> Iterator[Token]:
-    """The tokens that one pass gives a row: the guessed ones that would have been chosen, and one more."""
+def _judge(logits_TV: Tensor, chooser: Chooser, guess: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """The ids and log-probabilities that one pass gives a row: the guessed ones it chooses, and one more."""
     logits_TV = logits_TV[: len(guess) + 1]
     logprobs_TV = logits_TV.log_softmax(dim=-1)
     likeliest = logits_TV.argmax(dim=-1).tolist()
     for at in range(len(guess) + 1):
         token = likeliest[at] if chooser.is_plain else chooser.choose(logits_TV[at])
-        yield Token(0, token, float(logprobs_TV[at, token]))
+        yield token, float(logprobs_TV[at, token])
         if at < len(guess) and token != guess[at]:
             return

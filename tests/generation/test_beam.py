@@ -8,8 +8,7 @@ from torch import nn
 
 from mmgpt.config import UserError, build
 from mmgpt.generation.beam import beam_search
-from mmgpt.generation.decode import decode
-from mmgpt.generation.sampling import GenerateConfig
+from mmgpt.generation.sampling import GenerateConfig, make_chooser
 from mmgpt.inputs.chat import Rendered
 from mmgpt.model.families import decoder_fields, decoder_weights
 from mmgpt.model.layers import DecoderConfig
@@ -80,13 +79,12 @@ def test_beams_are_those_of_transformers_in_a_batch_of_all_lengths(pair, prompts
         assert len({len(beam.tokens) for beams in found for beam in beams}) > 2
 
 
-def test_one_beam_is_greedy(pair, prompts):
+def test_one_beam_is_greedy(pair, prompts, decode_plainly):
     _, ours = pair
-    greedy: list[list[int]] = [[] for _ in prompts]
-    for token in decode(ours, prompts, GenerateConfig(max_new_tokens=16), set(), END):
-        greedy[token.row].append(token.id)
+    choosers = [make_chooser(GenerateConfig(), None, 0, one.ids, END) for one in prompts]
+    greedy = decode_plainly(ours, prompts, choosers, END, 16)
     found = beam_search(ours, prompts, num_beams=1, length_penalty=1.0, max_new_tokens=16, end=END)
-    assert [list(beams[0].tokens) for beams in found] == greedy
+    assert [list(beams[0].tokens) for beams in found] == [[token for token, _ in row] for row in greedy]
 
 
 def test_more_beams_find_what_is_likelier(pair, prompts):

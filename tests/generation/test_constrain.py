@@ -16,7 +16,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message
 from mmgpt.generation.assistant import Assistant
-from mmgpt.generation.decode import decode
 from mmgpt.generation.sampling import GenerateConfig, make_chooser
 from mmgpt.generation.speculate import Lookup, speculate
 from mmgpt.inputs.tokenizer import Tokenizer
@@ -237,19 +236,22 @@ def test_the_constraint_only_takes_tokens_away(assistant):
         assert tokenizer.decode([chooser.choose(logits_V)]) == best
 
 
-def test_constrained_speculation_gives_the_answers_of_plain_constrained_decoding(assistant, conversations):
+def test_constrained_speculation_gives_the_answers_of_plain_constrained_decoding(
+    assistant, conversations, decode_plainly
+):
     prompts = [assistant.renderer.prompt(one) for one in conversations]
     schema = {"type": "array", "items": {"enum": ["left", "right"]}, "minItems": 6, "maxItems": 6}
     options = GenerateConfig(constraint={"json_schema": schema}, max_new_tokens=64)
-    plain: list[list[int]] = [[] for _ in prompts]
-    for token in decode(assistant.model.eval(), prompts, options, set(), assistant.end, assistant.tokenizer):
-        plain[token.row].append(token.id)
-    choosers = [make_chooser(options, assistant.tokenizer, 0, one.ids, assistant.end) for one in prompts]
+
+    def choosers():
+        return [make_chooser(options, assistant.tokenizer, 0, one.ids, assistant.end) for one in prompts]
+
+    plain = decode_plainly(assistant.model.eval(), prompts, choosers(), assistant.end, 64)
     found: list[list[int]] = [[] for _ in prompts]
     sizes = {"max_new_tokens": 64, "draft_tokens": 6}
-    for token in speculate(assistant.model, prompts, choosers, Lookup(), set(), assistant.end, **sizes):
+    for token in speculate(assistant.model, prompts, choosers(), Lookup(), set(), assistant.end, **sizes):
         found[token.row].append(token.id)
-    assert found == plain
+    assert found == [[token for token, _ in row] for row in plain]
     assert all(json.loads(assistant.tokenizer.decode(row)) for row in found)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from mmgpt.config import UserError
 from mmgpt.generation import speculate as module
 from mmgpt.generation.assistant import Assistant
-from mmgpt.generation.decode import Token, decode, decode_one, prefill
-from mmgpt.generation.sampling import GenerateConfig, make_chooser
+from mmgpt.generation.decode import decode_one, prefill
+from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser
 from mmgpt.generation.speculate import (
     Draft,
     Guesser,
@@ -76,30 +76,35 @@ class Watched:
         self.inner.keep(rows)
 
 
-def by_row(tokens: Any, count: int) -> list[list[Token]]:
-    rows: list[list[Token]] = [[] for _ in range(count)]
-    for token in tokens:
-        rows[token.row].append(token)
+Rows = list[list[tuple[int, float]]]  # ids with their log-probabilities
+
+
+def choosers_of(prompts: list[Rendered], config: GenerateConfig, end: int) -> list[Chooser]:
+    return [make_chooser(config, None, config.seed + at, one.ids, end) for at, one in enumerate(prompts)]
+
+
+@pytest.fixture
+def plainly(decode_plainly) -> Callable[..., Rows]:
+    def decode(model: MultimodalModel, prompts: list[Rendered], end: int = END, **options: Any) -> Rows:
+        config = GenerateConfig(**options)
+        return decode_plainly(model, prompts, choosers_of(prompts, config, end), end, config.max_new_tokens)
+
+    return decode
+
+
+def guessed(model: MultimodalModel, prompts: list[Rendered], guesser: Guesser, end: int = END, **options: Any) -> Rows:
+    config = GenerateConfig(**options)
+    sizes = {"max_new_tokens": config.max_new_tokens, "draft_tokens": config.draft_tokens}
+    rows: Rows = [[] for _ in prompts]
+    for token in speculate(model, prompts, choosers_of(prompts, config, end), guesser, set(), end, **sizes):
+        rows[token.row].append((token.id, token.logprob))
     return rows
 
 
-def plainly(model: MultimodalModel, prompts: list[Rendered], end: int = END, **options: Any) -> list[list[Token]]:
-    return by_row(decode(model, prompts, GenerateConfig(**options), set(), end), len(prompts))
-
-
-def guessed(
-    model: MultimodalModel, prompts: list[Rendered], guesser: Guesser, end: int = END, **options: Any
-) -> list[list[Token]]:
-    config = GenerateConfig(**options)
-    choosers = [make_chooser(config, None, config.seed + i, one.ids, end) for i, one in enumerate(prompts)]
-    sizes = {"max_new_tokens": config.max_new_tokens, "draft_tokens": config.draft_tokens}
-    return by_row(speculate(model, prompts, choosers, guesser, set(), end, **sizes), len(prompts))
-
-
-def assert_same(found: list[list[Token]], wanted: list[list[Token]]) -> None:
-    assert [[token.id for token in row] for row in found] == [[token.id for token in row] for row in wanted]
+def assert_same(found: Rows, wanted: Rows) -> None:
+    assert [[token for token, _ in row] for row in found] == [[token for token, _ in row] for row in wanted]
     for own, other in zip(found, wanted, strict=True):
-        assert [t.logprob for t in own] == pytest.approx([t.logprob for t in other], abs=1e-4)
+        assert [logprob for _, logprob in own] == pytest.approx([logprob for _, logprob in other], abs=1e-4)
 
 
 def draft_for(model: MultimodalModel, prompts: list[Rendered], **decoder: Any) -> Draft:
@@ -135,9 +140,9 @@ def test_tokens_read_together_have_the_logits_of_tokens_read_one_by_one_and_can_
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by", ["lookup", "draft"])
-def test_speculation_gives_the_greedy_tokens_of_random_prompts(kind, by):
+def test_speculation_gives_the_greedy_tokens_of_random_prompts(kind, by, plainly):
     model, prompts = model_of(**KINDS[kind]), random_prompts(25)  # 100 prompts over the four kinds
-    end = plainly(model, prompts[:1], end=-1, max_new_tokens=3)[0][2].id
+    end = plainly(model, prompts[:1], end=-1, max_new_tokens=3)[0][2][0]
     wanted = plainly(model, prompts, end, max_new_tokens=16)
     watched = Watched(Lookup() if by == "lookup" else draft_for(model, prompts, **KINDS[kind]))
     assert_same(guessed(model, prompts, watched, end, max_new_tokens=16), wanted)
@@ -146,7 +151,7 @@ def test_speculation_gives_the_greedy_tokens_of_random_prompts(kind, by):
     assert watched.heights[0] >= 24 > watched.heights[-1]
 
 
-def test_repetitive_texts_take_many_guesses_of_the_look_up():
+def test_repetitive_texts_take_many_guesses_of_the_look_up(plainly):
     model, prompts = model_of(window=1), random_prompts(100)  # each token follows from the one before: circles
     wanted = plainly(model, prompts, end=-1, max_new_tokens=48)
     watched = Watched(Lookup())
@@ -158,7 +163,7 @@ def test_repetitive_texts_take_many_guesses_of_the_look_up():
     assert passes < 0.5 * 100 * 47
 
 
-def test_a_draft_like_the_model_saves_most_passes():
+def test_a_draft_like_the_model_saves_most_passes(plainly):
     model, prompts = model_of(), random_prompts(20)
     wanted = plainly(model, prompts, end=-1, max_new_tokens=31)
     itself = Watched(Draft(model, model, prompts, room=40))
@@ -174,7 +179,7 @@ def test_a_draft_like_the_model_saves_most_passes():
     [{"temperature": 0.7, "top_p": 0.9, "seed": 3}, {"repetition_penalty": 1.3}, {"temperature": 1.0, "min_p": 0.1}],
     ids=["sampled", "penalised", "min-p"],
 )
-def test_sampled_and_penalised_answers_are_those_of_plain_decoding_by_the_same_seed(options):
+def test_sampled_and_penalised_answers_are_those_of_plain_decoding_by_the_same_seed(options, plainly):
     model, prompts = model_of(token_shift=True, loud=4.0), random_prompts(12)
     wanted = plainly(model, prompts, max_new_tokens=24, **options)
     watched = Watched(Draft(model, model, prompts, room=40))
@@ -184,7 +189,7 @@ def test_sampled_and_penalised_answers_are_those_of_plain_decoding_by_the_same_s
 
 @pytest.mark.parametrize("kind", ["llama", "learned"])
 @pytest.mark.parametrize("by", ["lookup", "draft"])
-def test_the_context_ends_rows_as_in_plain_decoding(kind, by):
+def test_the_context_ends_rows_as_in_plain_decoding(kind, by, plainly):
     model = model_of(**KINDS[kind])
     prompts = [prompt_of((list(range(8, 40)) * 4)[:length]) for length in (127, 120, 90, 3)]
     wanted = plainly(model, prompts, end=-1, max_new_tokens=60)
@@ -193,7 +198,7 @@ def test_the_context_ends_rows_as_in_plain_decoding(kind, by):
     assert_same(guessed(model, prompts, guesser, end=-1, max_new_tokens=60), wanted)
 
 
-def test_a_draft_with_a_shorter_context_and_another_vocabulary_guesses_as_long_as_it_can():
+def test_a_draft_with_a_shorter_context_and_another_vocabulary_guesses_as_long_as_it_can(plainly):
     model, prompts = model_of(), random_prompts(6)
     torch.manual_seed(2)
     small = MultimodalModel(ModelConfig(decoder=DecoderConfig(**{**SIZES, "context": 40})), 64, {}).eval()
@@ -219,7 +224,9 @@ def test_a_row_that_the_caller_ends_gives_nothing_more():
     assert counts == [20, 4, 20]
 
 
-def test_pictures_are_seen_by_a_draft_that_has_their_encoder(make_assistant: Callable[..., Assistant], conversations):
+def test_pictures_are_seen_by_a_draft_that_has_their_encoder(
+    make_assistant: Callable[..., Assistant], conversations, plainly
+):
     assistant, blind = make_assistant(), make_assistant(image=None)
     prompts = [assistant.renderer.prompt(one) for one in conversations]
     model, end = assistant.model.eval(), assistant.end
