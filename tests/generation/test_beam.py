@@ -9,6 +9,7 @@ from torch import nn
 from mmgpt.config import UserError, build
 from mmgpt.generation.beam import beam_search
 from mmgpt.generation.sampling import GenerateConfig, make_chooser
+from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
 from mmgpt.model.families import decoder_fields, decoder_weights
 from mmgpt.model.layers import DecoderConfig
@@ -111,16 +112,12 @@ def test_pictures_are_read_once_for_all_beams(make_assistant: Callable[..., Any]
         alone = beam_search(model, [prompt], **options)[0]
         assert [beam.tokens for beam in beams] == [beam.tokens for beam in alone]
         forced = beams[1].tokens
-        longer = Rendered(
-            [*prompt.ids, *forced],
-            [-100] * len(prompt.ids) + list(forced),
-            [0] * (len(prompt.ids) + len(forced)),
-            list(range(len(prompt.ids) + len(forced))),
-            prompt.media,
-            prompt.key,
-            "",
-        )
-        assert beams[1].logprobs == pytest.approx(assistant._branch_logprobs([longer])[0][0], abs=1e-5)
+        length = len(prompt.ids) + len(forced)
+        labels = [-100] * len(prompt.ids) + list(forced)
+        longer = Rendered([*prompt.ids, *forced], labels, [0] * length, list(range(length)), prompt.media, "p", "")
+        with torch.no_grad():
+            wanted = (-model(collate([longer])).nll_N).tolist()
+        assert beams[1].logprobs == pytest.approx(wanted, abs=1e-5)
 
 
 def test_more_beams_than_a_vocabulary_can_tell_apart_are_refused(pair, prompts):
