@@ -1,6 +1,6 @@
 """Choosing the next token: pure functions over logits, and the chooser of a request that composes them.
 
-Shape letters: B rows, V vocabulary.
+Shape letters: B rows, C candidates, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from mmgpt.generation.constrain import Constraint, Guide, make_guide
 from mmgpt.inputs.tokenizer import Tokenizer
 
 GOLDEN = 0x9E3779B1  # 2^32 / the golden ratio: its multiples mod 2^32 lie far apart
+FEW = 256  # tokens in which top-p mostly finds its share
 
 
 class GenerateConfig(Config):
@@ -73,9 +74,14 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
     """Keep the smallest set of the likeliest tokens that reaches p (Holtzman et al. 2020, arXiv:1904.09751)."""
     if p >= 1:
         return logits_BV
-    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
-    before_BV = sorted_BV.softmax(dim=-1).cumsum(dim=-1) - sorted_BV.softmax(dim=-1)
-    drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= p)
+    probabilities_BV = logits_BV.softmax(dim=-1)
+    vocab = logits_BV.shape[-1]
+    for count in (min(FEW, vocab), vocab):  # sorting all of a large vocabulary takes longer than a small model's pass
+        best = probabilities_BV.topk(count, dim=-1)
+        before_BC = best.values.cumsum(dim=-1) - best.values
+        if bool((before_BC[:, -1] >= p).all()):
+            break
+    drop_BV = torch.ones_like(logits_BV, dtype=torch.bool).scatter(-1, best.indices, before_BC >= p)
     return logits_BV.masked_fill(drop_BV, -torch.inf)
 
 
@@ -104,9 +110,12 @@ def warp(logits_BV: Tensor, options: GenerateConfig) -> Tensor:
 
 def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """One token id a row (B,), each row from its own generator, so that a row's draw does not depend on its batch."""
-    probabilities_BV = logits_BV.softmax(dim=-1).cpu()
-    picks = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities_BV, generators, strict=True)]
-    return torch.cat(picks).to(logits_BV.device)
+    sums_BV = logits_BV.softmax(dim=-1).cpu().double().cumsum(dim=-1)
+    shares_B = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
+    picks_B1 = torch.searchsorted(
+        sums_BV, shares_B[:, None] * sums_BV[:, -1:], right=True
+    )  # by the inverse of the sums
+    return picks_B1[:, 0].to(logits_BV.device)
 
 
 class Chooser:

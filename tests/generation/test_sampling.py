@@ -61,6 +61,19 @@ def test_top_p_keeps_the_smallest_set_of_likeliest_tokens_that_reaches_p(logits_
         assert len(own) == 1 or sum(probabilities[i] for i in order[: len(own) - 1]) < p + 1e-5
 
 
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999])
+def test_top_p_keeps_the_same_of_a_large_vocabulary_whether_few_tokens_reach_p_or_many(p):
+    logits_BV = torch.randn(3, 2000) * torch.tensor([[0.1], [1.0], [8.0]])
+    wanted_BV = torch.stack([transformers.TopPLogitsWarper(p)(None, row[None])[0] for row in logits_BV.double()])
+    together = keep_top_p(logits_BV, p)
+    for row in range(3):
+        alone = keep_top_p(logits_BV[row : row + 1], p)[0]
+        assert torch.equal(alone, together[row])
+        found, wanted = kept(alone[None])[0], kept(wanted_BV[row : row + 1])[0]
+        assert len(found ^ wanted) <= 1  # at the edge of p, in float32
+    assert len(kept(together)[0]) > 50 > len(kept(together)[2])
+
+
 @given(logits(), st.integers(1, 30), st.floats(0.001, 1))
 def test_both_filters_together_always_keep_the_likeliest(logits_BV, k, p):
     for before, own in zip(logits_BV, kept(keep_top_p(keep_top_k(logits_BV, k), p)), strict=True):
