@@ -8,6 +8,7 @@ from torch import nn
 
 from mmgpt.config import UserError, build
 from mmgpt.generation.beam import beam_search
+from mmgpt.generation.decode import decode_one
 from mmgpt.generation.sampling import GenerateConfig, make_chooser
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
@@ -39,11 +40,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, MultimodalModel
 @pytest.fixture
 def prompts() -> list[Rendered]:
     texts = [torch.randint(6, VOCAB, (length,)).tolist() for length in LENGTHS]
-    return [Rendered(ids, [-100] * len(ids), [0] * len(ids), list(range(len(ids))), [], "p", "") for ids in texts]
+    return [prompt_of(ids) for ids in texts]
+
+
+def prompt_of(ids: list[int]) -> Rendered:
+    return Rendered(ids, [-100] * len(ids), [0] * len(ids), list(range(len(ids))), [], "p", "")
 
 
 def searched_by_transformers(
-    theirs: Any, prompt: Rendered, penalty: float, count: int
+    theirs: Any, prompt: Rendered, penalty: float, count: int, end: int = END
 ) -> list[tuple[list[int], float]]:
     asked = torch.tensor([prompt.ids])
     options = {"num_beams": 4, "length_penalty": penalty, "early_stopping": False, "num_return_sequences": 4}
@@ -53,13 +58,14 @@ def searched_by_transformers(
         do_sample=False,
         max_new_tokens=count,
         pad_token_id=0,
+        eos_token_id=end,
         return_dict_in_generate=True,
         output_scores=True,
         **options,
     )
     answers = []
     for row, score in zip(out.sequences[:, len(prompt.ids) :].tolist(), out.sequences_scores.tolist(), strict=True):
-        answers.append((row[: row.index(END) + 1] if END in row else row[:count], score))
+        answers.append((row[: row.index(end) + 1] if end in row else row[:count], score))
     return answers
 
 
@@ -78,6 +84,22 @@ def test_beams_are_those_of_transformers_in_a_batch_of_all_lengths(pair, prompts
             assert beam.score == pytest.approx(beam.total / len(beam.tokens) ** penalty)
     if count == 20 and penalty < 2:  # which favours answers as long as the budget
         assert len({len(beam.tokens) for beams in found for beam in beams}) > 2
+
+
+def test_a_search_stops_where_that_of_transformers_does_though_a_longer_answer_might_win(pair, monkeypatch):
+    theirs, ours = pair
+    passes = []
+    monkeypatch.setattr("mmgpt.generation.beam.decode_one", lambda *given: passes.append(1) or decode_one(*given))
+    options: dict[str, Any] = {"length_penalty": 1.0, "max_new_tokens": 24}
+    stopped_early = 0
+    for prompt in [prompt_of([first]) for first in range(6, 26)]:
+        likely = beam_search(ours, [prompt], num_beams=1, **options, end=-1)[0][0].tokens[1]  # ends many beams
+        passes.clear()
+        beams = beam_search(ours, [prompt], num_beams=4, **options, end=likely)[0]
+        wanted = searched_by_transformers(theirs, prompt, 1.0, 24, likely)
+        assert [list(beam.tokens) for beam in beams] == [tokens for tokens, _ in wanted]
+        stopped_early += len(passes) < 23
+    assert stopped_early >= 3
 
 
 def test_one_beam_is_greedy(pair, prompts, decode_plainly):

@@ -201,6 +201,13 @@ def test_the_penalty_counts_what_was_chosen_too():
     assert chooser(repetition_penalty=1.5).choose(-logits_V) == 3
 
 
+def test_the_least_and_the_largest_share_draw_the_first_and_the_last_token_that_can_be(monkeypatch):
+    logits_BV = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
+    for share, token in ((0.0, 1), (1 - 2**-50, 2)):
+        monkeypatch.setattr(torch, "rand", lambda *_, share=share, **__: torch.tensor([share], dtype=torch.float64))
+        assert draw(logits_BV, [torch.Generator()]).tolist() == [token]
+
+
 def test_best_of_takes_the_highest_mean_and_the_first_of_equals():
     assert best_candidate([[-1.0, -1.0], [-0.5], [-0.1, -0.9], []]) == 1
     assert best_candidate([[-2.0] * 9, [-3.0]]) == 0
