@@ -89,7 +89,7 @@ class Assistant:
         finished: set[int] = set()
         longest_stop = max((len(stop) for stop in config.stop), default=1)
         text = ""
-        for token in decode(self.model, [prompt], config, finished, self.end):
+        for token in decode(self.model, [prompt], config, finished, self.end, self.tokenizer):
             ids.append(token.id)
             text = self.tokenizer.decode(ids)
             cut = cut_at(text, config.stop)

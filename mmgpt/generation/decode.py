@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmgpt.generation.sampling import GenerateConfig, next_tokens
+from mmgpt.generation.sampling import GenerateConfig, check_logits, make_chooser, next_tokens
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
@@ -75,16 +75,17 @@ def decode(
     options: GenerateConfig,
     finished: set[int],
     end: int,
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[Token]:
     """Tokens of all rows, step by step. A row ends at token `end`, or when the caller puts it into `finished`."""
     context = model.config.decoder.context
     room = min(options.max_new_tokens, context - min(len(prompt.ids) for prompt in prompts))
     cache, logits_BV = prefill(model, prompts, room)
     rows = list(range(len(prompts)))
-    generators = [torch.Generator().manual_seed(options.seed + row) for row in rows]
+    choosers = [make_chooser(options, tokenizer, options.seed + row, prompts[row].ids, end) for row in rows]
     for step in range(room):
         check_logits(logits_BV)
-        ids_B = next_tokens(logits_BV, options, [generators[row] for row in rows])
+        ids_B = next_tokens(logits_BV, [choosers[row] for row in rows])
         logprobs_B = logits_BV.log_softmax(dim=-1).gather(1, ids_B[:, None])[:, 0]
         for row, token, logprob in zip(rows, ids_B.tolist(), logprobs_B.tolist(), strict=True):
             yield Token(row, token, logprob)
@@ -101,16 +102,6 @@ def decode(
         logits_BV = decode_one(model, cache, ids_B)
 
 
-def check_logits(logits_BV: Tensor) -> None:
-    """Refuse logits that are not numbers.
-
-    Raises:
-        FloatingPointError: if any is NaN.
-    """
-    if logits_BV.isnan().any():
-        raise FloatingPointError("the model's logits are not numbers; its weights are damaged or its training diverged")
-
-
 def generate(
     model: MultimodalModel,
     tokenizer: Tokenizer,
@@ -121,7 +112,7 @@ def generate(
     """Answer a batch of prompts."""
     replies = [Reply() for _ in prompts]
     finished: set[int] = set()
-    for token in decode(model, prompts, options, finished, end):
+    for token in decode(model, prompts, options, finished, end, tokenizer):
         reply = replies[token.row]
         reply.tokens.append(token.id)
         reply.logprobs.append(token.logprob)

@@ -1,27 +1,65 @@
-"""Choosing the next token: pure functions over logits, composed by the decode loop.
+"""Choosing the next token: pure functions over logits, and the chooser of a request that composes them.
 
-Shape letters: B rows, V vocabulary.
+Shape letters: B rows, C candidates, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from mmgpt.config import Config
+from mmgpt.generation.constrain import Constraint, Guide, make_guide
+from mmgpt.inputs.tokenizer import Tokenizer
+
+GOLDEN = 0x9E3779B1  # 2^32 / the golden ratio: its multiples mod 2^32 lie far apart
+FEW = 256  # tokens in which top-p mostly finds its share
 
 
 class GenerateConfig(Config):
     """How to decode. Greedy unless a temperature is given."""
 
     max_new_tokens: PositiveInt = 64
-    temperature: float = Field(default=0.0, ge=0)  # 0 is greedy
-    top_k: NonNegativeInt = 0  # 0 keeps all
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # 0 is greedy
+    top_k: NonNegativeInt = 0  # with a temperature, as are top_p and min_p; 0 keeps all
     top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)  # a share of the likeliest token's probability
+    repetition_penalty: PositiveFloat = Field(default=1.0, allow_inf_nan=False)  # above 1 for fewer repetitions
+    best_of: PositiveInt = 1  # answers drawn a prompt, of which that with the highest mean log-probability is taken
+    num_beams: PositiveInt = 1  # beam search with so many answers side by side
+    length_penalty: float = Field(
+        default=1.0, allow_inf_nan=False
+    )  # beams are ranked by logprob / tokens^length_penalty
+    top_logprobs: NonNegativeInt = 0  # likeliest alternatives told with every token
+    constraint: Constraint | None = None  # the form that an answer must have
+    speculation: Literal["lookup", "draft"] | None = None  # guess tokens from the text so far, or by a small model
+    draft_tokens: PositiveInt = 5  # guessed for one pass of the model
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # strings that end a reply and are cut off
     seed: NonNegativeInt = 0  # row i of a call draws from a generator seeded with seed + i
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.best_of > 1 and self.temperature == 0:
+            raise ValueError(f"best_of={self.best_of} needs a temperature; without one all answers are the same")
+        if self.num_beams == 1:
+            if self.length_penalty != 1:
+                raise ValueError(f"length_penalty={self.length_penalty} ranks beams; set num_beams, or leave it out")
+            return self
+        others = {
+            "temperature": self.temperature > 0,
+            "repetition_penalty": self.repetition_penalty != 1,
+            "top_logprobs": self.top_logprobs > 0,
+            "constraint": self.constraint is not None,
+            "speculation": self.speculation is not None,
+            "stop": bool(self.stop),
+        }
+        for name, is_set in others.items():
+            if is_set:
+                raise ValueError(f"num_beams={self.num_beams} does not go with {name}; leave one of the two out")
+        return self
 
 
 def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
@@ -36,22 +74,161 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
     """Keep the smallest set of the likeliest tokens that reaches p (Holtzman et al. 2020, arXiv:1904.09751)."""
     if p >= 1:
         return logits_BV
-    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True)
-    before_BV = sorted_BV.softmax(dim=-1).cumsum(dim=-1) - sorted_BV.softmax(dim=-1)
-    drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV >= p)
+    probabilities_BV = logits_BV.softmax(dim=-1)
+    vocab = logits_BV.shape[-1]
+    for count in (min(FEW, vocab), vocab):  # sorting all of a large vocabulary takes longer than a small model's pass
+        best = probabilities_BV.topk(count, dim=-1)
+        before_BC = best.values.cumsum(dim=-1) - best.values
+        if bool((before_BC[:, -1] >= p).all()):
+            break
+    drop_BV = torch.ones_like(logits_BV, dtype=torch.bool).scatter(-1, best.indices, before_BC >= p)
     return logits_BV.masked_fill(drop_BV, -torch.inf)
+
+
+def keep_min_p(logits_BV: Tensor, p: float) -> Tensor:
+    """Keep the tokens at least `p` times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082)."""
+    if p <= 0:
+        return logits_BV
+    probabilities_BV = logits_BV.softmax(dim=-1)
+    least_B1 = p * probabilities_BV.amax(dim=-1, keepdim=True)
+    return logits_BV.masked_fill(probabilities_BV < least_B1, -torch.inf)
+
+
+def penalise(logits_V: Tensor, seen_V: Tensor, penalty: float) -> Tensor:
+    """Make the tokens of the bool mask `seen_V` less likely (Keskar et al. 2019, arXiv:1909.05858).
+
+    Logits above 0 are divided by the penalty, others multiplied, as transformers does.
+    """
+    return torch.where(seen_V, torch.where(logits_V < 0, logits_V * penalty, logits_V / penalty), logits_V)
+
+
+def warp(logits_BV: Tensor, options: GenerateConfig) -> Tensor:
+    """Temperature, then top-k, top-p and min-p, in the order of transformers; logits to draw by."""
+    warm_BV = logits_BV / options.temperature
+    return keep_min_p(keep_top_p(keep_top_k(warm_BV, options.top_k), options.top_p), options.min_p)
 
 
 def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """One token id a row (B,), each row from its own generator, so that a row's draw does not depend on its batch."""
-    probabilities_BV = logits_BV.softmax(dim=-1).cpu()
-    picks = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities_BV, generators, strict=True)]
-    return torch.cat(picks).to(logits_BV.device)
+    sums_BV = logits_BV.softmax(dim=-1).cpu().double().cumsum(dim=-1)
+    shares_B = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
+    picks_B1 = torch.searchsorted(
+        sums_BV, shares_B[:, None] * sums_BV[:, -1:], right=True
+    )  # by the inverse of the sums
+    return picks_B1[:, 0].to(logits_BV.device)
 
 
-def next_tokens(logits_BV: Tensor, options: GenerateConfig, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next token id of each row (B,): the likeliest, or a draw."""
-    if options.temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    warm_BV = logits_BV / options.temperature
-    return draw(keep_top_p(keep_top_k(warm_BV, options.top_k), options.top_p), generators)
+class Chooser:
+    """One request's way of choosing: it is asked once for every token, and remembers what it chose.
+
+    Attributes:
+        is_plain: it takes the likeliest token whatever came before, so that its rows may be chosen for together.
+    """
+
+    def __init__(self, options: GenerateConfig, seed: int, prompt_ids: Sequence[int], guide: Guide | None) -> None:
+        self.options, self.prompt_ids, self.guide = options, prompt_ids, guide
+        self.generator = torch.Generator().manual_seed(seed)
+        self.is_plain = options.temperature == 0 and options.repetition_penalty == 1 and guide is None
+        self.seen_V: Tensor | None = None
+
+    def choose(self, logits_V: Tensor) -> int:
+        """The next token of this request's text.
+
+        Raises:
+            UserError: if its constraint lets no token follow.
+        """
+        penalty = self.options.repetition_penalty
+        if penalty != 1:
+            logits_V = penalise(logits_V, self._seen(logits_V), penalty)
+        if self.guide is not None:
+            logits_V = self.guide.mask(logits_V)
+        if self.options.temperature == 0:
+            token = int(logits_V.argmax())
+        else:
+            token = int(draw(warp(logits_V[None], self.options), [self.generator]))
+        if self.seen_V is not None:
+            self.seen_V[token] = True
+        if self.guide is not None:
+            self.guide.accept(token)
+        return token
+
+    def _seen(self, logits_V: Tensor) -> Tensor:
+        """The tokens (V,) of prompt and answer so far."""
+        if self.seen_V is None:
+            self.seen_V = torch.zeros_like(logits_V, dtype=torch.bool)
+            self.seen_V[torch.tensor(list(self.prompt_ids), dtype=torch.long, device=logits_V.device)] = True
+        return self.seen_V
+
+
+def make_chooser(
+    options: GenerateConfig, tokenizer: Tokenizer | None, seed: int, prompt_ids: Sequence[int], end: int
+) -> Chooser:
+    """The chooser of a new request.
+
+    Args:
+        options: of this request.
+        tokenizer: only constraints need it.
+        seed: of what it draws.
+        prompt_ids: what the repetition penalty counts as said already.
+        end: the token that ends an answer, which a constraint allows once it is met.
+    Raises:
+        UserError: if the constraint cannot be used.
+    """
+    guide = None
+    if options.constraint is not None:
+        if tokenizer is None:
+            raise ValueError("a constraint is over the texts of tokens; give make_chooser the tokenizer")
+        guide = make_guide(options.constraint, tokenizer, end)
+    return Chooser(options, seed, prompt_ids, guide)
+
+
+def next_tokens(logits_BV: Tensor, choosers: Sequence[Chooser]) -> Tensor:
+    """The next token id of each row (B,): plain greedy rows together, each other one by its own chooser."""
+    ids_B = logits_BV.argmax(dim=-1)
+    for row, chooser in enumerate(choosers):
+        if not chooser.is_plain:
+            ids_B[row] = chooser.choose(logits_BV[row])
+    return ids_B
+
+
+def check_logits(logits_BV: Tensor) -> None:
+    """Refuse logits that are not numbers.
+
+    Raises:
+        FloatingPointError: if any is NaN.
+    """
+    if logits_BV.isnan().any():
+        raise FloatingPointError("the model's logits are not numbers; its weights are damaged or its training diverged")
+
+
+def candidate_seed(seed: int, candidate: int) -> int:
+    """The seed of a candidate among `best_of`; the first draws as a single answer would.
+
+    torch's generator looks at 32 bits, and neighbouring requests have neighbouring seeds: candidates lie far from all.
+    """
+    return (seed + candidate * GOLDEN) % 2**32 if candidate else seed
+
+
+def best_candidate(logprobs: Sequence[Sequence[float]]) -> int:
+    """Of answers given by their tokens' log-probabilities, the one with the highest mean; the first of equals."""
+    means = [sum(one) / len(one) if one else float("-inf") for one in logprobs]
+    return max(range(len(means)), key=means.__getitem__)
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token's log-probability under the model, before any option changed it, and the likeliest (id, logprob)."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def token_scores(logits_BV: Tensor, ids_B: Tensor, top: int = 0) -> list[TokenScore]:
+    """The score of each row's chosen token, with the `top` likeliest alternatives, most likely first."""
+    logprobs_BV = logits_BV.log_softmax(dim=-1)
+    own = logprobs_BV.gather(1, ids_B[:, None])[:, 0].tolist()
+    if not top:
+        return [TokenScore(logprob) for logprob in own]
+    best = logprobs_BV.topk(min(top, logprobs_BV.shape[-1]), dim=-1)
+    pairs = zip(own, best.indices.tolist(), best.values.tolist(), strict=True)
+    return [TokenScore(logprob, tuple(zip(ids, values, strict=True))) for logprob, ids, values in pairs]

@@ -128,6 +128,7 @@ class KVCache:
         self.coming_B = torch.zeros(
             rows, dtype=torch.long, device=device
         )  # tokens of the pass under way, without padding
+        self.shifted: list[Tensor] | None = None  # a list if token shift shall leave its inputs (B, T, D) in it
         self.size = size
 
     def write(self, layer: int, keys_BKTE: Tensor, values_BKTE: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,6 +205,8 @@ class TokenShift(nn.Module):
         if cache is not None:
             before_BTD = torch.cat((cache.last_LBD[self.layer][:, None], x_BTD[:, :-1]), dim=1)
             cache.last_LBD[self.layer] = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), cache.coming_B - 1]
+            if cache.shifted is not None:
+                cache.shifted.append(x_BTD)
         else:
             padded_BTD = F.pad(x_BTD, (0, 0, 1, 0))
             if previous_BT is None:

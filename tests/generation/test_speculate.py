@@ -1,0 +1,270 @@
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmgpt.config import UserError
+from mmgpt.generation import speculate as module
+from mmgpt.generation.assistant import Assistant
+from mmgpt.generation.decode import decode_one, prefill
+from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser
+from mmgpt.generation.speculate import (
+    Draft,
+    Guesser,
+    Lookup,
+    accept,
+    check_draft,
+    decode_many,
+    look_up,
+    pad,
+    speculate,
+)
+from mmgpt.inputs.chat import Rendered
+from mmgpt.model.layers import DecoderConfig
+from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+
+VOCAB, END = 96, 7
+SIZES = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "zero_init": False, "context": 128}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "token shift": {"token_shift": True},
+    "learned": {"position": "learned", "norm": "layer", "mlp": "gelu"},
+    "window": {"window": 6, "depth": 3, "global_layers": [1]},
+}
+
+
+def model_of(seed: int = 0, loud: float = 20.0, **decoder: Any) -> MultimodalModel:
+    torch.manual_seed(seed)
+    model = MultimodalModel(ModelConfig(decoder=DecoderConfig(**{**SIZES, **decoder})), VOCAB, {}).eval()
+    with torch.no_grad():
+        model.decoder.head.weight *= loud
+    return model
+
+
+def prompt_of(ids: Sequence[int]) -> Rendered:
+    return Rendered(list(ids), [-100] * len(ids), [0] * len(ids), list(range(len(ids))), [], "p", "")
+
+
+def random_prompts(count: int, seed: int = 0) -> list[Rendered]:
+    rng = random.Random(seed)
+    return [prompt_of([rng.randrange(8, VOCAB) for _ in range(rng.randint(1, 30))]) for _ in range(count)]
+
+
+@dataclass
+class Watched:
+    """A guesser whose guesses are counted."""
+
+    inner: Guesser
+    passes: int = 0
+    guessed: int = 0
+    heights: list[int] = field(default_factory=list)
+
+    def guess(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        guesses = self.inner.guess(texts, count)
+        self.passes += 1
+        self.guessed += sum(map(len, guesses))
+        self.heights.append(len(texts))
+        return guesses
+
+    def keep(self, rows: Tensor) -> None:
+        self.inner.keep(rows)
+
+
+Rows = list[list[tuple[int, float]]]  # ids with their log-probabilities
+
+
+def choosers_of(prompts: list[Rendered], config: GenerateConfig, end: int) -> list[Chooser]:
+    return [make_chooser(config, None, config.seed + at, one.ids, end) for at, one in enumerate(prompts)]
+
+
+@pytest.fixture
+def plainly(decode_plainly) -> Callable[..., Rows]:
+    def decode(model: MultimodalModel, prompts: list[Rendered], end: int = END, **options: Any) -> Rows:
+        config = GenerateConfig(**options)
+        return decode_plainly(model, prompts, choosers_of(prompts, config, end), end, config.max_new_tokens)
+
+    return decode
+
+
+def guessed(model: MultimodalModel, prompts: list[Rendered], guesser: Guesser, end: int = END, **options: Any) -> Rows:
+    config = GenerateConfig(**options)
+    sizes = {"max_new_tokens": config.max_new_tokens, "draft_tokens": config.draft_tokens}
+    rows: Rows = [[] for _ in prompts]
+    for token in speculate(model, prompts, choosers_of(prompts, config, end), guesser, set(), end, **sizes):
+        rows[token.row].append((token.id, token.logprob))
+    return rows
+
+
+def assert_same(found: Rows, wanted: Rows) -> None:
+    assert [[token for token, _ in row] for row in found] == [[token for token, _ in row] for row in wanted]
+    for own, other in zip(found, wanted, strict=True):
+        assert [logprob for _, logprob in own] == pytest.approx([logprob for _, logprob in other], abs=1e-4)
+
+
+def draft_for(model: MultimodalModel, prompts: list[Rendered], **decoder: Any) -> Draft:
+    """A draft that often agrees: the model itself with its weights a little off."""
+    draft = model_of(**decoder)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter += 0.1 * parameter.abs().mean() * torch.randn_like(parameter)
+    return Draft(draft, model, prompts, room=40)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_read_together_have_the_logits_of_tokens_read_one_by_one_and_can_be_taken_back(kind):
+    model, prompts = model_of(**KINDS[kind]), random_prompts(4)
+    cache, _ = prefill(model, prompts, 20)
+    plain, _ = prefill(model, prompts, 20)
+    ids_BT = torch.randint(8, VOCAB, (4, 5))
+    for kept in ([5, 1, 3, 2], [1, 4, 5, 1]):
+        logits_BTV = decode_many(model, cache, ids_BT)
+        counts_B = torch.tensor(kept)
+        accept(cache, counts_B)
+        for step in range(5):  # rows that stop early are put back as they were
+            lengths_B, last_LBD = plain.lengths_B, plain.last_LBD.clone()
+            logits_BV = decode_one(model, plain, ids_BT[:, step])
+            going_B = counts_B > step
+            torch.testing.assert_close(logits_BTV[going_B, step], logits_BV[going_B], atol=2e-4, rtol=1e-5)
+            plain.lengths_B = torch.where(going_B, plain.lengths_B, lengths_B)
+            plain.last_LBD = torch.where(going_B[:, None], plain.last_LBD, last_LBD)
+        assert torch.equal(cache.lengths_B, plain.lengths_B)
+        ids_BT = ids_BT.flip(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by", ["lookup", "draft"])
+def test_speculation_gives_the_greedy_tokens_of_random_prompts(kind, by, plainly):
+    model, prompts = model_of(**KINDS[kind]), random_prompts(25)  # 100 prompts over the four kinds
+    end = plainly(model, prompts[:1], end=-1, max_new_tokens=3)[0][2][0]
+    wanted = plainly(model, prompts, end, max_new_tokens=16)
+    watched = Watched(Lookup() if by == "lookup" else draft_for(model, prompts, **KINDS[kind]))
+    assert_same(guessed(model, prompts, watched, end, max_new_tokens=16), wanted)
+    lengths = [len(row) for row in wanted]
+    assert min(lengths) <= 3 < max(lengths) == 16
+    assert watched.heights[0] >= 24 > watched.heights[-1]
+
+
+def test_repetitive_texts_take_many_guesses_of_the_look_up(plainly):
+    model, prompts = model_of(window=1), random_prompts(100)  # each token follows from the one before: circles
+    wanted = plainly(model, prompts, end=-1, max_new_tokens=48)
+    watched = Watched(Lookup())
+    assert_same(guessed(model, prompts, watched, end=-1, max_new_tokens=48), wanted)
+    passes = sum(watched.heights)  # of all rows, where plain decoding takes 47 a row
+    taken = 100 * 47 - passes
+    print(f"look-up: {taken} of {watched.guessed} guesses taken, {passes} row passes instead of {100 * 47}")
+    assert taken > 0.5 * watched.guessed
+    assert passes < 0.5 * 100 * 47
+
+
+def test_a_draft_like_the_model_saves_most_passes(plainly):
+    model, prompts = model_of(), random_prompts(20)
+    wanted = plainly(model, prompts, end=-1, max_new_tokens=31)
+    itself = Watched(Draft(model, model, prompts, room=40))
+    assert_same(guessed(model, prompts, itself, end=-1, max_new_tokens=31), wanted)
+    assert itself.passes == 5  # 1 token by the prompt, 6 by each pass
+    near = Watched(draft_for(model, prompts))
+    assert_same(guessed(model, prompts, near, end=-1, max_new_tokens=31), wanted)
+    assert 5 < near.passes < 30
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0.7, "top_p": 0.9, "seed": 3}, {"repetition_penalty": 1.3}, {"temperature": 1.0, "min_p": 0.1}],
+    ids=["sampled", "penalised", "min-p"],
+)
+def test_sampled_and_penalised_answers_are_those_of_plain_decoding_by_the_same_seed(options, plainly):
+    model, prompts = model_of(token_shift=True, loud=4.0), random_prompts(12)
+    wanted = plainly(model, prompts, max_new_tokens=24, **options)
+    watched = Watched(Draft(model, model, prompts, room=40))
+    assert_same(guessed(model, prompts, watched, max_new_tokens=24, **options), wanted)
+    assert watched.passes < 23
+
+
+@pytest.mark.parametrize("kind", ["llama", "learned"])
+@pytest.mark.parametrize("by", ["lookup", "draft"])
+def test_the_context_ends_rows_as_in_plain_decoding(kind, by, plainly):
+    model = model_of(**KINDS[kind])
+    prompts = [prompt_of((list(range(8, 40)) * 4)[:length]) for length in (127, 120, 90, 3)]
+    wanted = plainly(model, prompts, end=-1, max_new_tokens=60)
+    assert [len(row) for row in wanted] == [1, 8, 38, 60]
+    guesser = Lookup() if by == "lookup" else draft_for(model, prompts, **KINDS[kind])
+    assert_same(guessed(model, prompts, guesser, end=-1, max_new_tokens=60), wanted)
+
+
+def test_a_draft_with_a_shorter_context_and_another_vocabulary_guesses_as_long_as_it_can(plainly):
+    model, prompts = model_of(), random_prompts(6)
+    torch.manual_seed(2)
+    small = MultimodalModel(ModelConfig(decoder=DecoderConfig(**{**SIZES, "context": 40})), 64, {}).eval()
+    wanted = plainly(model, prompts, end=-1, max_new_tokens=30)
+    for width in (64, 128):
+        small = MultimodalModel(ModelConfig(decoder=DecoderConfig(**{**SIZES, "context": 40})), width, {}).eval()
+        assert_same(guessed(model, prompts, Draft(small, model, prompts, 40), end=-1, max_new_tokens=30), wanted)
+    long = [prompt_of([9] * 40), *prompts]
+    assert Draft(small, model, long, 40).guess([one.ids for one in long], 3) == [[]] * 7
+
+
+def test_a_row_that_the_caller_ends_gives_nothing_more():
+    model, prompts = model_of(), random_prompts(3)
+    config = GenerateConfig(max_new_tokens=20)
+    choosers = [make_chooser(config, None, 0, one.ids, -1) for one in prompts]
+    finished: set[int] = set()
+    counts = [0, 0, 0]
+    draft = Draft(model, model, prompts, 40)
+    for token in speculate(model, prompts, choosers, draft, finished, -1, max_new_tokens=20, draft_tokens=5):
+        counts[token.row] += 1
+        if token.row == 1 and counts[1] == 4:
+            finished.add(1)
+    assert counts == [20, 4, 20]
+
+
+def test_pictures_are_seen_by_a_draft_that_has_their_encoder(
+    make_assistant: Callable[..., Assistant], conversations, plainly
+):
+    assistant, blind = make_assistant(), make_assistant(image=None)
+    prompts = [assistant.renderer.prompt(one) for one in conversations]
+    model, end = assistant.model.eval(), assistant.end
+    wanted = plainly(model, prompts, end, max_new_tokens=12)
+    same = Watched(Draft(model, model, prompts, 20))
+    assert_same(guessed(model, prompts, same, end, max_new_tokens=12), wanted)
+    assert same.passes == 2
+    unlike = Watched(Draft(blind.model.eval(), model, prompts, 20))
+    assert_same(guessed(model, prompts, unlike, end, max_new_tokens=12), wanted)
+
+
+def test_a_draft_of_other_tokens_is_refused_with_one_that_differs(assistant, tokenizer):
+    check_draft(assistant.tokenizer, tokenizer)
+    with pytest.raises(UserError, match=r"another tokenizer: '<\|new\|>' is \d+ there and absent here"):
+        check_draft(tokenizer, tokenizer.extended(["<|new|>"]))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 8))
+def test_a_look_up_copies_what_followed_the_longest_shared_end_last(text, count):
+    found = look_up(text, count)
+    for length in (3, 2, 1):
+        end = text[-length:]
+        places = [at for at in range(len(text) - length) if text[at : at + length] == end] if len(text) > length else []
+        if places:
+            wanted = list(text)
+            for step in range(count):
+                wanted.append(wanted[places[-1] + length + step])
+            assert found == wanted[len(text) :]
+            return
+    assert found == []
+
+
+def test_padding_is_behind_the_shorter_rows():
+    assert pad([[3], [4, 5]]).tolist() == [[3, 0], [4, 5]]
+
+
+def test_a_pass_that_is_not_a_number_stops_the_decoding(monkeypatch):
+    model, prompts = model_of(), random_prompts(2)
+    monkeypatch.setattr(module, "decode_many", lambda *_: torch.full((2, 6, VOCAB), float("nan")))
+    with pytest.raises(FloatingPointError, match="diverged"):
+        guessed(model, prompts, Draft(model, model, [replace(one) for one in prompts], 40), end=-1)
