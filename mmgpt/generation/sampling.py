@@ -4,6 +4,7 @@ Shape letters: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -11,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from mmgpt.config import Config
+from mmgpt.inputs.tokenizer import Tokenizer
 
 
 class GenerateConfig(Config):
@@ -49,9 +51,36 @@ def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return torch.cat(picks).to(logits_BV.device)
 
 
-def next_tokens(logits_BV: Tensor, options: GenerateConfig, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next token id of each row (B,): the likeliest, or a draw."""
-    if options.temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    warm_BV = logits_BV / options.temperature
-    return draw(keep_top_p(keep_top_k(warm_BV, options.top_k), options.top_p), generators)
+@dataclass
+class Chooser:
+    """Chooses the tokens of one request, one after the other."""
+
+    options: GenerateConfig
+    generator: torch.Generator
+
+    @property
+    def is_greedy(self) -> bool:
+        """It takes the likeliest token, whatever came before."""
+        return self.options.temperature == 0
+
+    def choose(self, logits_1V: Tensor) -> Tensor:
+        """The next id (1,)."""
+        warm_1V = logits_1V / self.options.temperature
+        kept_1V = keep_top_p(keep_top_k(warm_1V, self.options.top_k), self.options.top_p)
+        return draw(kept_1V, [self.generator])
+
+
+def make_chooser(
+    options: GenerateConfig, tokenizer: Tokenizer | None, seed: int, prompt_ids: Sequence[int], end: int
+) -> Chooser:
+    """The chooser of a request, which draws from a generator of its own."""
+    return Chooser(options, torch.Generator().manual_seed(seed))
+
+
+def next_tokens(logits_BV: Tensor, choosers: Sequence[Chooser]) -> Tensor:
+    """The next token id of each row (B,): the likeliest, or what its own chooser draws."""
+    ids_B = logits_BV.argmax(dim=-1)
+    for row, chooser in enumerate(choosers):
+        if not chooser.is_greedy:
+            ids_B[row] = chooser.choose(logits_BV[row : row + 1])[0]
+    return ids_B

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical
 
 from mmgpt.config import UserError, build
-from mmgpt.generation.sampling import GenerateConfig, draw, keep_top_k, keep_top_p, next_tokens
+from mmgpt.generation.sampling import Chooser, GenerateConfig, draw, keep_top_k, keep_top_p, next_tokens
 
 CHI_SQUARE_19_ONE_IN_A_MILLION = 66.0  # upper 1e-6 quantile of chi-square with 19 degrees is 64.9
 
@@ -57,7 +57,7 @@ def test_draws_follow_the_distribution_at_a_temperature(temperature):
     count = 20_000
     options = GenerateConfig(temperature=temperature)
     own = [torch.Generator().manual_seed(7)] * count  # one generator, drawn from row after row
-    drawn_N = next_tokens(logits_V.expand(count, -1), options, own)
+    drawn_N = next_tokens(logits_V.expand(count, -1), [Chooser(options, one) for one in own])
     expected_V = count * Categorical(logits=logits_V / temperature).probs
     chi_square = ((drawn_N.bincount(minlength=20) - expected_V) ** 2 / expected_V).sum()
     assert chi_square < CHI_SQUARE_19_ONE_IN_A_MILLION
@@ -69,14 +69,14 @@ def test_draws_follow_the_distribution_at_a_temperature(temperature):
 @given(logits(), st.integers(1, 5), st.floats(0.01, 1), st.floats(0.05, 5), st.integers(0, 99))
 def test_a_draw_is_always_one_of_the_kept_tokens(logits_BV, k, p, temperature, seed):
     options = GenerateConfig(temperature=temperature, top_k=k, top_p=p)
-    drawn_B = next_tokens(logits_BV, options, generators(2, seed))
+    drawn_B = next_tokens(logits_BV, [Chooser(options, one) for one in generators(2, seed)])
     for token, own in zip(drawn_B.tolist(), kept(keep_top_k(logits_BV, k)), strict=True):
         assert token in own
 
 
 @given(logits())
 def test_no_temperature_is_the_argmax(logits_BV):
-    assert torch.equal(next_tokens(logits_BV, GenerateConfig(), generators(2)), logits_BV.argmax(dim=-1))
+    assert torch.equal(next_tokens(logits_BV, [Chooser(GenerateConfig(), one) for one in generators(2)]), logits_BV.argmax(dim=-1))
 
 
 def test_a_row_draws_the_same_alone_as_in_a_batch():
