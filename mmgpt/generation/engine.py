@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmgpt.config import UserError
 from mmgpt.generation.decode import Reply, cut_at, decode_one
 from mmgpt.generation.reading import Reader, Text
 from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser, next_tokens
@@ -88,6 +89,7 @@ class Engine:
             self.waiting.append(request)
         return request
 
+    @torch.inference_mode()
     def cancel(self, request: Request) -> None:
         """Take a request out, unless it is done; its row is free at once."""
         with self.lock:
@@ -166,21 +168,22 @@ class Engine:
 
     def _choose(self, rows: list[Request], logits_BV: Tensor) -> None:
         sums_B = logits_BV.logsumexp(dim=-1)
-        is_number = sums_B.isfinite().tolist()
-        if not all(is_number):
-            for one, ok in zip(list(rows), is_number, strict=True):
-                if not ok:
-                    self._fail([one], _not_numbers(one))
-            rows = [one for one, ok in zip(rows, is_number, strict=True) if ok]
-            kept_B = torch.tensor(is_number, device=logits_BV.device)
-            logits_BV, sums_B = logits_BV[kept_B], sums_B[kept_B]
-        if not rows:
-            return
-        ids_B = next_tokens(logits_BV, [one.chooser for one in rows])
-        logprobs_B = logits_BV.gather(1, ids_B[:, None])[:, 0] - sums_B
-        now = time.perf_counter()
-        for one, token, logprob in zip(rows, ids_B.tolist(), logprobs_B.tolist(), strict=True):
-            self._take(one, token, logprob, now)
+        for one, is_number in zip(list(rows), sums_B.isfinite().tolist(), strict=True):
+            if not is_number:
+                self._fail([one], _not_numbers(one))
+        plain = [at for at, one in enumerate(rows) if one.chooser.is_plain and not one.is_done]
+        others = [[at] for at, one in enumerate(rows) if not one.chooser.is_plain and not one.is_done]
+        for some in ([plain] if plain else []) + others:
+            chosen_BV = logits_BV if len(some) == len(rows) else logits_BV[some]
+            try:
+                ids_B = next_tokens(chosen_BV, [rows[at].chooser for at in some])
+            except UserError as error:  # its constraint lets no token follow
+                self._fail([rows[at] for at in some], error)
+                continue
+            logprobs_B = chosen_BV.gather(1, ids_B[:, None])[:, 0] - sums_B[some]
+            now = time.perf_counter()
+            for at, token, logprob in zip(some, ids_B.tolist(), logprobs_B.tolist(), strict=True):
+                self._take(rows[at], token, logprob, now)
 
     def _take(self, one: Request, token: int, logprob: float, now: float) -> None:
         one.text.tokens.append(token)

@@ -59,7 +59,7 @@ class Chooser:
     generator: torch.Generator
 
     @property
-    def is_greedy(self) -> bool:
+    def is_plain(self) -> bool:
         """It takes the likeliest token, whatever came before."""
         return self.options.temperature == 0
 
@@ -81,6 +81,6 @@ def next_tokens(logits_BV: Tensor, choosers: Sequence[Chooser]) -> Tensor:
     """The next token id of each row (B,): the likeliest, or what its own chooser draws."""
     ids_B = logits_BV.argmax(dim=-1)
     for row, chooser in enumerate(choosers):
-        if not chooser.is_greedy:
+        if not chooser.is_plain:
             ids_B[row] = chooser.choose(logits_BV[row : row + 1])[0]
     return ids_B
