@@ -46,6 +46,7 @@ TOWER = {"image_size": 224, "patch_size": 16, "width": 192, "depth": 6, "heads":
 IMAGE, IMAGE_TOKENS, TEXT_TOKENS, NEW_TOKENS = 3, 196, 32, 64
 NO_END = -1
 CONTEXT = 4096
+FEW = GenerateConfig(max_new_tokens=4)
 
 
 def our_model(shape: str) -> MultimodalModel:
@@ -236,7 +237,7 @@ def answers_line(shape: str, batch: int, found: dict[str, float], memory: dict[s
 
 
 def bench_shots(options: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """Eight questions of four tokens about a picture each, after the same 16 examples with theirs."""
+    """Questions about a picture each, with answers of four tokens, after the same 16 examples with their pictures."""
     for shape in options.shapes:
         model, rng = our_model(shape), random.Random(0)
         ids, media = [], []
@@ -245,29 +246,34 @@ def bench_shots(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             media.append(picture(shot))
         asked = [
             prompt_of(ids + [IMAGE] * IMAGE_TOKENS + words(rng, 10), [*media, picture(100 + number)])
-            for number in range(8)
+            for number in range(options.questions)
         ]
-        config = GenerateConfig(max_new_tokens=4)
 
         def reused(model: MultimodalModel = model, asked: list[Rendered] = asked) -> None:
-            list(Engine(model, Silent(), NO_END).answer([(one, config) for one in asked], 8))
+            list(Engine(model, Silent(), NO_END).answer([(one, FEW) for one in asked], 8))
 
         def read_again(model: MultimodalModel = model, asked: list[Rendered] = asked) -> None:
             engine = Engine(model, Silent(), NO_END)
             engine.reader.prefixes.limit = engine.reader.features.limit = 0
             for one in asked:
-                list(engine.answer([(one, config)], 1))
+                list(engine.answer([(one, FEW)], 1))
 
         found = in_turns({"ours": reused, "theirs": read_again}, options.rounds)
         yield {
             "bench": "generate shots",
             "peer": "ours, every prompt read whole",
             "metric": "questions a second",
-            "ours": round(8 / found["ours"], 2),
-            "theirs": round(8 / found["theirs"], 2),
+            "ours": round(options.questions / found["ours"], 2),
+            "theirs": round(options.questions / found["theirs"], 2),
             "ratio": round(found["theirs"] / found["ours"], 2),
             "to_reach": 5.0,
-            "shapes": {"model": shape, "shots": 16, "prompt": len(asked[0].ids), "new": 4, "questions": 8},
+            "shapes": {
+                "model": shape,
+                "shots": 16,
+                "prompt": len(asked[0].ids),
+                "new": 4,
+                "questions": options.questions,
+            },
         }
 
 
@@ -330,6 +336,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["23m"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=24, help="of shots, 8 at a time")
     parser.add_argument("--requests", type=int, default=1000, help="of the queue")
     parser.add_argument("--rows", type=int, default=8, help="of the queue's batch")
     options = parser.parse_args()

@@ -276,9 +276,12 @@ class Attention(nn.Module):
         rope, cache = shared.rope if self.is_rotated else None, shared.cache
         visible = shared.nearby if self.is_local else shared.visible
         width = self.config.num_per_head
-        query = self.query_norm(rearrange(self.query(take(x_BTD, shared.wanted_BW)), "b t (h e) -> b t h e", e=width))
-        key = self.key_norm(rearrange(self.key(x_BTD), "b t (k e) -> b t k e", e=width))
-        value = rearrange(self.value(x_BTD), "b t (k e) -> b k t e", e=width)
+        # plain views: a pattern of einops takes as long as a product of one token
+        query = self.query(take(x_BTD, shared.wanted_BW)).unflatten(-1, (-1, width))
+        key = self.key(x_BTD).unflatten(-1, (-1, width))
+        value = self.value(x_BTD).unflatten(-1, (-1, width)).transpose(1, 2)
+        if self.config.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query = rotate(query, (take(rope[0], shared.wanted_BW), take(rope[1], shared.wanted_BW)))
             key = rotate(key, rope)
@@ -304,7 +307,7 @@ class Attention(nn.Module):
                 scale=scale,
                 dropout_p=dropout,
             )
-        out_BTD: Tensor = self.out(rearrange(mixed_BHTE, "b h t e -> b t (h e)"))
+        out_BTD: Tensor = self.out(mixed_BHTE.transpose(1, 2).flatten(2))
         return out_BTD
 
 

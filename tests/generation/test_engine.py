@@ -157,7 +157,9 @@ def test_a_shared_beginning_is_read_once_with_its_media_and_exactly(hearing, mon
     engine = engine_of(hearing)
     assert run(engine, prompts, 5, max_new_tokens=8) == fresh
     total = sum(len(one.ids) for one in prompts)
-    assert sum(encoded) == len({id(part) for turn in beginning for part in turn.parts if isinstance(part, Image | Audio)})
+    assert sum(encoded) == len(
+        {id(part) for turn in beginning for part in turn.parts if isinstance(part, Image | Audio)}
+    )
     assert read[0] == len(prompts[0].ids)
     assert sum(read) - 5 * 7 < len(prompts[0].ids) + 4 * 24 < total / 2
     read.clear(), encoded.clear()
@@ -300,7 +302,9 @@ def test_a_reply_tells_its_times(hearing):
 
 def test_any_number_of_choices_is_scored_in_bounded_memory(hearing, monkeypatch):
     talk = mixed(5)[4]
-    choices = [" ".join(random.Random(number).choices(["red", "blue", "three"], k=1 + number % 9)) for number in range(80)]
+    choices = [
+        " ".join(random.Random(number).choices(["red", "blue", "three"], k=1 + number % 9)) for number in range(80)
+    ]
     whole = hearing.choose(talk, choices)
     assert sum(len(hearing.tokenizer.encode(one)) for one in choices) > hearing.renderer.context
     sizes, new = [], hearing.model.decoder.new_cache

@@ -76,7 +76,9 @@ def test_a_draw_is_always_one_of_the_kept_tokens(logits_BV, k, p, temperature, s
 
 @given(logits())
 def test_no_temperature_is_the_argmax(logits_BV):
-    assert torch.equal(next_tokens(logits_BV, [Chooser(GenerateConfig(), one) for one in generators(2)]), logits_BV.argmax(dim=-1))
+    assert torch.equal(
+        next_tokens(logits_BV, [Chooser(GenerateConfig(), one) for one in generators(2)]), logits_BV.argmax(dim=-1)
+    )
 
 
 def test_a_row_draws_the_same_alone_as_in_a_batch():
