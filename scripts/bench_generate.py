@@ -295,8 +295,9 @@ def bench_queue(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         model, requests = our_model(shape), queue_of(options.requests)
         new_tokens, rows = sum(config.max_new_tokens for _, config in requests), options.rows
         engine, memory, seconds = Engine(model, Silent(), NO_END), [], [0.0, 0.0]
-        for at in range(0, len(requests), 20 * rows):  # in turns, a part of the queue each
-            part = requests[at : at + 20 * rows]
+        half = -(-len(requests) // 2)
+        for at in (0, half):  # in turns, half of the queue each
+            part = requests[at : at + half]
             started = time.perf_counter()
             list(engine.answer(part, rows))
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

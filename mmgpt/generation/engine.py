@@ -161,7 +161,7 @@ class Engine:
         assert self.cache is not None
         rows = list(self.running)
         cache = self.cache.part(0, len(rows))
-        lengths = [len(one.text.ids) - 1 for one in rows]  # the last token is not in the cache yet
+        lengths = [len(one.text) - 1 for one in rows]  # the last token is not in the cache yet
         cache.lengths_B = torch.tensor(lengths, device=self.model.device)
         ids_B = torch.tensor([one.text.tokens[-1] for one in rows], device=self.model.device)
         self._choose(rows, decode_one(self.model, cache, ids_B))
@@ -210,7 +210,7 @@ class Engine:
             if last is not request:
                 assert self.cache is not None
                 self.running[row] = last
-                self.cache.fill(row, self.cache.part(len(self.running), 1), len(last.text.ids))
+                self.cache.fill(row, self.cache.part(len(self.running), 1), len(last.text))
         request.text.forget()
         text = self.tokenizer.decode(request.reply.tokens)
         cut = cut_at(text, request.options.stop)
@@ -231,7 +231,7 @@ class Engine:
             new = self.model.decoder.new_cache(max(rows, old.rows if old else 0), size)
             for row, one in enumerate(self.running):
                 assert old is not None
-                new.fill(row, old.part(row, 1), len(one.text.ids))
+                new.fill(row, old.part(row, 1), len(one.text))
             self.cache = new
         assert self.cache is not None
         return self.cache
@@ -257,7 +257,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _too_large(one: Request) -> Exception:
     return MemoryError(
-        f"{one.text.prompt.key}: {len(one.text.ids)} tokens do not fit the memory even alone; shorten the prompt, "
+        f"{one.text.prompt.key}: {len(one.text)} tokens do not fit the memory even alone; shorten the prompt, "
         "or load the model with dtype='bfloat16'"
     )
 

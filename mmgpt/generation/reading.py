@@ -96,6 +96,10 @@ class Text:
     tokens: list[int] = field(default_factory=list)
     is_awaited: bool = False
 
+    def __len__(self) -> int:
+        """Tokens of both."""
+        return len(self.prompt.ids) + len(self.tokens)
+
     @property
     def ids(self) -> list[int]:
         """All token ids."""
@@ -222,10 +226,10 @@ class Reader:
             if prefix is not None:
                 cache.fill(row, prefix.cache, length)
             starts.append(length)
-        counts = [len(text.ids) - start for text, start in zip(texts, starts, strict=True)]
+        counts = [len(text) - start for text, start in zip(texts, starts, strict=True)]
         hidden_BD = extend(self.model, cache, self._embed(texts, starts), starts, counts)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
-            length = len(text.ids)
+            length = len(text)
             if text.is_awaited or 2 * start < length:  # else most of it is held already
                 self._hold(text, cache.part(row, 1, length))
         return self.model.decoder.logits(hidden_BD)
@@ -237,7 +241,7 @@ class Reader:
 
     def _embed(self, texts: Sequence[Text], starts: Sequence[int]) -> Tensor:
         """Embeddings (B, T, D) of what is to be read of each text, media written over their placeholders."""
-        counts = [len(text.ids) - start for text, start in zip(texts, starts, strict=True)]
+        counts = [len(text) - start for text, start in zip(texts, starts, strict=True)]
         ids = np.zeros((len(texts), max(counts)), dtype=np.int64)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             ids[row, : counts[row]] = text.ids[start:]

@@ -42,7 +42,7 @@ def score(
         logits_BV = reader.read(cache, group)
         places = [numbers.pop(text) for text in group]
         wanted = [[list(ids) for ids in continuations[place]] for place in places]
-        lengths = [len(text.ids) for text in group]
+        lengths = [len(text) for text in group]
         for place, found in zip(places, _score_group(reader, cache, lengths, logits_BV, wanted), strict=True):
             scores[place] = found
     return scores

@@ -1,5 +1,6 @@
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,13 @@ def test_another_picture_of_the_same_size_is_no_shared_beginning(hearing):
     assert texts[0].prompt.ids == texts[2].prompt.ids
     assert shared_length(texts[0].keys, texts[1].keys) == len(texts[0].keys)
     assert shared_length(texts[0].keys, texts[2].keys) == before
+
+
+def test_placeholders_without_their_medium_are_told(hearing):
+    prompt = hearing.renderer.prompt((Message.of("user", "Look: ", mixed(9)[0][-1].parts[0], "Where?"),), "mine")
+    bare = replace(prompt, ids=[hearing.model.slots["image"], *prompt.ids])
+    with pytest.raises(ValueError, match=r"mine: the prompt holds \d+ image placeholders but its media have \d+"):
+        engine_of(hearing).submit(bare, GenerateConfig())
 
 
 def test_new_weights_make_what_was_computed_with_the_old_ones_forgotten(make_assistant, conversations):
