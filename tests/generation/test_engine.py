@@ -1,5 +1,6 @@
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -333,3 +334,12 @@ def test_the_shortest_beginning_worth_keeping_is_found_and_no_shorter_one(hearin
     assert reader.match(plain([*ids[:LEAST_SHARED], 5, 6]).keys)[1] == LEAST_SHARED
     assert reader.match(plain([*ids[: LEAST_SHARED - 1], 5, 6]).keys)[1] == 0
     assert reader.match(plain(ids).keys)[1] == len(ids) - 1
+
+
+def test_calls_from_several_threads_share_the_batch_and_have_their_own_answers(hearing):
+    talks = mixed(8)
+    wanted = [hearing.chat(one, max_new_tokens=10).tokens for one in talks]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda one: hearing.chat(one, max_new_tokens=10).tokens, talks))
+    assert found == wanted
+    assert (hearing.engine.running, hearing.engine.cache) == ([], None)
