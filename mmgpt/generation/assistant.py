@@ -1,19 +1,25 @@
 """The object behind `mmgpt.load`: chat, ask, choose, score and stream, one conversation or a list of them."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
+from torch import Tensor
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.addresses import read_prompt
-from mmgpt.generation.decode import Reply, cut_at, decode, generate
+from mmgpt.generation.answering import Asked, answer
+from mmgpt.generation.decode import cut_at
+from mmgpt.generation.embedding import Pool, embed
+from mmgpt.generation.engine import Engine, Request
+from mmgpt.generation.history import fit_talk
 from mmgpt.generation.sampling import GenerateConfig
-from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import IGNORED, Rendered
+from mmgpt.generation.scoring import score
+from mmgpt.generation.speculate import check_draft
+from mmgpt.inputs.chat import IGNORED, Medium, Rendered
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.quantize import Quantization, pick_scheme
 from mmgpt.model.weights import load_bundle, pick_device, pick_dtype
@@ -37,30 +43,59 @@ class Assistant:
         self.bundle, self.name = bundle, name
         self.model, self.tokenizer, self.renderer = bundle.model, bundle.tokenizer, bundle.renderer
         self.end = bundle.tokenizer.special(bundle.renderer.template.end)
+        self.engine = Engine(bundle.model, bundle.tokenizer, self.end)
 
-    def chat(self, messages: Sequence[Any], *, batch_size: int = 32, **options: Any) -> Any:
+    def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        batch_size: int = 32,
+        each: Sequence[Mapping[str, Any]] | None = None,
+        trim: bool = False,
+        draft: "Assistant | None" = None,
+        **options: Any,
+    ) -> Any:
         """Answer a conversation, or a list of conversations.
 
         Args:
             messages: messages in Hugging Face chat or OpenAI spelling or as Message objects; or a list of such lists.
-            batch_size: conversations at a time.
-            **options: fields of GenerateConfig: max_new_tokens, temperature, top_k, top_p, stop, seed.
+            batch_size: conversations at a time; the next one begins when one has ended.
+            each: options of each conversation of a list, over those that all share.
+            trim: leave out the oldest exchanges of a conversation that is over the context, instead of refusing it.
+            draft: a small model of the same tokenizer, for `speculation="draft"`.
+            **options: fields of GenerateConfig, such as max_new_tokens, temperature, num_beams or constraint.
+                Conversation i draws with seed + i.
         Returns:
             A Reply, or a list of them in the order of the conversations.
         Raises:
             UserError: if a message or option is wrong, a medium cannot be used, or a prompt exceeds the context.
         """
-        config = self._options(options)
-        if not _is_many(messages):
-            return self._answer([self.renderer.prompt(read_prompt(messages))], config)[0]
-        replies: list[Reply] = []
-        for at in range(0, len(messages), batch_size):
-            chunk = [
-                self.renderer.prompt(read_prompt(one), f"prompt {at + i}")
-                for i, one in enumerate(messages[at : at + batch_size])
-            ]
-            replies += self._answer(chunk, config.model_copy(update={"seed": config.seed + at}))
-        return replies
+        many = _is_many(messages)
+        conversations = list(messages) if many else [messages]
+        configs = [self._options(options)] * len(conversations)
+        if each is not None:
+            if len(each) != len(conversations):
+                raise UserError(f"{len(each)} options in each for {len(conversations)} conversations; give as many")
+            configs = [self._options({**options, **own}) for own in each]
+        if draft is not None:
+            check_draft(self.tokenizer, draft.tokenizer)
+        keys = [f"prompt {i}" for i in range(len(conversations))] if many else ["prompt"]
+        asked = [
+            Asked(partial(self._prompt, one, key, config, trim), config, config.seed + i)
+            for i, (one, key, config) in enumerate(zip(conversations, keys, configs, strict=True))
+        ]
+        replies = answer(self.engine, asked, batch_size, draft.model if draft else None)
+        return replies if many else replies[0]
+
+    def _prompt(self, messages: Sequence[Any], key: str, config: GenerateConfig, trim: bool) -> Rendered:
+        talk = read_prompt(messages)
+        if not trim:
+            return self.renderer.prompt(talk, key)
+        return fit_talk(self.renderer, talk, room=config.max_new_tokens, key=key).prompt
+
+    def embed(self, prompts: Sequence[Any], pool: Pool = "decoder", *, batch_size: int = 32) -> Tensor:
+        """A vector of length 1 for each prompt, a text, a medium or a list of both: float32 (N, D); see `embed`."""
+        return embed(self.bundle, prompts, pool, batch_size=batch_size)
 
     def ask(self, *parts: Part | str | Sequence[Part | str], **options: Any) -> Any:
         """Answer one user turn of media and text: `ask(mmgpt.Image("a.png"), "What is this?")`.
@@ -79,32 +114,36 @@ class Assistant:
         Returns (to `yield from`, or as the value of StopIteration) the number of tokens decoded.
         """
         config = self._options(options)
-        prompt = self.renderer.prompt(read_prompt(messages))
-        self.model.eval()
-        return self._pieces(prompt, config)
+        whole = {"num_beams": config.num_beams > 1, "best_of": config.best_of > 1, "speculation": config.speculation}
+        for name, is_set in whole.items():
+            if is_set:
+                raise UserError(f"{name} is for whole answers, and a stream tells its own as it goes; leave it out")
+        return self._pieces(self.renderer.prompt(read_prompt(messages)), config)
 
     def _pieces(self, prompt: Rendered, config: GenerateConfig) -> Generator[str, None, int]:
-        ids: list[int] = []
         told = 0
-        finished: set[int] = set()
         longest_stop = max((len(stop) for stop in config.stop), default=1)
-        text = ""
-        for token in decode(self.model, [prompt], config, finished, self.end, self.tokenizer):
-            ids.append(token.id)
-            text = self.tokenizer.decode(ids)
-            cut = cut_at(text, config.stop)
-            if cut is not None:
-                finished.add(0)
-                text = text[:cut]
-                continue
-            whole = len(text.rstrip("\ufffd"))  # the first bytes of a character wait for the rest
-            safe = whole - longest_stop + 1  # what could still begin a stop string waits
-            if safe > told:
-                yield text[told:safe]
-                told = safe
-        if len(text) > told:
-            yield text[told:]
-        return len(ids)
+        request = self.engine.submit(prompt, config)
+        try:
+            while not request.is_done:
+                self.engine.step()
+                text = self._text(request)
+                whole = len(text.rstrip("\ufffd"))  # the first bytes of a character wait for the rest
+                safe = whole - longest_stop + 1  # what could still begin a stop string waits
+                if safe > told and not request.is_done:
+                    yield text[told:safe]
+                    told = safe
+            text = request.result().text
+            if len(text) > told:
+                yield text[told:]
+            return len(request.reply.tokens)
+        finally:
+            self.engine.cancel(request)
+
+    def _text(self, request: Request) -> str:
+        text = self.tokenizer.decode(request.reply.tokens)
+        cut = cut_at(text, request.options.stop)
+        return text if cut is None else text[:cut]
 
     def choose(
         self,
@@ -114,7 +153,7 @@ class Assistant:
         normalise: bool = False,
         batch_size: int = 32,
     ) -> Any:
-        """The likeliest of given answers, all scored in one pass that reads the prompt and its media once.
+        """The likeliest of given answers; the prompt and its media are read once for any number of them.
 
         Args:
             messages: a conversation, or a list of them.
@@ -137,7 +176,7 @@ class Assistant:
             rendered = [
                 self.renderer.choices(read_prompt(conversations[i]), list(lists[i]), f"prompt {i}") for i in rows
             ]
-            for i, logprobs in zip(rows, self._branch_logprobs(rendered), strict=True):
+            for i, logprobs in zip(rows, self._score(list(map(_split, rendered))), strict=True):
                 scores = [sum(one) / (len(one) if normalise else 1) for one in logprobs]
                 best = max(range(len(scores)), key=scores.__getitem__)
                 chosen.append(Choice(best, lists[i][best], scores))
@@ -153,38 +192,39 @@ class Assistant:
             raise UserError(
                 f"{len(contexts)} contexts and {len(continuations)} continuations; give pairs, none of them empty"
             )
-        scores = []
+        pairs = []
         for before, after in zip(contexts, continuations, strict=True):
-            head, tail = (*self.tokenizer.begin, *self.tokenizer.encode(before)), self.tokenizer.encode(after)
-            ids = [*head, *tail]
-            if len(ids) > self.renderer.context:
-                raise UserError(f"{len(ids)} tokens, over the context of {self.renderer.context}; shorten the text")
-            labels = [IGNORED] * len(head) + list(tail)
-            row = Rendered(ids, labels, [0] * len(ids), list(range(len(ids))), [], "score", "score")
-            scores.append(self._branch_logprobs([row])[0][0])
+            head, tail = [*self.tokenizer.begin, *self.tokenizer.encode(before)], list(self.tokenizer.encode(after))
+            length = len(head) + len(tail)
+            if length > self.renderer.context:
+                raise UserError(f"{length} tokens, over the context of {self.renderer.context}; shorten the text")
+            pairs.append((_plain(head, [], "score"), [tail]))
+        scores = [found[0] for found in self._score(pairs)]
         return scores[0] if isinstance(context, str) else scores
 
     def _options(self, options: dict[str, Any]) -> GenerateConfig:
         return build(GenerateConfig, options, "generation options")
 
-    def _answer(self, prompts: list[Rendered], config: GenerateConfig) -> list[Reply]:
-        self.model.eval()
-        return generate(self.model, self.tokenizer, prompts, config, self.end)
+    def _score(self, pairs: Sequence[tuple[Rendered, list[list[int]]]]) -> list[list[list[float]]]:
+        """Log-probabilities of the tokens of each continuation of each prompt."""
+        with self.engine.lock:
+            self.engine.reader.refresh()
+            return score(self.engine.reader, [prompt for prompt, _ in pairs], [ends for _, ends in pairs])
 
-    @torch.inference_mode()
-    def _branch_logprobs(self, rendered: list[Rendered]) -> list[list[list[float]]]:
-        """Log-probabilities of the targets, by row and by branch."""
-        self.model.eval()
-        batch = collate(rendered).to(self.model.device)
-        logprobs = iter((-self.model(batch).nll_N).tolist())
-        rows = []
-        for one in rendered:
-            by_branch: dict[int, list[float]] = {}
-            for label, branch in zip(one.labels, one.branches, strict=True):
-                if label != IGNORED:
-                    by_branch.setdefault(branch, []).append(next(logprobs))
-            rows.append(list(by_branch.values()))
-        return rows
+
+def _plain(ids: list[int], media: list[Medium], key: str) -> Rendered:
+    return Rendered(ids, [IGNORED] * len(ids), [0] * len(ids), list(range(len(ids))), media, key, "")
+
+
+def _split(rendered: Rendered) -> tuple[Rendered, list[list[int]]]:
+    """A prompt with branches as the prompt, up to the token that opens every branch, and the branches' targets."""
+    ids = [token for token, branch in zip(rendered.ids, rendered.branches, strict=True) if branch == 0]
+    opening = rendered.ids[len(ids)]
+    targets: list[list[int]] = [[] for _ in range(rendered.branches[-1])]
+    for label, branch in zip(rendered.labels, rendered.branches, strict=True):
+        if label != IGNORED:
+            targets[branch - 1].append(label)
+    return _plain([*ids, opening], rendered.media, rendered.key), targets
 
 
 def _is_many(messages: Sequence[Any]) -> bool:

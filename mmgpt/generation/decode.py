@@ -1,61 +1,83 @@
 """Prefill, then one token at a time for a batch of prompts, over a key-value cache.
 
-Shape letters: B rows, T tokens of the longest prompt, D width, V vocabulary.
+Shape letters: B rows, T tokens of the longest prompt, W wanted tokens of a row, D width, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mmgpt.generation.sampling import GenerateConfig, check_logits, make_chooser, next_tokens
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
-from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.decoder import cached_visible
 from mmgpt.model.layers import KVCache
 from mmgpt.model.multimodal import MultimodalModel
 
 
-@dataclass(frozen=True)
-class Token:
-    """One decoded token of row `row`, with its log-probability under the model before sampling."""
-
-    row: int
-    id: int
-    logprob: float
-
-
 @dataclass
 class Reply:
-    """A finished answer.
+    """An answer, finished or on its way.
 
     Attributes:
         text: the answer, without end token and stop string.
         tokens: every id decoded, the end token included.
-        logprobs: one a token.
-        finish_reason: `stop` at an end token or stop string, `length` at the budget or the context's end.
+        logprobs: one a token, under the model before sampling.
+        finish_reason: `stop` at an end token or stop string, `length` at the budget or the context's end,
+            `cancelled` where nobody waited for the rest.
+        top: with `top_logprobs`, the likeliest (id, logprob) at each token, likeliest first.
+        seconds_to_first, seconds: from when the request was handed in to its first token, and to its last.
     """
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str = "length"
+    top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    seconds_to_first: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
 
 @torch.inference_mode()
 def prefill(model: MultimodalModel, prompts: Sequence[Rendered], room: int) -> tuple[KVCache, Tensor]:
     """Read the prompts: a cache with `room` slots more than the longest, and the logits (B, V) that follow each."""
     batch = collate(prompts).to(model.device)
-    rows, longest = batch.ids.shape
-    slots_BT = torch.arange(longest, device=model.device).expand(rows, -1)  # padding gets slots that are written over
-    cache = model.decoder.new_cache(rows, longest + room)
-    cache.coming_B = torch.tensor([len(prompt.ids) for prompt in prompts], device=model.device)
-    hidden_BTD = model.decoder(model.embed(batch), slots_BT, cache=cache)
-    cache.lengths_B = cache.coming_B
-    last_BD = hidden_BTD[torch.arange(rows, device=model.device), cache.lengths_B - 1]
-    return cache, model.decoder.logits(last_BD)
+    cache = model.decoder.new_cache(len(prompts), batch.ids.shape[1] + room)
+    counts = [len(prompt.ids) for prompt in prompts]
+    return cache, model.decoder.logits(extend(model, cache, model.embed(batch), [0] * len(prompts), counts))
+
+
+@torch.inference_mode()
+def extend(
+    model: MultimodalModel,
+    cache: KVCache,
+    x_BTD: Tensor,
+    starts: Sequence[int],
+    counts: Sequence[int],
+    wanted_BW: Tensor | None = None,
+) -> Tensor:
+    """Append several tokens to every row.
+
+    Args:
+        model: whose decoder it is.
+        cache: with slots for all T of the longest row; padding is written over later.
+        x_BTD: embeddings, padded at their ends.
+        starts: tokens that each row holds already.
+        counts: tokens of each row without padding.
+        wanted_BW: indexes into T of the tokens whose hidden states are wanted.
+    Returns:
+        Hidden states (B, W, D) of the wanted tokens, or (B, D) of the last of each row.
+    """
+    starts_B, counts_B = (torch.tensor(list(given), device=x_BTD.device) for given in (starts, counts))
+    length = x_BTD.shape[1]
+    slots_BT = starts_B[:, None] + torch.arange(length, device=x_BTD.device)
+    visible = cached_visible(slots_BT, max(starts) + length) if any(starts) else None
+    lasts_BW = (counts_B - 1)[:, None] if wanted_BW is None else wanted_BW
+    hidden_BWD = model.decoder(x_BTD, slots_BT, visible, cache=cache, wanted_BW=lasts_BW)
+    cache.lengths_B = starts_B + counts_B
+    out: Tensor = hidden_BWD[:, 0] if wanted_BW is None else hidden_BWD
+    return out
 
 
 @torch.inference_mode()
@@ -63,69 +85,9 @@ def decode_one(model: MultimodalModel, cache: KVCache, ids_B: Tensor) -> Tensor:
     """Append one token to every row; the logits (B, V) that follow."""
     positions_B1 = cache.lengths_B[:, None]
     visible = cached_visible(positions_B1, int(cache.lengths_B.max()) + 1)
-    cache.coming_B = torch.ones_like(cache.lengths_B)
     hidden_B1D = model.decoder(model.decoder.embed(ids_B[:, None]), positions_B1, visible, cache=cache)
     cache.lengths_B = cache.lengths_B + 1
     return model.decoder.logits(hidden_B1D[:, 0])
-
-
-def decode(
-    model: MultimodalModel,
-    prompts: Sequence[Rendered],
-    options: GenerateConfig,
-    finished: set[int],
-    end: int,
-    tokenizer: Tokenizer | None = None,
-) -> Iterator[Token]:
-    """Tokens of all rows, step by step. A row ends at token `end`, or when the caller puts it into `finished`."""
-    context = model.config.decoder.context
-    room = min(options.max_new_tokens, context - min(len(prompt.ids) for prompt in prompts))
-    cache, logits_BV = prefill(model, prompts, room)
-    rows = list(range(len(prompts)))
-    choosers = [make_chooser(options, tokenizer, options.seed + row, prompts[row].ids, end) for row in rows]
-    for step in range(room):
-        check_logits(logits_BV)
-        ids_B = next_tokens(logits_BV, [choosers[row] for row in rows])
-        logprobs_B = logits_BV.log_softmax(dim=-1).gather(1, ids_B[:, None])[:, 0]
-        for row, token, logprob in zip(rows, ids_B.tolist(), logprobs_B.tolist(), strict=True):
-            yield Token(row, token, logprob)
-            if token == end:
-                finished.add(row)
-        lengths = cache.lengths_B.tolist()
-        going = [i for i, row in enumerate(rows) if row not in finished and lengths[i] + 1 < context]
-        if not going or step + 1 == room:
-            return
-        if len(going) < len(rows):
-            kept = torch.tensor(going, device=model.device)
-            cache.keep(kept)
-            ids_B, rows = ids_B[kept], [rows[i] for i in going]
-        logits_BV = decode_one(model, cache, ids_B)
-
-
-def generate(
-    model: MultimodalModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Rendered],
-    options: GenerateConfig,
-    end: int,
-) -> list[Reply]:
-    """Answer a batch of prompts."""
-    replies = [Reply() for _ in prompts]
-    finished: set[int] = set()
-    for token in decode(model, prompts, options, finished, end, tokenizer):
-        reply = replies[token.row]
-        reply.tokens.append(token.id)
-        reply.logprobs.append(token.logprob)
-        if token.id == end:
-            reply.finish_reason = "stop"
-        elif options.stop and cut_at(tokenizer.decode(reply.tokens), options.stop) is not None:
-            reply.finish_reason = "stop"
-            finished.add(token.row)
-    for reply in replies:
-        text = tokenizer.decode(reply.tokens)
-        cut = cut_at(text, options.stop)
-        reply.text = text if cut is None else text[:cut]
-    return replies
 
 
 def cut_at(text: str, stops: Sequence[str]) -> int | None:

@@ -113,12 +113,12 @@ class Draft:
         counts_B = torch.tensor([len(ids) for ids in fresh], device=self.draft.device)
         logits_BTV = decode_many(self.draft, self.cache, ids_BT)
         accept(self.cache, counts_B)
-        read_B, last_LBD = self.cache.lengths_B, self.cache.last_LBD.clone()
+        read_B = self.cache.lengths_B
         logits_BV = logits_BTV[torch.arange(len(texts), device=ids_BT.device), counts_B - 1]
         steps = [logits_BV[:, : self.vocab].argmax(dim=-1)]
         for _ in range(count - 1):
             steps.append(decode_one(self.draft, self.cache, steps[-1])[:, : self.vocab].argmax(dim=-1))
-        self.cache.lengths_B, self.cache.last_LBD = read_B, last_LBD  # guesses are read again once they are taken
+        self.cache.lengths_B = read_B  # guesses are read again once they are taken
         guesses: list[list[int]] = torch.stack(steps, dim=1).tolist()
         return guesses
 
@@ -148,8 +148,6 @@ def decode_many(model: MultimodalModel, cache: KVCache, ids_BT: Tensor) -> Tenso
     """Read T tokens after every row's text: the logits (B, T, V) that follow each. `accept` says which of them stay."""
     positions_BT = cache.lengths_B[:, None] + torch.arange(ids_BT.shape[1], device=ids_BT.device)
     visible = cached_visible(positions_BT, int(cache.lengths_B.max()) + ids_BT.shape[1])
-    cache.coming_B = torch.full_like(cache.lengths_B, ids_BT.shape[1])
-    cache.shifted = []
     hidden_BTD = model.decoder(model.decoder.embed(ids_BT), positions_BT, visible, cache=cache)
     return model.decoder.logits(hidden_BTD)
 
@@ -158,10 +156,6 @@ def decode_many(model: MultimodalModel, cache: KVCache, ids_BT: Tensor) -> Tenso
 def accept(cache: KVCache, counts_B: Tensor) -> None:
     """Keep the first `counts_B` tokens, at least one, of each row's last `decode_many`; the others' slots are free."""
     cache.lengths_B = cache.lengths_B + counts_B
-    if cache.shifted:
-        rows = torch.arange(len(counts_B), device=counts_B.device)
-        cache.last_LBD = torch.stack([x_BTD[rows, counts_B - 1] for x_BTD in cache.shifted])
-    cache.shifted = None
 
 
 def pad(rows: Sequence[Sequence[int]]) -> Tensor:

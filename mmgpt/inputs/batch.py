@@ -36,6 +36,10 @@ class MediaBatch:
     names: tuple[str, ...]
     texts: tuple[PairedText | None, ...]
 
+    def to(self, device: torch.device | str) -> "MediaBatch":
+        """The media on another device."""
+        return replace(self, values=self.values.to(device), shapes=self.shapes.to(device))
+
     def sizes(self) -> list[tuple[int, ...]]:
         """The shape of each medium's tensor without its padding."""
         return [tuple(shape) for shape in self.shapes.tolist()]
@@ -71,10 +75,7 @@ class Batch:
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        moved["media"] = {
-            kind: replace(media, values=media.values.to(device), shapes=media.shapes.to(device))
-            for kind, media in self.media.items()
-        }
+        moved["media"] = {kind: media.to(device) for kind, media in self.media.items()}
         return replace(self, **moved)
 
     def visible(self) -> Tensor | None:
@@ -123,7 +124,7 @@ def collate_rows(rows: Sequence[Sequence[Rendered]], objective: Objective = "res
             [[names.index(one.source) for _, one, length in row for _ in range(length)] for row in lengths], 0
         ),
         source_names=names,
-        media=_collate_media(samples),
+        media=collate_media(samples),
         num_targets=int((labels != IGNORED).sum()),
         is_causal=objective != "masked",
         is_plain=all(len(row) == 1 for row in rows) and not any(one.branches[-1] for one in samples if one.branches),
@@ -137,7 +138,8 @@ def _pad(rows: list[list[int]], value: int) -> Tensor:
     return torch.from_numpy(padded)
 
 
-def _collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
+def collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
+    """The media of some samples by modality, padded to one size, in reading order."""
     found = [(medium, f"{sample.key}: {medium.name}") for sample in samples for medium in sample.media]
     batches = {}
     for modality in sorted({medium.modality for medium, _ in found}):

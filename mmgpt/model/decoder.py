@@ -31,6 +31,7 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config, config.width)
         self.mlp = FeedForward(config)
         self.mlp_post_norm = make_norm(config, config.width) if config.post_norms else nn.Identity()
+        self.has_post_norms = config.post_norms
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
@@ -38,10 +39,16 @@ class Block(nn.Module):
         normed_BTD = self.attention_norm(x_BTD)
         if self.token_shift is not None:
             normed_BTD = self.token_shift(normed_BTD, shared)
-        mixed_BWD = self.attention_post_norm(self.attention(normed_BTD, shared))
-        x_BWD = take(x_BTD, shared.wanted_BW) + self.dropout(mixed_BWD)
-        out_BWD: Tensor = x_BWD + self.dropout(self.mlp_post_norm(self.mlp(self.mlp_norm(x_BWD))))
+        mixed_BWD = self._leave(self.attention(normed_BTD, shared), self.attention_post_norm)
+        x_BWD = take(x_BTD, shared.wanted_BW) + mixed_BWD
+        out_BWD: Tensor = x_BWD + self._leave(self.mlp(self.mlp_norm(x_BWD)), self.mlp_post_norm)
         return out_BWD
+
+    def _leave(self, x_BWD: Tensor, norm: nn.Module) -> Tensor:
+        """Norm and dropout of what is added, where there are any: modules that do nothing take time in decoding."""
+        if self.has_post_norms:
+            x_BWD = norm(x_BWD)
+        return self.dropout(x_BWD) if self.training else x_BWD
 
 
 class Decoder(nn.Module):
@@ -109,6 +116,8 @@ class Decoder(nn.Module):
             rope = rope_tables(positions_BT, config.num_per_head, config.rope_theta, config.rope_scaling)
         reads_cache = cache is not None and visible is not None
         nearby = self._nearby(positions_BT, visible, reads_cache)
+        if reads_cache and self.config.attention_cap is None:
+            visible, nearby = _as_bias(visible, x_BTD.dtype, nearby)
         shared = PassInputs(rope, visible, nearby, previous_BT, cache, reads_cache, positions_BT)
         for block in self.blocks[:-1]:
             x_BTD = block(x_BTD, shared)
@@ -136,6 +145,16 @@ class Decoder(nn.Module):
         """An empty cache for `rows` texts of up to `size` tokens."""
         weight = self.embedding.weight
         return KVCache(self.config, rows, size, weight.device, weight.dtype)
+
+
+def _as_bias(visible: Tensor | None, dtype: torch.dtype, nearby: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What is added to the scores for two masks, once for all layers, each of which would else compute it again."""
+    assert visible is not None
+    assert nearby is not None
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
+    if nearby is visible:
+        return bias, bias
+    return bias, torch.zeros_like(bias).masked_fill_(~nearby, -torch.inf)
 
 
 def cached_visible(positions_BT: Tensor, size: int) -> Tensor:

@@ -3,6 +3,7 @@
 Shape letters: B rows, T tokens, S cached tokens, H heads, K key heads, E width of a head, D width of the model.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -116,20 +117,32 @@ def make_norm(config: DecoderConfig, width: int) -> nn.Module:
 class KVCache:
     """Keys and values of the tokens so far, in room for `size` tokens a row.
 
-    A row's next token goes to slot `lengths_B[row]`, so rows of any length share a batch without left padding.
+    A row's next token goes to slot `lengths_B[row]`, so rows of any length share a batch without left padding. What
+    lies behind a row's length is never seen: a row is shortened by its length alone.
     """
 
     def __init__(self, config: DecoderConfig, rows: int, size: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.depth, rows, config.num_kv_heads, size, config.num_per_head)
         self.keys_LBKSE = torch.zeros(shape, device=device, dtype=dtype)
         self.values_LBKSE = torch.zeros(shape, device=device, dtype=dtype)
-        self.last_LBD = torch.zeros(config.depth, rows, config.width, device=device, dtype=dtype)
+        shifted = (config.depth if config.token_shift else 0, rows, size, config.width)
+        self.shifted_LBSD = torch.zeros(shifted, device=device, dtype=dtype)  # what token shift mixes in
         self.lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
-        self.coming_B = torch.zeros(
-            rows, dtype=torch.long, device=device
-        )  # tokens of the pass under way, without padding
-        self.shifted: list[Tensor] | None = None  # a list if token shift shall leave its inputs (B, T, D) in it
-        self.size = size
+
+    @property
+    def rows(self) -> int:
+        """Texts that it has room for."""
+        return self.keys_LBKSE.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Tokens that a row has room for."""
+        return self.keys_LBKSE.shape[3]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of what is held."""
+        return self.keys_LBKSE.nbytes + self.values_LBKSE.nbytes + self.shifted_LBSD.nbytes
 
     def write(self, layer: int, keys_BKTE: Tensor, values_BKTE: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values at `slots_BT`; returns the layer's whole (B, K, S, E) store."""
@@ -138,11 +151,40 @@ class KVCache:
         values = self.values_LBKSE[layer].scatter_(2, slots_BKTE, values_BKTE.to(self.values_LBKSE.dtype))
         return keys, values
 
+    def shift(self, layer: int, x_BTD: Tensor, slots_BT: Tensor) -> Tensor:
+        """Store a layer's input at `slots_BT`; returns what came a slot earlier (B, T, D), zeros at the start."""
+        store_BSD, rows_B = self.shifted_LBSD[layer], torch.arange(len(x_BTD), device=x_BTD.device)
+        first_B = slots_BT[:, 0]
+        before_BD = store_BSD[rows_B, first_B - 1] * (first_B > 0)[:, None]
+        store_BSD[rows_B[:, None], slots_BT] = x_BTD.to(store_BSD.dtype)
+        return torch.cat((before_BD[:, None].to(x_BTD.dtype), x_BTD[:, :-1]), dim=1)
+
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these."""
+        """Drop all rows but these, in this order."""
         self.keys_LBKSE, self.values_LBKSE = self.keys_LBKSE[:, rows], self.values_LBKSE[:, rows]
-        self.last_LBD, self.coming_B = self.last_LBD[:, rows], self.coming_B[rows]
-        self.lengths_B = self.lengths_B[rows]
+        self.shifted_LBSD, self.lengths_B = self.shifted_LBSD[:, rows], self.lengths_B[rows]
+
+    def part(self, start: int, rows: int, size: int | None = None) -> "KVCache":
+        """Some rows, up to a length, over the same memory; the lengths are a copy."""
+        view = copy(self)
+        view.keys_LBKSE = self.keys_LBKSE[:, start : start + rows, :, :size]
+        view.values_LBKSE = self.values_LBKSE[:, start : start + rows, :, :size]
+        view.shifted_LBSD = self.shifted_LBSD[:, start : start + rows, :size]
+        view.lengths_B = self.lengths_B[start : start + rows].clone()
+        return view
+
+    def fill(self, row: int, other: "KVCache", length: int) -> None:
+        """Copy the first tokens of another cache's only row into a row."""
+        self.keys_LBKSE[:, row, :, :length] = other.keys_LBKSE[:, 0, :, :length]
+        self.values_LBKSE[:, row, :, :length] = other.values_LBKSE[:, 0, :, :length]
+        self.shifted_LBSD[:, row, :length] = other.shifted_LBSD[:, 0, :length]
+
+    def clone(self) -> "KVCache":
+        """The same in memory of its own."""
+        own = copy(self)
+        own.keys_LBKSE, own.values_LBKSE = self.keys_LBKSE.clone(), self.values_LBKSE.clone()
+        own.shifted_LBSD, own.lengths_B = self.shifted_LBSD.clone(), self.lengths_B.clone()
+        return own
 
 
 @dataclass(frozen=True)
@@ -203,10 +245,7 @@ class TokenShift(nn.Module):
         """Mix each token with the one that `previous_BT` points at, or the one to its left or in the cache."""
         cache, previous_BT = shared.cache, shared.previous_BT
         if cache is not None:
-            before_BTD = torch.cat((cache.last_LBD[self.layer][:, None], x_BTD[:, :-1]), dim=1)
-            cache.last_LBD[self.layer] = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), cache.coming_B - 1]
-            if cache.shifted is not None:
-                cache.shifted.append(x_BTD)
+            before_BTD = cache.shift(self.layer, x_BTD, shared.slots_BT)
         else:
             padded_BTD = F.pad(x_BTD, (0, 0, 1, 0))
             if previous_BT is None:
@@ -237,9 +276,12 @@ class Attention(nn.Module):
         rope, cache = shared.rope if self.is_rotated else None, shared.cache
         visible = shared.nearby if self.is_local else shared.visible
         width = self.config.num_per_head
-        query = self.query_norm(rearrange(self.query(take(x_BTD, shared.wanted_BW)), "b t (h e) -> b t h e", e=width))
-        key = self.key_norm(rearrange(self.key(x_BTD), "b t (k e) -> b t k e", e=width))
-        value = rearrange(self.value(x_BTD), "b t (k e) -> b k t e", e=width)
+        # plain views: a pattern of einops takes as long as a product of one token
+        query = self.query(take(x_BTD, shared.wanted_BW)).unflatten(-1, (-1, width))
+        key = self.key(x_BTD).unflatten(-1, (-1, width))
+        value = self.value(x_BTD).unflatten(-1, (-1, width)).transpose(1, 2)
+        if self.config.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
             query = rotate(query, (take(rope[0], shared.wanted_BW), take(rope[1], shared.wanted_BW)))
             key = rotate(key, rope)
@@ -265,7 +307,7 @@ class Attention(nn.Module):
                 scale=scale,
                 dropout_p=dropout,
             )
-        out_BTD: Tensor = self.out(rearrange(mixed_BHTE, "b h t e -> b t (h e)"))
+        out_BTD: Tensor = self.out(mixed_BHTE.transpose(1, 2).flatten(2))
         return out_BTD
 
 

@@ -74,7 +74,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[int]], No
 
     def write(ids: list[int]) -> None:
         queue = iter(ids)
-        monkeypatch.setattr("mmgpt.generation.decode.next_tokens", lambda *_: torch.tensor([next(queue)]))
+        monkeypatch.setattr("mmgpt.generation.engine.next_tokens", lambda *_: torch.tensor([next(queue)]))
 
     return write
 

@@ -343,7 +343,7 @@ def scripted(make_bundle):
         for ask in (lambda *given, **more: list(assistant.stream(*given, **more)), assistant.chat):
             queue = iter([*ids, *[assistant.end] * ends, 10])
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("mmgpt.generation.decode.next_tokens", lambda *_, q=queue: torch.tensor([next(q)]))
+                patch.setattr("mmgpt.generation.engine.next_tokens", lambda *_, q=queue: torch.tensor([next(q)]))
                 answers.append(ask([Message.of("user", "?")], **options))
         return answers
 

@@ -128,12 +128,11 @@ def test_tokens_read_together_have_the_logits_of_tokens_read_one_by_one_and_can_
         counts_B = torch.tensor(kept)
         accept(cache, counts_B)
         for step in range(5):  # rows that stop early are put back as they were
-            lengths_B, last_LBD = plain.lengths_B, plain.last_LBD.clone()
+            lengths_B = plain.lengths_B
             logits_BV = decode_one(model, plain, ids_BT[:, step])
             going_B = counts_B > step
             torch.testing.assert_close(logits_BTV[going_B, step], logits_BV[going_B], atol=2e-4, rtol=1e-5)
             plain.lengths_B = torch.where(going_B, plain.lengths_B, lengths_B)
-            plain.last_LBD = torch.where(going_B[:, None], plain.last_LBD, last_LBD)
         assert torch.equal(cache.lengths_B, plain.lengths_B)
         ids_BT = ids_BT.flip(1)
 

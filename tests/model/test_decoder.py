@@ -36,7 +36,6 @@ def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_h
     for first, last in [(0, 7), (7, 8), (8, 12), (12, CONTEXT)]:
         part_BT = positions_BT[:, first:last]
         visible = cached_visible(part_BT, CONTEXT)
-        cache.coming_B = torch.full((len(ids_BT),), last - first)
         pieces.append(decoder(decoder.embed(ids_BT[:, first:last]), part_BT, visible, cache=cache))
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole_BTD, atol=1e-5, rtol=1e-5)
 

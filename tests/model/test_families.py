@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmgpt.config import UserError, build
 from mmgpt.files import load_weights, read_json, save_weights
-from mmgpt.generation.decode import decode, decode_one, prefill
+from mmgpt.generation.decode import decode_one, prefill
+from mmgpt.generation.engine import generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate, collate_rows
 from mmgpt.inputs.chat import Rendered
@@ -65,16 +66,14 @@ def test_a_checkpoint_gives_the_logits_of_its_own_library(reference):
     torch.testing.assert_close(logits_of(read(folder).decoder, ids_BT), logits_BTV, **EXACT)
 
 
-def test_greedy_cached_answers_are_those_of_its_own_library_token_for_token(reference):
+def test_greedy_cached_answers_are_those_of_its_own_library_token_for_token(reference, tokenizer):
     theirs, folder = reference
     prompts = [random_ids(length).tolist() for length in (5, 19)]
     options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
     expected = [theirs.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist() for ids in prompts]
     model, rendered = read(folder), [prompt_of(ids) for ids in prompts]
-    answers: list[list[int]] = [[], []]
-    for token in decode(model, rendered, GenerateConfig(max_new_tokens=64), set(), end=-1):
-        answers[token.row].append(token.id)
-    assert answers == expected
+    replies = generate(model, tokenizer, rendered, GenerateConfig(max_new_tokens=64), end=-1)
+    assert [reply.tokens for reply in replies] == expected
 
 
 def test_every_step_of_cached_decoding_gives_the_logits_of_a_full_pass_of_its_own_library(reference):

@@ -1,0 +1,287 @@
+"""The engine: requests join and leave a running batch, so that short answers do not wait for long ones.
+
+A step either reads waiting prompts into free rows of the cache, or adds a token to every running row. Rows at work lie
+in front; one that ends is filled by the last, so that no work is done for empty rows.
+
+Source: Yu et al. 2022 (Orca, OSDI). Shape letters: B rows, V vocabulary.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmgpt.config import UserError
+from mmgpt.generation.decode import Reply, cut_at, decode_one
+from mmgpt.generation.reading import Reader, Text
+from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser, next_tokens, token_scores
+from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.layers import KVCache
+from mmgpt.model.multimodal import MultimodalModel
+
+BUCKET = 64  # the cache grows by so many slots
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt on its way to its answer.
+
+    Attributes:
+        budget: the most tokens that its options and the context allow.
+        reply: grows with every step.
+        error: why it ended without an answer.
+    """
+
+    text: Text
+    options: GenerateConfig
+    chooser: Chooser
+    budget: int
+    reply: Reply = field(default_factory=Reply)
+    is_done: bool = False
+    error: Exception | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    def result(self) -> Reply:
+        """The finished reply.
+
+        Raises:
+            FloatingPointError: if the model's logits were not numbers; or what else went wrong in answering.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.reply
+
+
+class Engine:
+    """A model with a running batch; calls from several threads take turns, a step each."""
+
+    def __init__(self, model: MultimodalModel, tokenizer: Tokenizer, end: int) -> None:
+        """An idle engine.
+
+        Args:
+            model: it is set to evaluation.
+            tokenizer: of the replies' texts.
+            end: the token that ends a reply.
+        """
+        self.model, self.tokenizer, self.end = model, tokenizer, end
+        self.reader = Reader(model)
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # the request of row i of the cache
+        self.most_rows: int | None = None  # that memory has room for, once it ran out
+        self.cache: KVCache | None = None
+        self.lock = threading.RLock()  # held for a step, or a use of the reader
+
+    def submit(self, prompt: Rendered, options: GenerateConfig, index: int = 0) -> Request:
+        """Hand a request in; `index` is its place in the call, and its draws are seeded with `options.seed + index`."""
+        text = self.reader.text(prompt)
+        chooser = make_chooser(options, self.tokenizer, options.seed + index, prompt.ids, self.end)
+        room = self.model.config.decoder.context - len(prompt.ids)
+        request = Request(text, options, chooser, min(options.max_new_tokens, room))
+        with self.lock:
+            if not self.waiting and not self.running:
+                self.model.eval()
+                self.reader.refresh()
+            self.waiting.append(request)
+        return request
+
+    @torch.inference_mode()
+    def cancel(self, request: Request) -> None:
+        """Take a request out, unless it is done; its row is free at once."""
+        with self.lock:
+            if not request.is_done:
+                request.reply.finish_reason = "cancelled"
+                self._finish(request)
+
+    def answer(
+        self, prompts: Iterable[tuple[Rendered, GenerateConfig]], at_once: int, numbered: bool = True
+    ) -> Iterator[Reply]:
+        """The replies in the order of the prompts, which are taken from their source as rows become free.
+
+        Args:
+            prompts: prompts with their options.
+            at_once: of these prompts in the batch.
+            numbered: seed each with its place among them; else with its options' seed alone.
+        """
+        source = enumerate(prompts)
+        flying: deque[Request] = deque()  # in order; done ones at the head are given out
+        try:
+            while True:
+                while sum(not one.is_done for one in flying) < at_once and (found := next(source, None)):
+                    index, (prompt, options) = found
+                    flying.append(self.submit(prompt, options, index if numbered else 0))
+                while flying and flying[0].is_done:
+                    yield flying.popleft().result()
+                if not flying:
+                    return
+                self.step()
+        finally:
+            for request in flying:
+                self.cancel(request)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Read some waiting prompts if there is room for them, else add a token to every running row."""
+        with self.lock:
+            free = len(self.waiting) if self.most_rows is None else self.most_rows - len(self.running)
+            group, reach = self._next_group(free) if self.waiting and free > 0 else ([], 0)
+            rows = group or list(self.running)
+            try:
+                self._join(group, reach) if group else self._advance()
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    self._fail(rows, error)
+                elif len({*self.running, *group}) > 1:
+                    self._halve(group)
+                else:
+                    self._fail(rows, _too_large(rows[0]))
+
+    def _next_group(self, free: int) -> tuple[list[Request], int]:
+        """Waiting requests to read in one pass, and the slots that takes."""
+        candidates = {one.text: one for one, _ in zip(self.waiting, range(free), strict=False)}
+        texts, reach = self.reader.group(list(candidates))
+        return [candidates[text] for text in texts], reach
+
+    def _join(self, group: list[Request], reach: int) -> None:
+        held = len(self.running)
+        cache = self._grown(held + len(group), max(reach, *(len(one.text.prompt.ids) + one.budget for one in group)))
+        logits_BV = self.reader.read(cache.part(held, len(group)), [one.text for one in group])
+        for one in group:
+            self.waiting.remove(one)
+        self.running += group
+        self._choose(group, logits_BV)
+
+    def _advance(self) -> None:
+        if not self.running:
+            return
+        assert self.cache is not None
+        rows = list(self.running)
+        cache = self.cache.part(0, len(rows))
+        lengths = [len(one.text) - 1 for one in rows]  # the last token is not in the cache yet
+        cache.lengths_B = torch.tensor(lengths, device=self.model.device)
+        ids_B = torch.tensor([one.text.tokens[-1] for one in rows], device=self.model.device)
+        self._choose(rows, decode_one(self.model, cache, ids_B))
+
+    def _choose(self, rows: list[Request], logits_BV: Tensor) -> None:
+        sums_B = logits_BV.logsumexp(dim=-1)
+        for one, is_number in zip(list(rows), sums_B.isfinite().tolist(), strict=True):
+            if not is_number:
+                self._fail([one], _not_numbers(one))
+        plain = [at for at, one in enumerate(rows) if one.chooser.is_plain and not one.is_done]
+        others = [[at] for at, one in enumerate(rows) if not one.chooser.is_plain and not one.is_done]
+        for some in ([plain] if plain else []) + others:
+            chosen_BV = logits_BV if len(some) == len(rows) else logits_BV[some]
+            try:
+                ids_B = next_tokens(chosen_BV, [rows[at].chooser for at in some])
+            except UserError as error:  # its constraint lets no token follow
+                self._fail([rows[at] for at in some], error)
+                continue
+            self._tell_best([rows[at] for at in some], chosen_BV, ids_B)
+            logprobs_B = chosen_BV.gather(1, ids_B[:, None])[:, 0] - sums_B[some]
+            now = time.perf_counter()
+            for at, token, logprob in zip(some, ids_B.tolist(), logprobs_B.tolist(), strict=True):
+                self._take(rows[at], token, logprob, now)
+
+    def _tell_best(self, rows: list[Request], logits_BV: Tensor, ids_B: Tensor) -> None:
+        most = max(one.options.top_logprobs for one in rows)
+        for one, scored in zip(rows, token_scores(logits_BV, ids_B, most) if most else [], strict=False):
+            if one.options.top_logprobs:
+                one.reply.top.append(scored.top[: one.options.top_logprobs])
+
+    def _take(self, one: Request, token: int, logprob: float, now: float) -> None:
+        one.text.tokens.append(token)
+        reply = one.reply
+        reply.tokens.append(token)
+        reply.logprobs.append(logprob)
+        if len(reply.tokens) == 1:
+            reply.seconds_to_first = now - one.started
+        stops = one.options.stop
+        if token == self.end or (stops and cut_at(self.tokenizer.decode(reply.tokens), stops) is not None):
+            reply.finish_reason = "stop"
+        elif len(reply.tokens) < one.budget:
+            return
+        reply.seconds = now - one.started
+        self._finish(one)
+
+    def _finish(self, request: Request) -> None:
+        """End a request; the last row takes the place of its own."""
+        request.is_done = True
+        if request in self.waiting:
+            self.waiting.remove(request)
+        if request in self.running:
+            row, last = self.running.index(request), self.running.pop()
+            if last is not request:
+                assert self.cache is not None
+                self.running[row] = last
+                self.cache.fill(row, self.cache.part(len(self.running), 1), len(last.text))
+        request.text.forget()
+        text = self.tokenizer.decode(request.reply.tokens)
+        cut = cut_at(text, request.options.stop)
+        request.reply.text = text if cut is None else text[:cut]
+        if not self.running and not self.waiting:
+            self.cache, self.most_rows = None, None
+
+    def _fail(self, requests: Sequence[Request], error: Exception) -> None:
+        for one in requests:
+            one.error = error
+            self._finish(one)
+
+    def _grown(self, rows: int, size: int) -> KVCache:
+        """The cache with room for so many rows of so many tokens; what it holds is kept."""
+        old = self.cache
+        if old is None or old.rows < rows or old.size < size:
+            size = max(-(-size // BUCKET) * BUCKET, old.size if old else 0)
+            new = self.model.decoder.new_cache(max(rows, old.rows if old else 0), size)
+            for row, one in enumerate(self.running):
+                assert old is not None
+                new.fill(row, old.part(row, 1), len(one.text))
+            self.cache = new
+        assert self.cache is not None
+        return self.cache
+
+    def _halve(self, group: list[Request]) -> None:
+        """Go on with half the rows; the youngest wait again, and are read again with what they said so far."""
+        self.most_rows = len({*self.running, *group}) // 2
+        self.reader.clear()
+        said = [one for one in self.running if one not in group]  # a group that has just joined lies behind them
+        self.running, stopped = said[: self.most_rows], said[self.most_rows :]
+        back = stopped + [one for one in group if one not in self.waiting]
+        self.waiting.extendleft(reversed(back))
+        old, self.cache = self.cache, None
+        if self.running and old is not None:
+            self.cache = old.part(0, len(self.running)).clone()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def _too_large(one: Request) -> Exception:
+    return MemoryError(
+        f"{one.text.prompt.key}: {len(one.text)} tokens do not fit the memory even alone; shorten the prompt, "
+        "or load the model with dtype='bfloat16'"
+    )
+
+
+def _not_numbers(one: Request) -> Exception:
+    return FloatingPointError(
+        f"{one.text.prompt.key}: the model's logits are not numbers; its weights are damaged or its training diverged"
+    )
+
+
+def generate(
+    model: MultimodalModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Rendered],
+    options: GenerateConfig,
+    end: int,
+) -> list[Reply]:
+    """Answer a batch of prompts."""
+    engine = Engine(model, tokenizer, end)
+    return list(engine.answer(((prompt, options) for prompt in prompts), len(prompts)))

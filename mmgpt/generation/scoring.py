@@ -1,0 +1,103 @@
+"""Log-probabilities of given continuations: a prompt is read once, its continuations share what was read.
+
+Shape letters: B rows, T tokens, N scored positions, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmgpt.generation.decode import extend
+from mmgpt.generation.reading import Reader
+from mmgpt.inputs.chat import Rendered
+from mmgpt.model.decoder import Decoder
+from mmgpt.model.layers import KVCache
+
+SLOTS_AT_ONCE = 1 << 13  # of the cache, prompts included, in which continuations are scored together
+LOGITS_AT_ONCE = 1 << 24  # numbers
+
+Pair = tuple[int, int]  # row of a prompt in its group, number of a continuation
+
+
+@torch.inference_mode()
+def score(
+    reader: Reader, prompts: Sequence[Rendered], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[list[float]]]:
+    """Log-probabilities of the tokens of each continuation, by prompt.
+
+    Args:
+        reader: of the model; it is set to evaluation.
+        prompts: any number, each read once.
+        continuations: for each prompt its own, as token ids, none of them empty.
+    """
+    reader.model.eval()
+    texts = [reader.text(prompt) for prompt in prompts]
+    numbers = {text: number for number, text in enumerate(texts)}
+    scores: list[list[list[float]]] = [[] for _ in texts]
+    while numbers:
+        group, slots = reader.group(list(numbers))
+        cache = reader.model.decoder.new_cache(len(group), slots)
+        logits_BV = reader.read(cache, group)
+        places = [numbers.pop(text) for text in group]
+        wanted = [[list(ids) for ids in continuations[place]] for place in places]
+        lengths = [len(text) for text in group]
+        for place, found in zip(places, _score_group(reader, cache, lengths, logits_BV, wanted), strict=True):
+            scores[place] = found
+    return scores
+
+
+def _score_group(
+    reader: Reader, cache: KVCache, lengths: list[int], logits_BV: Tensor, wanted: list[list[list[int]]]
+) -> list[list[list[float]]]:
+    first_BV = logits_BV.log_softmax(dim=-1)
+    scores = [[[float(first_BV[row, ids[0]])] for ids in choices] for row, choices in enumerate(wanted)]
+    pairs = [(row, number) for row, choices in enumerate(wanted) for number, ids in enumerate(choices) if len(ids) > 1]
+    pairs.sort(key=lambda pair: len(wanted[pair[0]][pair[1]]))
+    for chunk in _chunks(pairs, [lengths[row] + len(wanted[row][number]) for row, number in pairs]):
+        rest = [wanted[row][number] for row, number in chunk]
+        starts = [lengths[row] for row, _ in chunk]
+        own = reader.model.decoder.new_cache(len(chunk), max(starts) + max(map(len, rest)))
+        for at, (row, _) in enumerate(chunk):
+            own.fill(at, cache.part(row, 1), lengths[row])
+        for (row, number), found in zip(chunk, _extended(reader, own, starts, rest), strict=True):
+            scores[row][number] += found
+    return scores
+
+
+def _chunks(pairs: list[Pair], slots: list[int]) -> Iterator[list[Pair]]:
+    """Pairs in order, as many at a time as fit the slots."""
+    chunk: list[Pair] = []
+    most = 0
+    for pair, size in zip(pairs, slots, strict=True):
+        most = max(most, size)
+        if chunk and (len(chunk) + 1) * most > SLOTS_AT_ONCE:
+            yield chunk
+            chunk, most = [], size
+        chunk.append(pair)
+    if chunk:
+        yield chunk
+
+
+def _extended(reader: Reader, cache: KVCache, starts: list[int], texts: list[list[int]]) -> list[list[float]]:
+    """Log-probabilities of all tokens but the first of each text, which goes on after what its row holds."""
+    decoder, device = reader.model.decoder, reader.model.device
+    counts = [len(ids) - 1 for ids in texts]
+    read_BT = pad_sequence([torch.tensor(ids[:-1]) for ids in texts], batch_first=True).to(device)
+    all_BT = torch.arange(read_BT.shape[1], device=device).expand_as(read_BT)
+    hidden_BTD = extend(reader.model, cache, decoder.embed(read_BT), starts, counts, all_BT)
+    hidden_ND = hidden_BTD[all_BT < torch.tensor(counts, device=device)[:, None]]
+    targets_N = torch.tensor([token for ids in texts for token in ids[1:]], device=device)
+    logprobs = _logprobs(decoder, hidden_ND, targets_N)
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    return [logprobs[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _logprobs(decoder: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> list[float]:
+    at_once = max(1, LOGITS_AT_ONCE // decoder.embedding.num_embeddings)
+    found: list[float] = []
+    for some_ND, some_N in zip(hidden_ND.split(at_once), targets_N.split(at_once), strict=True):
+        logprobs_NV = decoder.logits(some_ND).log_softmax(dim=-1)
+        found += logprobs_NV.gather(1, some_N[:, None])[:, 0].tolist()
+    return found
