@@ -169,6 +169,26 @@ def test_a_shared_beginning_is_read_once_with_its_media_and_exactly(hearing, mon
     assert (sum(read) < 24, encoded) == (True, [])
 
 
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {"window": 7, "global_layers": [1], "token_shift": False},
+        {"attention_cap": 5.0},
+        {"position": "learned", "token_shift": False},
+    ],
+    ids=["window", "capped", "learned positions"],
+)
+def test_a_known_beginning_is_exact_in_every_kind_of_decoder(decoder, make_assistant, conversations):
+    assistant = make_assistant(**decoder)
+    shared = Message.of("user", "There is a red circle in the middle of the picture, and a blue square below.")
+    asked = [(shared, Message.of("assistant", "yes"), *talk) for talk in conversations]
+    prompts = rendered(assistant, asked)
+    fresh = [run(engine_of(assistant), [one], 1)[0] for one in prompts]
+    engine = engine_of(assistant)
+    assert run(engine, prompts, 3) == fresh
+    assert all(engine.reader.match(engine.reader.text(one).keys)[1] > LEAST_SHARED for one in prompts)
+
+
 def test_another_picture_of_the_same_size_is_no_shared_beginning(hearing):
     noise = np.random.default_rng(1).integers(0, 255, (2, 16, 16, 3))
     texts = [
