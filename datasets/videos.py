@@ -29,7 +29,8 @@ TICK = 1e-6  # seconds; time stamps nearer than this are the same
 Shown = tuple[float, Callable[[], PIL.Image.Image]]  # when a frame begins, in seconds, and what makes a picture of it
 
 
-class Look(NamedTuple):
+@dataclass(frozen=True)
+class Look:
     """Which frames are looked at, and if the sound is listened to.
 
     Attributes:
@@ -96,9 +97,9 @@ class _Moving:
 
     def moments(self, seconds: float, size: tuple[int, int]) -> list[float]:
         """When to look; refuses what would not fit into the limits."""
-        rate, count, most, sees, _ = self.look
+        rate, count, most = self.look.rate, self.look.count, self.look.most
         self.check_seconds(seconds)
-        if not sees:
+        if not self.look.sees:
             return []
         at_rate = max(1, math.ceil(seconds * rate - TICK))
         count = most if count is None and most is not None and at_rate > most else count
