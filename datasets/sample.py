@@ -157,7 +157,9 @@ def _parse_medium(modality: str, value: Any, raw: Mapping[str, Any]) -> Part:
         return value  # type: ignore[return-value]
     if raw.get("base64") is value and not str(value).startswith("data:"):
         value = f"data:{modality}/*;base64,{value}"
-    return Audio(value, rate=rate) if modality == "audio" else MEDIA[modality](value)  # type: ignore[return-value]
+    if modality == "image":
+        return Image(value)
+    return Audio(value, rate=rate) if modality == "audio" else Video(value, rate=raw.get("fps"))
 
 
 def _short(value: object) -> str:
