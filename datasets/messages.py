@@ -138,7 +138,7 @@ class MessagesSource(Source):
         if not isinstance(part, Mapping) or part.get("type") not in MEDIA:
             return part
         kind = part["type"]
-        if any(part.get(name) is not None for name in ("path", "url", kind, f"{kind}_url", f"input_{kind}")):
+        if any(part.get(name) is not None for name in ("path", "url", kind, f"{kind}_url", f"input_{kind}", "base64")):
             return part
         return _next(queues, kind, key) if kind in queues else part
 

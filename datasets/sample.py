@@ -155,9 +155,11 @@ def _parse_medium(modality: str, value: Any, raw: Mapping[str, Any]) -> Part:
                 f"a part of type {modality} holds {value.name()}, of kind {value.modality}; change its type"
             )
         return value  # type: ignore[return-value]
-    if isinstance(value, str) and raw.get("base64") is value and not value.startswith("data:"):
+    if raw.get("base64") is value and not str(value).startswith("data:"):
         value = f"data:{modality}/*;base64,{value}"
-    return Audio(value, rate=rate) if modality == "audio" else MEDIA[modality](value)  # type: ignore[return-value]
+    if modality == "image":
+        return Image(value)
+    return Audio(value, rate=rate) if modality == "audio" else Video(value, rate=raw.get("fps"))
 
 
 def _short(value: object) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 
 from mmgpt.config import UserError
-from mmgpt.datasets.images import DAMAGE, check_pixels, open_picture, to_rgb
+from mmgpt.datasets.images import DAMAGE, Image, check_pixels, open_picture, to_rgb
 from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError
 from mmgpt.datasets.sounds import Sound, check_length, check_samples, mix
 
@@ -29,7 +29,8 @@ TICK = 1e-6  # seconds; time stamps nearer than this are the same
 Shown = tuple[float, Callable[[], PIL.Image.Image]]  # when a frame begins, in seconds, and what makes a picture of it
 
 
-class Look(NamedTuple):
+@dataclass(frozen=True)
+class Look:
     """Which frames are looked at, and if the sound is listened to.
 
     Attributes:
@@ -57,8 +58,12 @@ class Film(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Video(Media):
-    """A video file, or an animated GIF, WebP or PNG: path, bytes, open file or base64."""
+    """A video file, or an animated GIF, WebP or PNG: path, bytes, open file or base64; or frames with their `rate`.
 
+    Frames are arrays, tensors or PIL pictures, in a list or along the first axis; `rate` is how many make a second.
+    """
+
+    rate: float | None = None
     modality: ClassVar[str] = "video"
 
     def load(self, limits: Limits = LIMITS, **wishes: Any) -> Film:
@@ -79,10 +84,30 @@ class Video(Media):
             )
         payload = self.read(limits)
         if payload is None:
-            raise MediaError(f"{self.name()}: not a video; give a path, bytes, an open file or a data URL")
+            return _Frames(self.name(), b"", limits, look, self._frames()).film(self.rate or 0)
         if payload[:4] in (b"GIF8", b"\x89PNG") or payload[8:12] == b"WEBP":
             return _Animation(self.name(), payload, limits, look).film()
         return _Container(self.name(), payload, limits, look).film()
+
+    def _frames(self) -> list[Image]:
+        """The frames that it was given as."""
+        made = self.made
+        if not isinstance(made, list | tuple) and getattr(made, "ndim", 0) != 4:
+            raise MediaError(
+                f"{self.name()}: not a video; give a path, bytes, an open file, a data URL, or frames with their rate"
+            )
+        if not self.rate or self.rate <= 0:
+            raise MediaError(f"{self.name()}: frames do not tell their rate; write Video(frames, rate=25)")
+        return [Image(frame, label=f"{self.name()}, frame {number}") for number, frame in enumerate(made)]
+
+    def encoded(self) -> tuple[str, bytes]:
+        """A WebP of the frames, without loss, where it came as such; else the bytes as they are."""
+        if self.read() is not None:
+            return super().encoded()
+        first, *rest = [frame.load() for frame in self._frames()]
+        milliseconds, buffer = round(1000 / (self.rate or 1)), io.BytesIO()
+        first.save(buffer, "webp", save_all=True, append_images=rest, duration=milliseconds, lossless=True)
+        return "image/webp", buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -96,9 +121,9 @@ class _Moving:
 
     def moments(self, seconds: float, size: tuple[int, int]) -> list[float]:
         """When to look; refuses what would not fit into the limits."""
-        rate, count, most, sees, _ = self.look
+        rate, count, most = self.look.rate, self.look.count, self.look.most
         self.check_seconds(seconds)
-        if not sees:
+        if not self.look.sees:
             return []
         at_rate = max(1, math.ceil(seconds * rate - TICK))
         count = most if count is None and most is not None and at_rate > most else count
@@ -142,6 +167,19 @@ def _pick(shown: Iterable[Shown], moments: list[float]) -> list[PIL.Image.Image]
             return picked
         on_screen = make
     return picked + [on_screen()] * (len(moments) - len(picked)) if on_screen else picked
+
+
+@dataclass(frozen=True)
+class _Frames(_Moving):
+    """Frames that are here."""
+
+    frames: list[Image]
+
+    def film(self, rate: float) -> Film:
+        self.check_count(len(self.frames))
+        moments = self.moments(len(self.frames) / rate, self.frames[0].load(self.limits).size)
+        shown = ((at / rate, partial(frame.load, self.limits)) for at, frame in enumerate(self.frames))
+        return Film(_pick(shown, moments) if moments else [], moments, None)
 
 
 class _Animation(_Moving):

@@ -131,7 +131,7 @@ def lay(tmp_path):
 def learn(tmp_path, make_bundle):
     """The first step of a stream over seven good media and one bad one."""
 
-    def run(modality: str, bad: str):
+    def run(modality: str, bad: str, **encoders):
         (tmp_path / "good.png").write_bytes(picture("PNG"))
         (tmp_path / "good.wav").write_bytes(sound())
         good = "good.png" if modality == "image" else "good.wav"
@@ -139,7 +139,7 @@ def learn(tmp_path, make_bundle):
         rows = [{"messages": talk, f"{modality}s": [name]} for name in [bad] + [good] * 7]
         (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
         source = open_source(MessagesConfig(reader="messages", path="rows.jsonl"), tmp_path)
-        bundle = make_bundle(audio={"kind": "linear"})
+        bundle = make_bundle(**{"audio": {"kind": "linear"}, **encoders})
         bundle.limits = LIMITS
         options = {"objective": "respond", "batch_size": 8, "micro_batch_tokens": 10_000}
         order = Order([len(source)], [1.0], 0)
@@ -255,6 +255,10 @@ def test_damage_of_any_kind_gives_a_medium_or_a_media_error_and_nothing_else(kin
         assert str(error).startswith(f"{kind.modality} given as bytes: ")  # noqa: PT017
 
 
-def test_a_training_without_a_video_encoder_stops_at_a_video(learn):
-    with pytest.raises(UserError, match=r"rows/\d: .*: this model has no video encoder; it takes text, image, audio"):
-        learn("video", "a.mp4")
+def test_a_training_of_a_model_that_neither_sees_nor_hears_stops_at_a_video(learn):
+    with pytest.raises(UserError, match=r"rows/\d: .*: this model has no video encoder; it takes text: leave it out"):
+        learn("video", "a.mp4", image=None, audio=None)
+
+
+def test_a_video_that_is_none_is_counted_and_named(learn):
+    assert "a.mp4: no such file; check the video's path" in learn("video", "a.mp4").faults[0]

@@ -300,6 +300,6 @@ def test_chat_talks_through_the_standard_input(mmgpt_says, checkpoint, picture):
     typed = f"/image {picture}\nWhat is this?\n/nwe\n/new\n/image no.png\nAnd?\n/quit\nnot read\n"
     code, shown, told = mmgpt_says("chat", checkpoint, "--max-new-tokens", 4, typed=typed)
     assert (code, told) == (0, "")
-    assert "/nwe is not a command; /image PATH or /audio PATH adds a picture" in shown
+    assert "/nwe is not a command; /image PATH, /audio PATH or /video PATH adds one" in shown
     assert "no.png: no such file" in shown
-    assert shown.count(" a second)") == 2
+    assert shown.count(" a second, the first words after ") == 2

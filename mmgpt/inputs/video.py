@@ -1,12 +1,15 @@
 """How a video enters a model that reads pictures, sounds or both: as frames, each after its time, and its sound."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from mmgpt.config import Config
-from mmgpt.datasets.media import Audio, Image, Limits, MediaError, Video
+from mmgpt.datasets.media import Audio, Image, Limits, MediaError, Sound, Video
 from mmgpt.datasets.sample import Part, Text
 
 
@@ -15,7 +18,9 @@ class VideoConfig(Config):
 
     rate: PositiveFloat = 1.0  # frames a second, the first at 0:00
     frames: PositiveInt = 32  # at the most; of a longer video so many, from the middles of equal parts of it
-    sound: bool = True  # after the frames, if the model hears and the video is not silent
+    sound: bool = (
+        True  # after the frames, if the model hears and the video has one; longer than its encoder takes: in pieces
+    )
     time: str = "{minutes}:{seconds:02} "  # before each frame; {tenths} of a second are known too; "" for nothing
 
     @model_validator(mode="after")
@@ -40,13 +45,14 @@ class VideoReader:
 
     Attributes:
         limits: a larger video is refused.
-        sees, hears: the encoders that the model has.
+        sees: whether the model has an image encoder.
+        longest_sound: seconds that its audio encoder takes at a time; None where there is none.
     """
 
     config: VideoConfig
     limits: Limits
     sees: bool
-    hears: bool
+    longest_sound: float | None
 
     def __call__(self, video: Video) -> list[Part]:
         """The parts that stand for a video, in reading order.
@@ -54,7 +60,7 @@ class VideoReader:
         Raises:
             MediaError: if it cannot be decoded, or holds nothing that the model takes.
         """
-        config, hears = self.config, self.hears and self.config.sound
+        config, hears = self.config, self.config.sound and self.longest_sound is not None
         name = video.name()
         if not self.sees and not hears:
             raise MediaError(f"{name}: the model has no image encoder, and video.sound is false; set it to true")
@@ -65,7 +71,21 @@ class VideoReader:
             parts += [Text(told)] if told else []
             parts.append(Image(frame, label=f"{name} at {time:.2f} s"))
         if film.sound is not None:
-            parts.append(Audio(film.sound.samples, rate=film.sound.rate, label=f"{name}'s sound"))
+            parts += self._pieces(film.sound, name)
         if not parts:
             raise MediaError(f"{name}: has no sound, and the model has no image encoder; it hears sounds alone")
         return parts
+
+    def _pieces(self, sound: Sound, name: str) -> Iterator[Part]:
+        """The sound; one that is longer than the encoder takes as equal pieces, each after the time that it begins."""
+        samples_S, rate = sound
+        count = math.ceil(len(samples_S) / max(1, int((self.longest_sound or 0) * rate)))
+        at = 0
+        for piece_S in np.array_split(samples_S, count):
+            told = self.config.told(at / rate) if count > 1 else ""
+            if told:
+                yield Text(told)
+            yield Audio(
+                piece_S, rate=rate, label=f"{name}'s sound at {at / rate:.2f} s" if count > 1 else f"{name}'s sound"
+            )
+            at += len(piece_S)

@@ -19,6 +19,7 @@ from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.media import LIMITS, Limits, MediaError
 from mmgpt.encoders import ENCODERS, EncoderConfig
 from mmgpt.encoders.pieces import Grid
+from mmgpt.encoders.sound import SoundConfig
 from mmgpt.inputs.batch import Batch, MediaBatch
 from mmgpt.inputs.chat import IGNORED, MediaSpec, PairedText
 from mmgpt.inputs.video import VideoConfig, VideoReader
@@ -90,7 +91,9 @@ class ModelConfig(Config):
 
     def video_reader(self, limits: Limits = LIMITS) -> VideoReader:
         """What makes parts that this model takes of a video."""
-        return VideoReader(self.video, limits, "image" in self.encoders, "audio" in self.encoders)
+        audio = self.encoders.get("audio")
+        longest = audio.max_seconds if isinstance(audio, SoundConfig) else None
+        return VideoReader(self.video, limits, "image" in self.encoders, longest)
 
 
 @dataclass(frozen=True)

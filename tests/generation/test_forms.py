@@ -138,6 +138,24 @@ def test_every_form_of_a_medium_gives_the_same_tokens_and_reply(kind, seeing_and
     seeing_and_hearing.chat(prompts[4], max_new_tokens=1)  # an open file is wound back, or was kept
 
 
+def test_frames_with_their_rate_are_the_video_that_holds_them_and_go_on_as_one():
+    frames_THWC = np.random.default_rng(3).integers(0, 256, (6, 8, 10, 3), dtype=np.uint8)
+    forms = [
+        frames_THWC,
+        list(frames_THWC),
+        [PIL.Image.fromarray(frame) for frame in frames_THWC],
+        torch.from_numpy(frames_THWC).permute(0, 3, 1, 2) / 255,
+    ]
+    given = [Video(form, rate=2) for form in forms]
+    spelt = [{"type": "video", "video": frames_THWC, "fps": 2.0}, given[0].to_part()]
+    given += [message.parts[0] for message in read_prompt([{"role": "user", "content": [one]} for one in spelt])]
+    for video in given:
+        film = video.load(rate=1)
+        assert film.times == [0, 1, 2]
+        assert np.array_equal(np.stack([np.asarray(frame) for frame in film.frames]), frames_THWC[::2])
+        assert len(video.load(rate=1, most=2).frames) == 2
+
+
 def test_an_array_with_channels_at_either_end_is_read_as_its_library_means_it():
     square = np.random.default_rng(2).integers(0, 256, (3, 5, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(Image(square).load()), square)
@@ -158,7 +176,9 @@ def test_an_array_with_channels_at_either_end_is_read_as_its_library_means_it():
         (Image("iVBOR" * 20), "image given as base64: not a picture that can be read"),
         (Image("not/there" * 3), "no such file"),
         (Audio(torch.zeros(100)), "an array does not tell its rate; write Audio"),
-        (Video(np.zeros((2, 8, 8, 3))), "not a video; give a path, bytes, an open file or a data URL"),
+        (Video(np.zeros((8, 8, 3)), rate=1), "not a video; give a path, .* or frames with their rate"),
+        (Video([], rate=1), "the video has no frames"),
+        (Video(np.zeros((2, 8, 8, 3))), "frames do not tell their rate; write Video"),
     ],
 )
 def test_a_form_that_cannot_be_read_is_refused_with_the_remedy(part, told, seeing_and_hearing):

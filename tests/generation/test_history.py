@@ -5,6 +5,7 @@ import pytest
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message
+from mmgpt.generation.addresses import read_prompt
 from mmgpt.generation.history import fit_talk
 from mmgpt.inputs.chat import TooLong
 from mmgpt.inputs.rendered import Showing
@@ -86,3 +87,18 @@ def test_the_last_exchange_stays_where_the_answer_has_less_room_and_is_never_cut
         fit_talk(renderer, [said(9), said(9, "assistant"), said(152)])
     with pytest.raises(UserError, match="the prompt is empty"):
         fit_talk(renderer, [])
+
+
+def test_a_talk_with_a_system_turn_and_a_tools_reply_is_answered(make_assistant):
+    assistant = make_assistant(template="chatml")
+    spelt = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How warm is it?"},
+        {"role": "assistant", "content": "weather()"},
+        {"role": "tool", "content": [{"type": "text", "text": "21"}]},
+    ]
+    turns = [("system", "Be brief."), ("user", "How warm is it?"), ("assistant", "weather()"), ("tool", "21")]
+    by_hand = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
+    prompt = assistant.renderer.prompt(read_prompt(spelt))
+    assert assistant.tokenizer.decode(prompt.ids, keep_special=True) == by_hand
+    assert assistant.chat(spelt, max_new_tokens=3).tokens != assistant.chat(spelt[:2], max_new_tokens=3).tokens

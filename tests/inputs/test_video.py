@@ -89,6 +89,19 @@ def test_a_model_takes_of_a_video_what_it_has_an_encoder_for(make_bundle, make_c
         with_video(make_bundle(image=None, audio=LINEAR), sound=False).renderer.prompt(talk)
 
 
+def test_a_sound_longer_than_its_encoder_takes_is_pieces_after_their_times(make_bundle, make_clip):
+    bundle = make_bundle(audio=LINEAR, conformer={"max_seconds": 2}, context=2000)
+    rendered = with_video(bundle, frames=1, time="<{seconds}.{tenths}>").renderer.prompt(
+        (Message.of("user", Video(make_clip(5))),)
+    )
+    film = Video(make_clip(5)).load(count=1)
+    thirds = [int(len(film.sound.samples) / 800 * at / 3) / 10 for at in (1, 2)]
+    told = "".join(f"<{seconds}>[audio]" for seconds in (0.0, *thirds))
+    assert read(bundle, rendered) == f"<2.5>[image]{told}<|end|>"
+    lengths = [medium.values.shape[-1] for medium in rendered.media[1:]]
+    assert max(lengths) - min(lengths) <= 1
+
+
 def test_a_silent_video_is_its_frames_alone(both, make_clip):
     rendered = both.renderer.prompt((Message.of("user", Video(make_clip(1, sound=False))),))
     assert read(both, rendered) == "0:00 [image]<|end|>"
