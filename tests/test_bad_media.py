@@ -261,4 +261,4 @@ def test_a_training_of_a_model_that_neither_sees_nor_hears_stops_at_a_video(lear
 
 
 def test_a_video_that_is_none_is_counted_and_named(learn):
-    assert "a.mp4: no such file; check the video's path" in learn("video", "a.mp4").faults[0]
+    assert "a.mp4: no such file; check the video's path" in " ".join(learn("video", "a.mp4").faults)
