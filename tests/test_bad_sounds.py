@@ -120,7 +120,7 @@ def test_a_sound_that_cannot_be_used_is_refused_in_one_line_with_file_reason_and
 def test_a_sound_given_to_a_model_that_does_not_hear_is_refused(give, make_bundle, mmgpt_says, tmp_path):
     write_folder(tmp_path / "model", lambda draft: save_bundle(make_bundle(), draft))
     file = give(encode(TONE))
-    told = f"error: {file}: this model has no audio encoder; it takes text, image: leave it out\n"
+    told = f"error: {file}: this model has no audio encoder; it takes text, image, video: leave it out\n"
     assert mmgpt_says("ask", tmp_path / "model", "What is this?", "--audio", file) == (2, "", told)
 
 

@@ -8,8 +8,9 @@ On a CPU the products are torch's integer kernels, and a row's result does not d
 - `int4`: scale and zero for 32 inputs of a row (as tinygemm has it), inputs and outputs in bfloat16.
 
 torchao 0.18 makes int8 weights within two steps of these (`tests/model/test_quantize.py`), but on a CPU it casts whole
-weights for every product, and its tinygemm int4 does not run there. Shape letters: N tokens, I inputs, O outputs, G groups
-of inputs.
+weights for every product, and its tinygemm int4 does not run there.
+
+Shape letters: N tokens, I inputs, O outputs, G groups of inputs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -84,7 +84,8 @@ def test_a_recipe_begins_from_a_tower_and_says_what_is_taken_of_it(tmp_path):
     }
     config = build(ModelConfig, resolve(tree, "x"), "x")
     model = MultimodalModel(config, 10, {"image": 3}).eval()
-    assert load_parts(model) == {"encoders.image": sum(p.numel() for p in tower.parameters())}
+    parameters = sum(p.numel() for p in tower.parameters())
+    assert load_parts(model) == {"encoders.image": {"from": str(tmp_path), "parameters": parameters}}
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     encoder: torch.nn.Module = model.encoders["image"]
     with torch.no_grad():
