@@ -8,7 +8,7 @@ Shape letters: B rows, T tokens, K tokens of a medium, D width, V vocabulary.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
 
@@ -51,6 +51,10 @@ class Bounded(Generic[V]):
     def items(self) -> list[tuple[bytes, V]]:
         """All, the least recently used first."""
         return [(key, value) for key, (value, _) in self._held.items()]
+
+    def holds(self, key: bytes) -> bool:
+        """True if it is held; that is no use of it."""
+        return key in self._held
 
     def add(self, key: bytes, value: V, num_bytes: int) -> None:
         """Hold a value, unless it is over the limit alone."""
@@ -116,11 +120,46 @@ class Text:
 
 
 class Prefix(NamedTuple):
-    """A text that was read: its keys, the first of them as bytes, and a cache of one row."""
+    """A text that was read: its keys, and a cache of one row."""
 
     keys: Keys
-    head: bytes
     cache: KVCache
+
+
+class Prefixes(Bounded[Prefix]):
+    """Texts that were read, by their keys' bytes; found by their first few, for an evaluation holds thousands."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._by_head: dict[bytes, dict[bytes, Prefix]] = {}
+
+    def alike(self, keys: Keys) -> Iterable[tuple[bytes, Prefix]]:
+        """Those that begin with the same LEAST_SHARED keys."""
+        return self._by_head.get(_head(keys), {}).items()
+
+    def add(self, key: bytes, value: Prefix, num_bytes: int) -> None:
+        """Hold a text, unless it is over the limit alone."""
+        super().add(key, value, num_bytes)
+        if self.holds(key):
+            self._by_head.setdefault(_head(value.keys), {})[key] = value
+
+    def drop(self, key: bytes) -> None:
+        """Let a text go, if it is held."""
+        if self.holds(key):
+            head = _head(self._held[key][0].keys)
+            del self._by_head[head][key]
+            if not self._by_head[head]:
+                del self._by_head[head]
+        super().drop(key)
+
+    def clear(self) -> None:
+        """Let all go."""
+        super().clear()
+        self._by_head.clear()
+
+
+def _head(keys: Keys) -> bytes:
+    return keys[:LEAST_SHARED].tobytes()
 
 
 def shared_length(one: Keys, other: Keys) -> int:
@@ -141,7 +180,7 @@ class Reader:
 
     def __init__(self, model: MultimodalModel, prefix_bytes: int = 1 << 29, media_bytes: int = 1 << 28) -> None:
         self.model = model
-        self.prefixes: Bounded[Prefix] = Bounded(prefix_bytes)
+        self.prefixes = Prefixes(prefix_bytes)
         self.features: Bounded[Tensor] = Bounded(media_bytes)
         self._stamp = _stamp(model)
 
@@ -185,9 +224,9 @@ class Reader:
 
         The last token is always read, for the logits that follow it.
         """
-        best, most, head = b"", 0, keys[:LEAST_SHARED].tobytes()
-        for key, prefix in self.prefixes.items():
-            length = min(shared_length(keys, prefix.keys), len(keys) - 1) if prefix.head == head else 0
+        best, most = b"", 0
+        for key, prefix in self.prefixes.alike(keys):
+            length = min(shared_length(keys, prefix.keys), len(keys) - 1)
             if length >= max(most, LEAST_SHARED):
                 best, most = key, length
         return best, most
@@ -237,7 +276,7 @@ class Reader:
     def _hold(self, text: Text, row: KVCache) -> None:
         keys = text.all_keys
         if row.num_bytes <= self.prefixes.limit:
-            self.prefixes.add(keys.tobytes(), Prefix(keys, keys[:LEAST_SHARED].tobytes(), row.clone()), row.num_bytes)
+            self.prefixes.add(keys.tobytes(), Prefix(keys, row.clone()), row.num_bytes)
 
     def _embed(self, texts: Sequence[Text], starts: Sequence[int]) -> Tensor:
         """Embeddings (B, T, D) of what is to be read of each text, media written over their placeholders."""
