@@ -180,19 +180,28 @@ class Renderer:
                 raise TooLong(f"{len(pieces.ids)} tokens, over the context of {self.context}, and it holds media")
             del pieces.ids[self.context :], pieces.labels[self.context :]
             return replace(_rendered(pieces, [], sample), is_trimmed=is_trimmed)
+        fitted, size = self._if_it_fits(sample, sample, objective, showing)
+        if fitted is not None:
+            return fitted
         versions = list(ever_shorter(sample))
-        at, least, most, fitted = 0, 0, len(versions), None  # the whole first, then by halves, for each is rendered
-        while least < most:
-            context, branches = self._conversation(versions[at], objective, showing)
-            size = len(context.ids) + sum(len(branch.ids) for branch in branches)
-            if size <= self.context:
-                most, fitted = at, replace(_rendered(context, branches, sample), is_trimmed=at > 0)
-            else:
-                least = at + 1
+        least, most = 1, len(versions)
+        while least < most:  # by halves, for each is rendered
             at = (least + most) // 2
+            shorter, size = self._if_it_fits(versions[at], sample, objective, showing)
+            fitted, least, most = (fitted, at + 1, most) if shorter is None else (shorter, least, at)
         if fitted is None:
             raise TooLong(f"{size} tokens in one exchange alone, over the context of {self.context}; raise it")
         return fitted
+
+    def _if_it_fits(
+        self, shown: Sample, sample: Sample, objective: Objective, showing: Showing
+    ) -> tuple[Rendered | None, int]:
+        """What is shown of a sample, rendered, or None where it is over the context; and its tokens."""
+        context, branches = self._conversation(shown, objective, showing)
+        size = len(context.ids) + sum(len(branch.ids) for branch in branches)
+        if size > self.context:
+            return None, size
+        return replace(_rendered(context, branches, sample), is_trimmed=shown is not sample), size
 
     def _conversation(self, sample: Sample, objective: Objective, showing: Showing) -> tuple[Pieces, list[Pieces]]:
         context = Pieces(showing)
