@@ -155,10 +155,11 @@ class FoldAdapter(nn.Module):
         self.places = nn.Parameter(torch.randn(count, out_width) * out_width**-0.5) if config.places else None
         self.stride = config.stride
         folded = config.stride**2 * width
-        self.project: nn.Module = nn.Linear(folded, out_width, bias=False)
+        self.project: nn.Module
         if config.layers == 2:
             self.project = _two_layers(folded, config.inner or out_width, out_width)
         else:
+            self.project = nn.Linear(folded, out_width, bias=False)
             _scale_to_embeddings(self.project)
 
     def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
