@@ -7,6 +7,7 @@ transformers' fast processors: on average within a few hundredths of a level of 
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -99,6 +100,12 @@ def resize(pixels_CHW: Tensor, size: tuple[int, int], interpolation: Interpolati
     return F.interpolate(pixels_CHW[None], size, mode=interpolation, antialias=True)[0]
 
 
+def normalised(pixels_MCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pixels of 0 to 255, bytes or floats, less a mean and over a deviation of each channel: float32."""
+    mean_C11, std_C11 = (pixels_MCHW.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
+    return pixels_MCHW.float() / (255 * std_C11) - mean_C11 / std_C11
+
+
 def best_tiles(height: int, width: int, side: int, most: int) -> tuple[int, int]:
     """Rows and columns of tiles, `most` at the most, that show a picture of this size best.
 
@@ -137,10 +144,7 @@ class TowerEncoder(nn.Module):
 
     def normalise(self, pixels_MCHW: Tensor) -> Tensor:
         """Pixels of 0 to 255, bytes or floats, less the config's mean and over its deviation, in the weights' type."""
-        mean_C11, std_C11 = (
-            pixels_MCHW.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.config.mean, self.config.std)
-        )
-        return (pixels_MCHW.float() / (255 * std_C11) - mean_C11 / std_C11).to(next(self.parameters()).dtype)
+        return normalised(pixels_MCHW, self.config.mean, self.config.std).to(next(self.parameters()).dtype)
 
     def forward(self, pixels_MCHW: Tensor, shapes_M3: Tensor) -> Tensor:
         """Encode pictures, pixels of 0 to 255, to the features (P, N, D) of all their pieces.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
+from mmgpt.encoders.pictures import normalised
 from mmgpt.encoders.pieces import Grid, PiecesConfig
 
 
@@ -119,10 +120,7 @@ class ViTEncoder(nn.Module):
 
     def normalise(self, pixels_MCHW: Tensor) -> Tensor:
         """Pixels of 0 to 255, bytes or floats, as float32 values with the mean and deviation of the config."""
-        mean_C11, std_C11 = (
-            pixels_MCHW.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (self.config.mean, self.config.std)
-        )
-        return pixels_MCHW.float() / (255 * std_C11) - mean_C11 / std_C11
+        return normalised(pixels_MCHW, self.config.mean, self.config.std)
 
     def forward(self, pixels_MCHW: Tensor, shapes_M3: Tensor | None = None) -> Tensor:
         """Encode pictures (M, 3, H, W), pixels of 0 to 255, to features (M, N, D), patches in row-major order.
