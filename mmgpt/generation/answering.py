@@ -9,7 +9,7 @@ from itertools import groupby
 
 from mmgpt.config import UserError
 from mmgpt.generation.beam import beam_search
-from mmgpt.generation.decode import Reply, cut_at
+from mmgpt.generation.decode import Reply, cut_at, text_of
 from mmgpt.generation.engine import Engine
 from mmgpt.generation.sampling import GenerateConfig, best_candidate, candidate_seed, make_chooser
 from mmgpt.generation.speculate import Draft, Guesser, Lookup, speculate
@@ -114,7 +114,5 @@ def _by_guesses(
             reply.finish_reason = "stop"
             finished.add(token.row)
     for reply in replies:
-        text = engine.tokenizer.decode(reply.tokens)
-        cut = cut_at(text, options.stop)
-        reply.text = text if cut is None else text[:cut]
+        reply.text = text_of(engine.tokenizer, reply.tokens, options.stop)
         yield reply

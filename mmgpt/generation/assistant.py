@@ -12,9 +12,9 @@ from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.addresses import read_prompt
 from mmgpt.generation.answering import Asked, answer
-from mmgpt.generation.decode import cut_at
+from mmgpt.generation.decode import text_of
 from mmgpt.generation.embedding import Pool, embed
-from mmgpt.generation.engine import Engine, Request
+from mmgpt.generation.engine import Engine
 from mmgpt.generation.history import fit_talk
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.generation.scoring import score
@@ -127,7 +127,7 @@ class Assistant:
         try:
             while not request.is_done:
                 self.engine.step()
-                text = self._text(request)
+                text = text_of(self.tokenizer, request.reply.tokens, config.stop)
                 whole = len(text.rstrip("\ufffd"))  # the first bytes of a character wait for the rest
                 safe = whole - longest_stop + 1  # what could still begin a stop string waits
                 if safe > told and not request.is_done:
@@ -139,11 +139,6 @@ class Assistant:
             return len(request.reply.tokens)
         finally:
             self.engine.cancel(request)
-
-    def _text(self, request: Request) -> str:
-        text = self.tokenizer.decode(request.reply.tokens)
-        cut = cut_at(text, request.options.stop)
-        return text if cut is None else text[:cut]
 
     def choose(
         self,

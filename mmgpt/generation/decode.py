@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.decoder import cached_visible
 from mmgpt.model.layers import KVCache
 from mmgpt.model.multimodal import MultimodalModel
@@ -88,6 +89,12 @@ def decode_one(model: MultimodalModel, cache: KVCache, ids_B: Tensor) -> Tensor:
     hidden_B1D = model.decoder(model.decoder.embed(ids_B[:, None]), positions_B1, visible, cache=cache)
     cache.lengths_B = cache.lengths_B + 1
     return model.decoder.logits(hidden_B1D[:, 0])
+
+
+def text_of(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[str]) -> str:
+    """The text of an answer's tokens, up to the first stop string."""
+    text = tokenizer.decode(tokens)
+    return text[: cut_at(text, stops)]
 
 
 def cut_at(text: str, stops: Sequence[str]) -> int | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.generation.decode import Reply, cut_at, decode_one
+from mmgpt.generation.decode import Reply, cut_at, decode_one, text_of
 from mmgpt.generation.reading import Reader, Text
 from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser, next_tokens, token_scores
 from mmgpt.inputs.chat import Rendered
@@ -219,9 +219,7 @@ class Engine:
                 self.running[row] = last
                 self.cache.fill(row, self.cache.part(len(self.running), 1), len(last.text))
         request.text.forget()
-        text = self.tokenizer.decode(request.reply.tokens)
-        cut = cut_at(text, request.options.stop)
-        request.reply.text = text if cut is None else text[:cut]
+        request.reply.text = text_of(self.tokenizer, request.reply.tokens, request.options.stop)
         if not self.running and not self.waiting:
             self.cache, self.most_rows = None, None
 
