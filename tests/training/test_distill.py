@@ -20,12 +20,7 @@ from mmgpt.training.step import train_step
 WEIGHT, TEMPERATURE = 0.3, 2.5
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def written_out(student_NV, teacher_NV, targets_N):

@@ -7,17 +7,11 @@ from mmgpt.config import UserError
 from mmgpt.training.ema import Average
 from mmgpt.training.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Stopped(Exception):
     pass
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_an_average_has_its_closed_form_and_leaves_out_what_is_frozen():

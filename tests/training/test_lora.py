@@ -24,16 +24,11 @@ TARGETS = ["decoder.blocks.*.attention.*", "encoders.image"]
 ATTENTION = ("query", "key", "value", "out")
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 class Stopped(Exception):
     pass
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

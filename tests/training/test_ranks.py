@@ -64,12 +64,7 @@ assert found == [{1.0}, {14.0}, {3.0}, {14.0}, None, {22.0}, None, {26.0}, None]
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Group:

@@ -46,13 +46,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As in the processes below: sums are added up in an order that depends on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stop_after(stage: str, step: int):

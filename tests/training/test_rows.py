@@ -12,17 +12,11 @@ from mmgpt.training.recipe import StageConfig
 from mmgpt.training.rows import hold_old_rows
 from mmgpt.training.step import train_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Stopped(Exception):
     pass
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def changed_rows(before, after):

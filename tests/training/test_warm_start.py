@@ -18,16 +18,11 @@ from mmgpt.training.warm_start import warm_start
 FOLD = "adapters.image.project.0.weight"
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 class Stopped(Exception):
     pass
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
