@@ -105,13 +105,11 @@ class VqaSource(TableSource):
             missing_media=config.missing_media,
             prompt=config.prompt,
             answer="{answer}",
+            answers="answers",
+            tags=["answer_type", "question_type"],
             group_by="image_id",
         )
         super().__init__(table, data_root, ListRows(_vqa_rows(questions, annotations)))
-
-    def answers(self, index: int) -> list[tuple[str, ...]]:
-        """The answers of all annotators to each branch of a sample, for scoring."""
-        return [self.rows[number]["answers"] for number in self.groups[index]]
 
 
 def _vqa_rows(questions: Path, annotations: Path) -> list[Row]:
@@ -129,6 +127,7 @@ def _vqa_rows(questions: Path, annotations: Path) -> list[Row]:
                 "question": one["question"],
                 "answer": by_question[one["question_id"]]["multiple_choice_answer"],
                 "answers": tuple(answer["answer"] for answer in by_question[one["question_id"]]["answers"]),
+                **{name: by_question[one["question_id"]].get(name, "") for name in ("answer_type", "question_type")},
             }
             for one in asked
         ]

@@ -4,7 +4,7 @@ Outside spellings of messages (Hugging Face chat, OpenAI content parts) become t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -49,6 +49,21 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Truth:
+    """What scoring knows about an answer besides its words.
+
+    Attributes:
+        answers: all that are right, where there are several: the ten of VQA.
+        choices: what the answer is chosen from.
+        tags: groups that are reported apart, such as {"question_type": "what color"}.
+    """
+
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Sample:
     """A conversation to learn from or to be scored on.
 
@@ -59,12 +74,14 @@ class Sample:
         branches: several continuations of `messages`. A branch whose first message has the role of the last context
             message goes on with that turn: a picture in the context, a question about it in each branch. Only
             the branches are supervised then.
+        truths: for scoring; one a branch, or one of a sample without branches; none where the answer says all.
     """
 
     messages: tuple[Message, ...]
     source: str = ""
     key: str = ""
     branches: tuple[tuple[Message, ...], ...] = ()
+    truths: tuple[Truth, ...] = ()
 
     @property
     def turns(self) -> tuple[Message, ...]:
@@ -76,7 +93,13 @@ class Sample:
         if not self.branches:
             return [self]
         return [
-            replace(self, messages=join_turns(self.messages, branch), branches=(), key=f"{self.key}#{number}")
+            replace(
+                self,
+                messages=join_turns(self.messages, branch),
+                branches=(),
+                key=f"{self.key}#{number}",
+                truths=self.truths[number : number + 1],
+            )
             for number, branch in enumerate(self.branches)
         ]
 

@@ -10,6 +10,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, Self
@@ -20,7 +21,7 @@ from pydantic import PositiveInt, model_validator
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.media import MEDIA, Media, MediaError, open_zip
 from mmgpt.datasets.rows import FOLDER_OF, ListRows, Row, Rows, open_rows, read_file_names, read_lines
-from mmgpt.datasets.sample import Message, Part, Sample, Text
+from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth
 from mmgpt.datasets.source import Source, SourceConfig, media_of, resolve, resolve_all
 
 
@@ -89,6 +90,9 @@ class TableConfig(SourceConfig):
     missing_media: Literal["error", "skip", "optional"] = "error"  # optional: a row with an empty cell has none
     prompt: str = ""
     answer: str | list[str]
+    answers: str | None = None  # the column with a list of all right answers, for scoring
+    choices: str | list[str] | None = None  # what the answer is chosen from: a column with a list, or templates
+    tags: list[str] = []  # columns whose values are groups that scores are reported of
     group_by: str | None = None
     key: str | None = None  # template that names a sample; its group or number if not given
 
@@ -115,6 +119,7 @@ class TableSource(Source):
             name: [self._split(v) for v in ([values] if isinstance(values, str) else values)]
             for name, values in config.where.items()
         }
+        self.has_truths = bool(config.answers or config.choices or config.tags)
         self.prompt = list(Formatter().parse(self._split(config.prompt)))
         self.rows = rows if rows is not None else self._open_rows()
         if len(self.rows):
@@ -127,11 +132,12 @@ class TableSource(Source):
         rows = [self._derive(self.rows[n]) for n in (group if isinstance(group, array) else [group])]
         media = self._media_of(rows[0])
         turns = [turn for row in rows for turn in self._turns(row, media)]
+        truths = tuple(self._truth(row) for row in rows for _ in self.targets) if self.has_truths else ()
         name: Any = rows[0][self.config.group_by] if self.config.group_by else index
         key = f"{self.name}/{self.config.split}/{self._fill(self.config.key, rows[0]) if self.config.key else name}"
         if not self.config.group_by and len(turns) == 1:
-            return Sample(turns[0], self.name, key)
-        return _branched(turns, self.name, key)
+            return Sample(turns[0], self.name, key, truths=truths)
+        return replace(_branched(turns, self.name, key), truths=truths)
 
     def _open_rows(self) -> Rows:
         config, path = self.config, self._split(self.config.path)
@@ -217,6 +223,22 @@ class TableSource(Source):
             answer = Message.of("assistant", self._fill(template, row))
             yield (Message("user", tuple(parts)), answer) if self.config.prompt else (answer,)
 
+    def _truth(self, row: Row) -> Truth:
+        config = self.config
+        answers = self._listed(config.answers, row) if config.answers else ()
+        choices: tuple[str, ...] = ()
+        if isinstance(config.choices, list):
+            choices = tuple(self._fill(template, row) for template in config.choices)
+        elif config.choices:
+            choices = self._listed(config.choices, row)
+        return Truth(answers, choices, {name: str(row[name]) for name in config.tags})
+
+    def _listed(self, column: str, row: Row) -> tuple[str, ...]:
+        cell = row[column]
+        if not isinstance(cell, list | tuple) or not cell:
+            raise UserError(f"{self.path}: {column} is {str(cell)[:60]!r} in a row, not a list; name a column of lists")
+        return tuple(map(str, cell))
+
     def _split(self, template: str) -> str:
         return template.replace("{split}", self.config.split)
 
@@ -261,6 +283,9 @@ class TableSource(Source):
         used += [(name, names) for rule in config.derive.values() for name in (rule.column, rule.item) if name]
         used += [(column, known) for column in self._deciding_columns()]
         templates = [*self.targets, *self.media.values(), config.key]
+        templates += config.choices if isinstance(config.choices, list) else []
+        lists = [config.answers, config.choices if isinstance(config.choices, str) else None, *config.tags]
+        used += [(name, known) for name in lists if name]
         used += [(field, known) for template in templates for field in fields_of(template)]
         used += [(field, [*known, *self.media]) for field in fields_of(config.prompt)]
         for field, options in used:

@@ -14,9 +14,11 @@ import torch
 
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message
-from mmgpt.evaluation.metrics import METRICS, summary
-from mmgpt.evaluation.shots import TextOnlyGuess, exemplars
-from mmgpt.evaluation.task import Item, Task, TaskConfig, load_task
+from mmgpt.evaluation.blind import TextOnlyGuess
+from mmgpt.evaluation.item import Item
+from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
+from mmgpt.evaluation.shots import Exemplars
+from mmgpt.evaluation.task import Task, TaskConfig, load_task
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.generation.prompts import with_exemplars, without_media
 
@@ -106,26 +108,34 @@ class _Scorer:
 
     def score(self, items: Sequence[Item], blind: bool) -> tuple[Record, list[Record]]:
         config, started = self.task.config, time.perf_counter()
-        shown = [exemplars(self.task.pool, item, config.name, self.shots, self.seed) for item in items]
+        pool = Exemplars(self.task.pool, config.name, config.shots, self.seed)
+        shown = [pool.of(item, self.shots) for item in items]
         prompts = [
-            with_exemplars([turns for _, turns in own], item.messages) for own, item in zip(shown, items, strict=True)
+            with_exemplars([one.messages for one in own], item.messages) for own, item in zip(shown, items, strict=True)
         ]
         predictions = self._answer(prompts, items)
+        statistics = self._statistics(items, predictions)
         digest = hashlib.sha256()
         samples = []
-        for item, own, prompt, prediction in zip(items, shown, prompts, predictions, strict=True):
+        for number, (item, own, prompt) in enumerate(zip(items, shown, prompts, strict=True)):
             messages = [message.to_dict() for message in prompt]
             digest.update(json.dumps([messages, item.choices]).encode())
-            sample = {"key": item.key, "messages": messages, "exemplars": [key for key, _ in own]}
+            sample = {"key": item.key, "messages": messages, "exemplars": [one.key for one in own]}
             sample |= {"choices": list(item.choices)} if item.choices else {}
-            scores = {metric: METRICS[metric](prediction, item.reference) for metric in config.metrics}
-            samples.append(sample | {"prediction": prediction, "reference": item.reference, "scores": scores})
+            scores = {name: float(statistics[name][number, 0]) for name in config.metrics}
+            sample |= {
+                "prediction": predictions[number],
+                "reference": item.reference,
+                "references": list(item.references),
+            }
+            sample |= {"scores": scores}
+            samples.append(sample)
         result = {
             "task": config.name,
             "version": config.version,
             "shots": self.shots,
             "n": len(items),
-            "metrics": self._summaries(items, predictions),
+            "metrics": {name: summary(METRICS[name], statistics[name]) for name in config.metrics},
             "blind": self._blind(items, prompts) if blind else None,
             "seconds": round(time.perf_counter() - started, 2),
             "prompt_sha256": digest.hexdigest(),
@@ -147,9 +157,15 @@ class _Scorer:
             self.on_progress(config.name, len(answers), len(items))
         return answers
 
+    def _statistics(self, items: Sequence[Item], predictions: Sequence[str]) -> dict[str, Floats]:
+        answered = [
+            Answered(prediction, item.references, item.choices, tags=dict(item.tags))
+            for item, prediction in zip(items, predictions, strict=True)
+        ]
+        return {name: METRICS[name].statistics(answered) for name in self.task.config.metrics}
+
     def _summaries(self, items: Sequence[Item], predictions: Sequence[str]) -> Record:
-        pairs = list(zip(predictions, [item.reference for item in items], strict=True))
-        return {name: summary([METRICS[name](p, r) for p, r in pairs]) for name in self.task.config.metrics}
+        return {name: summary(METRICS[name], found) for name, found in self._statistics(items, predictions).items()}
 
     def _blind(self, items: Sequence[Item], prompts: Sequence[tuple[Message, ...]]) -> Record:
         removed = self._answer([without_media(prompt) for prompt in prompts], items)
@@ -183,5 +199,5 @@ def rescore(samples: Path) -> Record:
     if not samples.is_file() or not samples.stat().st_size:
         raise UserError(f"{samples}: no samples there; give a samples-TASK-SHOTS.jsonl that `mmgpt eval --out` wrote")
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    names = rows[0]["scores"]
-    return {name: summary([METRICS[name](row["prediction"], row["reference"]) for row in rows]) for name in names}
+    answered = [Answered(row["prediction"], tuple(row["references"])) for row in rows]
+    return {name: summary(METRICS[name], METRICS[name].statistics(answered)) for name in rows[0]["scores"]}

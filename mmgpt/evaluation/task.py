@@ -1,8 +1,7 @@
-"""Tasks are YAML: data, the pool of exemplars, how to answer, which metrics. Items are what is asked of a model."""
+"""Tasks are YAML: data, the pool of exemplars, how to answer, which metrics."""
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,9 +9,10 @@ from pydantic import Field, PositiveInt, model_validator
 
 from mmgpt.config import Config, UserError, build, find_config, read_yaml
 from mmgpt.datasets.readers import AnySource, open_source
-from mmgpt.datasets.sample import Message, Sample
 from mmgpt.datasets.source import Source
+from mmgpt.evaluation.item import Item, items_of
 from mmgpt.evaluation.metrics import METRICS
+from mmgpt.evaluation.shots import ShotConfig
 from mmgpt.generation.sampling import GenerateConfig
 
 
@@ -27,6 +27,7 @@ class TaskConfig(Config):
     distractors: PositiveInt | None = None  # ... or so many answers of other items beside the right one
     normalise: bool = False  # for choose: log-probability a token
     generate: GenerateConfig = GenerateConfig(max_new_tokens=32)
+    shots: ShotConfig = ShotConfig()
     metrics: list[str] = Field(["exact_match"], min_length=1)
     version: int = 1  # raise it when a change moves the scores
 
@@ -40,21 +41,6 @@ class TaskConfig(Config):
         return self
 
 
-@dataclass(frozen=True)
-class Item:
-    """One question of a task."""
-
-    key: str
-    messages: tuple[Message, ...]
-    reference: str
-    choices: tuple[str, ...] = ()
-
-    @property
-    def question(self) -> str:
-        """The words of the last user turn, without media."""
-        return self.messages[-1].text
-
-
 def load_task(name: str | Path) -> TaskConfig:
     """A task by its name among those that come with mmgpt, or from a YAML file.
 
@@ -62,18 +48,6 @@ def load_task(name: str | Path) -> TaskConfig:
         UserError: if there is none, or it does not fit the schema.
     """
     return build(TaskConfig, read_yaml(name, "tasks"), str(find_config(name, "tasks")))
-
-
-def items_of(sample: Sample) -> Iterator[Item]:
-    """The questions of a sample: one, or one a branch.
-
-    Raises:
-        UserError: if it does not end with an assistant turn in words, the reference.
-    """
-    for one in sample.unbranched():
-        if len(one.messages) < 2 or one.messages[-1].role != "assistant":
-            raise UserError(f"{one.key}: a task's sample must end with an assistant turn, its reference")
-        yield Item(one.key, one.messages[:-1], one.messages[-1].text)
 
 
 class Task:
@@ -91,7 +65,7 @@ class Task:
             items += items_of(self.test[index])
             if limit and len(items) >= limit and self.config.distractors is None:
                 break
-        if self.config.kind == "generate":
+        if self.config.kind == "generate" or (items[0].choices and not self.config.choices):
             return items[:limit]
         answers = sorted({item.reference for item in items})
         return [replace(item, choices=self._choices(item, answers)) for item in items[:limit]]

@@ -19,7 +19,7 @@ from mmgpt.generation.history import fit_talk
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.generation.scoring import score
 from mmgpt.generation.speculate import check_draft
-from mmgpt.inputs.chat import IGNORED, Medium, Rendered
+from mmgpt.inputs.chat import IGNORED, Medium, Rendered, TooLong
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.quantize import Quantization, pick_scheme
 from mmgpt.model.weights import load_bundle, pick_device, pick_dtype
@@ -92,6 +92,21 @@ class Assistant:
         if not trim:
             return self.renderer.prompt(talk, key)
         return fit_talk(self.renderer, talk, room=config.max_new_tokens, key=key).prompt
+
+    def excess(self, messages: Sequence[Any], room: int) -> int:
+        """By how many tokens a conversation with an answer of `room` tokens is over the context; it fits below 1.
+
+        Raises:
+            UserError: if a message is wrong or a medium cannot be used.
+        """
+        try:
+            return len(self.renderer.prompt(read_prompt(messages)).ids) + room - self.renderer.context
+        except TooLong as error:
+            return error.excess + room - 1
+
+    def fingerprint(self) -> str:
+        """A hash of the weights and of all settings that answers depend on."""
+        return self.bundle.fingerprint()
 
     def embed(self, prompts: Sequence[Any], pool: Pool = "decoder", *, batch_size: int = 32) -> Tensor:
         """A vector of length 1 for each prompt, a text, a medium or a list of both: float32 (N, D); see `embed`."""

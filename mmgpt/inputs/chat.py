@@ -45,7 +45,15 @@ __all__ = [
 
 
 class TooLong(UserError):
-    """A sample or prompt that does not fit the context, even after whole turns were left out."""
+    """A sample or prompt that does not fit the context, even after whole turns were left out.
+
+    Attributes:
+        excess: tokens that are too many, where that is known.
+    """
+
+    def __init__(self, message: str, excess: int = 0) -> None:
+        super().__init__(message)
+        self.excess = excess
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,8 @@ class Renderer:
             media = _heaviest(messages, pieces.showing)
             raise TooLong(
                 f"{key}: {len(pieces.ids)} tokens, {len(pieces.ids) + 1 - self.context} too many for the context of "
-                f"{self.context}" + (f" (heaviest media: {media})" if media else "") + "; shorten it or drop turns"
+                f"{self.context}" + (f" (heaviest media: {media})" if media else "") + "; shorten it or drop turns",
+                len(pieces.ids) + 1 - self.context,
             )
         return _rendered(pieces, [], Sample(messages, key=key))
 

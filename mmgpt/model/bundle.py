@@ -1,6 +1,10 @@
 """All that answering takes, in one object: model, tokenizer, template."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
+
+import torch
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import LIMITS, Limits
@@ -48,6 +52,16 @@ class Bundle:
             )
         quantize_model(self.model, quantization)
         self.quantization = quantization
+
+    def fingerprint(self) -> str:
+        """A hash of the weights and of all settings that answers depend on, the same wherever they are stored."""
+        settings = [self.template, self.system, sorted(self.wraps.items()), str(self.quantization)]
+        described = json.dumps([self.model.config.model_dump(mode="json"), settings, self.tokenizer.core.to_str()])
+        found = hashlib.sha256(described.encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     @property
     def renderer(self) -> Renderer:

@@ -157,7 +157,7 @@ def test_official_vqa_groups_the_questions_of_a_picture_and_keeps_the_ten_answer
     source = read(root, name, split="val")
     assert told(source[0]) == [(f"q1?{SHORT}", "red1"), (f"q3?{SHORT}", "red3")]
     assert [source[1].key, told(source[1])] == [f"{name}/val/7", [(f"q2?{SHORT}", "red2")]]
-    assert source.answers(0) == [("red",) * 6 + ("pink",) * 4] * 2
+    assert [truth.answers for truth in source[0].truths] == [("red",) * 6 + ("pink",) * 4] * 2
     with pytest.raises(UserError, match="a split without annotations has no answers to learn"):
         read(root, name, split="val", annotations=None)
     put(f"{prefix}mscoco_val2014_annotations.json", {"annotations": annotations[:1]})

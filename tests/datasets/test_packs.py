@@ -89,7 +89,7 @@ def test_the_colours_that_shapes_asks_about_are_those_of_its_pictures(open_pack)
 def test_the_ten_answers_of_vqa_stay_reachable_and_are_those_of_the_branches(open_pack):
     source = open_pack("vqa_v2_mini")
     for index in range(len(source)):
-        answers = source.answers(index)
+        answers = [truth.answers for truth in source[index].truths]
         assert [len(ten) for ten in answers] == [10] * len(source[index].branches)
         for ten, (_, answer) in zip(answers, told(source[index]), strict=True):
             assert ten.count(answer) == max(map(ten.count, ten))

@@ -7,9 +7,11 @@ import pytest
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message
+from mmgpt.evaluation.blind import TextOnlyGuess
+from mmgpt.evaluation.item import Item, items_of
 from mmgpt.evaluation.metrics import exact_match
-from mmgpt.evaluation.shots import TextOnlyGuess, exemplars
-from mmgpt.evaluation.task import Item, Task, TaskConfig, items_of, load_task
+from mmgpt.evaluation.shots import Exemplars
+from mmgpt.evaluation.task import Task, TaskConfig, load_task
 
 
 @pytest.fixture
@@ -18,7 +20,7 @@ def task(easy_vqa) -> Task:
 
 
 def shown(task: Task, item: Item, *, name: str = "easy_vqa", count: int = 4, seed: int = 0) -> list[tuple]:
-    return exemplars(task.pool, item, name, count, seed)
+    return Exemplars(task.pool, name, seed=seed).of(item, count)
 
 
 def spelt(own: list[tuple]) -> list[tuple]:
@@ -30,7 +32,7 @@ def test_exemplars_depend_on_seed_task_key_and_number_alone(task):
     first = [spelt(shown(task, item)) for item in items]
     order = random.Random(1).sample(range(len(items)), len(items))
     random.seed(99)
-    again = {n: spelt(shown(task, Item(items[n].key, (), "other"))) for n in order}
+    again = {n: spelt(shown(task, Item(items[n].key, (), "other", ("other",)))) for n in order}
     assert [again[n] for n in range(len(items))] == first
     keys = [[key for key, _ in one] for one in first]
     assert len(set(map(str, keys))) > len(items) // 2
@@ -58,7 +60,7 @@ def test_exemplars_are_different_samples_of_the_pool_with_their_answers(task, ea
 
 def test_no_shots_need_no_pool(task):
     assert shown(task, task.items()[0], count=0) == []
-    assert exemplars(None, task.items()[0], "easy_vqa", 0, 0) == []
+    assert Exemplars(None, "easy_vqa").of(task.items()[0], 0) == []
 
 
 @pytest.mark.parametrize(("count", "told"), [(13, "13 shots asked for, it has 12 exemplars")])
@@ -66,7 +68,7 @@ def test_more_shots_than_the_pool_holds_are_refused(count, told, task):
     with pytest.raises(UserError, match=told):
         shown(task, task.items()[0], count=count)
     with pytest.raises(UserError, match="it has no exemplars; add a larger `exemplars` source"):
-        exemplars(None, task.items()[0], "easy_vqa", count, 0)
+        Exemplars(None, "easy_vqa").of(task.items()[0], count)
 
 
 def test_the_text_only_guess_equals_a_count_by_hand(task, easy_vqa):
@@ -82,21 +84,21 @@ def test_the_text_only_guess_equals_a_count_by_hand(task, easy_vqa):
 
 
 def test_words_never_seen_get_the_most_frequent_answer_of_all(task):
-    assert TextOnlyGuess(task.pool).answer(Item("k", (Message.of("user", "why?"),), "")) == "no"
+    assert TextOnlyGuess(task.pool).answer(Item("k", (Message.of("user", "why?"),), "", ())) == "no"
 
 
 def test_a_question_never_asked_is_cut_to_the_longest_beginning_that_was(task):
     guess = TextOnlyGuess(task.pool)
-    same = Item("k", (Message.of("user", "what is the color of the shape?"),), "")
-    longer = Item("k", (Message.of("user", "what is the color of this thing?"),), "")
+    same = Item("k", (Message.of("user", "what is the color of the shape?"),), "", ())
+    longer = Item("k", (Message.of("user", "what is the color of this thing?"),), "", ())
     assert guess.answer(longer) == guess.answer(same) == "red"
-    assert guess.answer(Item("k", (Message.of("user", "what shape?"),), "")) != "red"
+    assert guess.answer(Item("k", (Message.of("user", "what shape?"),), "", ())) != "red"
 
 
 def test_the_guess_among_choices_is_the_one_most_frequent_in_training(tmp_path, easy_vqa):
     config = load_task("easy_vqa").model_dump() | {"kind": "choose", "choices": ["circle", "yes", "no"]}
     task = Task(build(TaskConfig, config, "made"), easy_vqa)
-    item = Item("k", list(items_of(task.test[0]))[2].messages, "no", ("circle", "yes", "no"))
+    item = Item("k", list(items_of(task.test[0]))[2].messages, "no", ("no",), ("circle", "yes", "no"))
     assert TextOnlyGuess(task.pool).answer(item) == "no"
 
 
@@ -105,5 +107,5 @@ def test_the_text_only_guess_of_easy_vqa_is_the_published_one(data_packs):
     items = task.items()
     assert len(items) == 9_673
     guess = TextOnlyGuess(task.pool)
-    share = sum(exact_match(guess.answer(item), item.reference) for item in items) / len(items)
+    share = sum(exact_match(guess.answer(item), item.references) for item in items) / len(items)
     assert 100 * share == pytest.approx(67.00, abs=0.01)

@@ -8,7 +8,8 @@ import mmgpt.configs
 from mmgpt.config import UserError, build, read_yaml
 from mmgpt.datasets.media import Audio, Media
 from mmgpt.datasets.sample import Message, Sample, Text
-from mmgpt.evaluation.task import Task, TaskConfig, items_of, load_task
+from mmgpt.evaluation.item import items_of
+from mmgpt.evaluation.task import Task, TaskConfig, load_task
 
 TASKS = sorted(path.stem for path in (Path(mmgpt.configs.__file__).parent / "tasks").glob("*.yaml"))
 NOT_AT_HAND = {"fsdd", "noto_emoji", "cifar10", "easy_vqa", "digits_and_shapes"}

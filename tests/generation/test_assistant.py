@@ -349,3 +349,20 @@ def scripted(make_bundle):
 
     run.assistant = assistant
     return run
+
+
+def test_excess_is_how_many_tokens_a_talk_and_its_answer_are_over_the_context(assistant):
+    context = assistant.renderer.context
+    short, long = [Message.of("user", "a" * 5)], [Message.of("user", "ab cd " * context)]
+    for talk in (short, long):
+        free = assistant.excess(talk, 0)
+        assert assistant.excess(talk, 3) == free + 3
+    assert assistant.excess(short, 0) == len(assistant.renderer.prompt(tuple(short)).ids) - context
+
+
+def test_a_fingerprint_tells_weights_and_settings_apart(make_assistant):
+    talker = make_assistant()
+    before = talker.fingerprint()
+    assert talker.fingerprint() == before
+    talker.bundle.system = "Be brief."
+    assert talker.fingerprint() != before

@@ -1,0 +1,38 @@
+"""Items: the questions that samples hold, with what their answers are scored against."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from mmgpt.config import UserError
+from mmgpt.datasets.sample import Message, Sample, Truth
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a task."""
+
+    key: str
+    messages: tuple[Message, ...]
+    reference: str  # what an exemplar shows
+    references: tuple[str, ...]  # all answers that are right, for scoring
+    choices: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def question(self) -> str:
+        """The words of the last user turn, without media."""
+        return self.messages[-1].text
+
+
+def items_of(sample: Sample) -> Iterator[Item]:
+    """The questions of a sample: one, or one a branch.
+
+    Raises:
+        UserError: if it does not end with an assistant turn in words, the reference.
+    """
+    for one in sample.unbranched():
+        if len(one.messages) < 2 or one.messages[-1].role != "assistant":
+            raise UserError(f"{one.key}: a task's sample must end with an assistant turn, its reference")
+        (truth,) = one.truths or (Truth(),)
+        said = one.messages[-1].text
+        yield Item(one.key, one.messages[:-1], said, truth.answers or (said,), truth.choices, truth.tags)
