@@ -17,10 +17,10 @@ from mmgpt.datasets.sample import Message
 from mmgpt.evaluation.blind import TextOnlyGuess
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
-from mmgpt.evaluation.shots import Exemplars
+from mmgpt.evaluation.shots import Exemplars, Shots
 from mmgpt.evaluation.task import Task, TaskConfig, load_task
 from mmgpt.generation.assistant import Assistant, load
-from mmgpt.generation.prompts import with_exemplars, without_media
+from mmgpt.generation.prompts import without_media
 
 Record = dict[str, Any]
 OnProgress = Callable[[str, int, int], None]
@@ -109,26 +109,20 @@ class _Scorer:
     def score(self, items: Sequence[Item], blind: bool) -> tuple[Record, list[Record]]:
         config, started = self.task.config, time.perf_counter()
         pool = Exemplars(self.task.pool, config.name, config.shots, self.seed)
-        shown = [pool.of(item, self.shots) for item in items]
-        prompts = [
-            with_exemplars([one.messages for one in own], item.messages) for own, item in zip(shown, items, strict=True)
-        ]
+        shown = [pool.prompt(item, Shots(str(self.shots), self.shots)) for item in items]
+        prompts = [one.messages for one in shown]
         predictions = self._answer(prompts, items)
         statistics = self._statistics(items, predictions)
         digest = hashlib.sha256()
         samples = []
-        for number, (item, own, prompt) in enumerate(zip(items, shown, prompts, strict=True)):
-            messages = [message.to_dict() for message in prompt]
+        for number, (item, prompt) in enumerate(zip(items, shown, strict=True)):
+            messages = [message.to_dict() for message in prompt.messages]
             digest.update(json.dumps([messages, item.choices]).encode())
-            sample = {"key": item.key, "messages": messages, "exemplars": [one.key for one in own]}
+            sample = {"key": item.key, "messages": messages, "exemplars": list(prompt.exemplars)}
             sample |= {"choices": list(item.choices)} if item.choices else {}
             scores = {name: float(statistics[name][number, 0]) for name in config.metrics}
-            sample |= {
-                "prediction": predictions[number],
-                "reference": item.reference,
-                "references": list(item.references),
-            }
-            sample |= {"scores": scores}
+            sample |= {"prediction": predictions[number], "reference": item.reference}
+            sample |= {"references": list(item.references), "scores": scores}
             samples.append(sample)
         result = {
             "task": config.name,

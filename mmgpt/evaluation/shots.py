@@ -10,6 +10,7 @@ from mmgpt.config import Config, UserError
 from mmgpt.datasets.sample import Message
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.item import Item, items_of
+from mmgpt.generation.prompts import with_exemplars
 
 
 class ShotConfig(Config):
@@ -25,11 +26,32 @@ class Exemplar(NamedTuple):
     messages: tuple[Message, ...]
 
 
+class Shots(NamedTuple):
+    """How many solved examples, by the name that results give it: "4"."""
+
+    name: str
+    count: int
+
+
+class Prompt(NamedTuple):
+    """What is asked of the model, the keys of the exemplars in it, and how many were left out for the context."""
+
+    messages: tuple[Message, ...]
+    exemplars: tuple[str, ...] = ()
+    dropped: int = 0
+
+
 class Exemplars:
     """The pool of a task; what is picked depends on (seed, task, item, count) and the config alone."""
 
     def __init__(self, pool: Source | None, task: str, config: ShotConfig | None = None, seed: int = 0) -> None:
         self.pool, self.task, self.config, self.seed = pool, task, config or ShotConfig(), seed
+
+    def prompt(self, item: Item, shots: Shots) -> Prompt:
+        """An item after its solved examples."""
+        chosen = self.of(item, shots.count)
+        messages = with_exemplars([one.messages for one in chosen], item.messages)
+        return Prompt(messages, tuple(one.key for one in chosen))
 
     def of(self, item: Item, count: int) -> list[Exemplar]:
         """`count` solved examples for an item, in the order of the prompt.

@@ -22,7 +22,7 @@ class TaskConfig(Config):
     name: str
     data: AnySource
     exemplars: AnySource | None = None  # where shots and the text-only guess come from: never the test split
-    kind: Literal["generate", "choose"] = "generate"
+    kind: Literal["generate", "choose", "classify", "rank", "score"] = "generate"
     choices: list[str] | None = Field(default=None, min_length=2)  # for choose: the same for every item ...
     distractors: PositiveInt | None = None  # ... or so many answers of other items beside the right one
     normalise: bool = False  # for choose: log-probability a token

@@ -65,7 +65,7 @@ def test_an_evaluation_by_name_writes_the_documented_files(answerer, easy_vqa, t
         samples = [json.loads(line) for line in (out / f"samples-easy_vqa-{shots}.jsonl").read_text().splitlines()]
         assert len(samples) == 21
         for sample in samples:
-            assert set(sample) == {"key", "messages", "exemplars", "prediction", "reference", "scores"}
+            assert set(sample) == {"key", "messages", "exemplars", "prediction", "reference", "references", "scores"}
             assert len(sample["exemplars"]) == shots
             assert [message["role"] for message in sample["messages"]] == ["user", "assistant"] * shots + ["user"]
     assert written["results"][0]["prompt_sha256"] != written["results"][1]["prompt_sha256"]
