@@ -12,6 +12,7 @@ from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.addresses import read_prompt
 from mmgpt.generation.answering import Asked, answer
+from mmgpt.generation.compiled import compiled_step
 from mmgpt.generation.decode import text_of
 from mmgpt.generation.embedding import Pool, embed
 from mmgpt.generation.engine import Engine
@@ -37,13 +38,14 @@ class Choice:
 
 
 class Assistant:
-    """A model that answers; `name` says in results which one it was."""
+    """A model that answers; `name` says in results which one it was; with `compile` it decodes by a compiled step."""
 
-    def __init__(self, bundle: Bundle, name: str = "model") -> None:
+    def __init__(self, bundle: Bundle, name: str = "model", compile: bool = False) -> None:
         self.bundle, self.name = bundle, name
         self.model, self.tokenizer, self.renderer = bundle.model, bundle.tokenizer, bundle.renderer
         self.end = bundle.tokenizer.special(bundle.renderer.template.end)
-        self.engine = Engine(bundle.model, bundle.tokenizer, self.end)
+        step = compiled_step(bundle.model) if compile else None
+        self.engine = Engine(bundle.model, bundle.tokenizer, self.end, step)
 
     def chat(
         self,
@@ -250,6 +252,7 @@ def load(
     dtype: str = "auto",
     verify: bool = False,
     quantize: str | None = None,
+    compile: bool = False,
 ) -> Assistant:
     """Open a run, a checkpoint, an exported model folder, or a language model in Hugging Face layout.
 
@@ -260,6 +263,8 @@ def load(
         dtype: of the weights: `float32`, `bfloat16`, or `auto` for what is stored.
         verify: compute the checkpoint's golden logits again and compare.
         quantize: hold the weights of the decoder's blocks in few bits: `int8`, `int4` or `int8-dynamic`.
+        compile: decode by a compiled step, which takes some seconds at the first answer and then is up to 1.6 x as
+            fast for small models; for many answers.
     Raises:
         UserError: if the folder is incomplete, damaged, its weights do not fit its config, or there is no such device.
     """
@@ -267,4 +272,4 @@ def load(
     bundle = load_bundle(path, pick_device(device), verify, revision=revision, dtype=pick_dtype(dtype))
     if wanted:
         bundle.quantize(wanted)
-    return Assistant(bundle, str(path))
+    return Assistant(bundle, str(path), compile=compile)

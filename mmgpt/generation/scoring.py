@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from mmgpt.generation.decode import extend
 from mmgpt.generation.reading import Reader
 from mmgpt.inputs.chat import Rendered
+from mmgpt.model.cache import KVCache
 from mmgpt.model.decoder import Decoder
-from mmgpt.model.layers import KVCache
 
 SLOTS_AT_ONCE = 1 << 13  # of the cache, prompts included, in which continuations are scored together
 LOGITS_AT_ONCE = 1 << 24  # numbers
