@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import socket
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -23,9 +23,7 @@ from mmgpt.evaluation.task import TaskConfig
 PARTS = "parts"  # the folder of an evaluation's answers
 
 
-def digest_of(
-    fingerprint: str, config: TaskConfig, number: int, item: Item, messages: tuple[Message, ...]
-) -> str:
+def digest_of(fingerprint: str, config: TaskConfig, number: int, item: Item, messages: tuple[Message, ...]) -> str:
     """A hash of all that an answer depends on: model, prompt with the content of its media, kind, choices, options.
 
     Raises:
@@ -38,8 +36,13 @@ def digest_of(
     elif config.kind == "score":
         options = {"text": item.reference}
     turns = [[message.role, [_content(part) for part in message.parts]] for message in messages]
-    described = json.dumps([version("mmgpt"), fingerprint, config.kind, options, turns])
+    described = json.dumps([_version(), fingerprint, config.kind, options, turns])
     return hashlib.sha256(described.encode(errors="surrogatepass")).hexdigest()
+
+
+@cache
+def _version() -> str:
+    return version("mmgpt")
 
 
 def _content(part: Text | Media) -> list[Any]:

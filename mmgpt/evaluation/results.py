@@ -105,9 +105,7 @@ def over_seeds(rows: Sequence[Record]) -> Record:
         "task": first["task"],
         "shots": first["shots"],
         "seeds": [row["seed"] for row in rows],
-        "metrics": {
-            name: {"mean": fmean(own), "deviation": stdev(own), "values": own} for name, own in values.items()
-        },
+        "metrics": {name: {"mean": fmean(own), "deviation": stdev(own), "values": own} for name, own in values.items()},
     }
 
 
