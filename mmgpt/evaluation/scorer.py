@@ -115,22 +115,24 @@ class Scorer:
         return row, samples
 
     def _answer(self, questions: Sequence[Question]) -> None:
-        """Ask what was not answered before, and keep each answer as it comes."""
+        """Ask what was not answered before, the same prompt once, and keep each answer as it comes."""
         kept, progress = self.setting.kept, _Progress(self.setting, self.config, len(questions))
-        waiting = []
+        waiting: dict[str, list[Question]] = {}
         for question in questions:
             answer = kept.find(question.digest, question.item.key)
             if answer is None:
-                waiting.append(question)
+                waiting.setdefault(question.digest, []).append(question)
             else:
                 progress.add(question, answer)
         if progress.done:
             progress.tell()
-        found = answers(self.setting.model, self.config, waiting, self.setting.batch_size) if waiting else ()
-        for number, (question, answer) in enumerate(zip(waiting, found, strict=True), start=1):
-            kept.add(question.digest, question.item.key, answer)
-            progress.add(question, answer)
-            if number % self.setting.batch_size == 0 or number == len(waiting):
+        firsts = [same[0] for same in waiting.values()]
+        found = answers(self.setting.model, self.config, firsts, self.setting.batch_size) if firsts else ()
+        for number, (first, answer) in enumerate(zip(firsts, found, strict=True), start=1):
+            kept.add(first.digest, first.item.key, answer)
+            for question in waiting[first.digest]:
+                progress.add(question, answer)
+            if number % self.setting.batch_size == 0 or number == len(firsts):
                 progress.tell()
 
     def _collect(self, questions: Sequence[Question]) -> list[Answer]:
