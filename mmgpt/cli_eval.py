@@ -166,8 +166,10 @@ def _notes(found: "Evaluation") -> Iterator[str]:
     if found.over_seeds:
         yield "mean: over the seeds, with their standard deviation\n"
     for result in found.results:
+        name = f"{result['task']}, {result['shots']} shots"
+        if result["empty"]:
+            yield f"{name}: {len(result['empty']):,} answers are empty, the first to {result['empty'][0]}\n"
         if result["dropped"]:
             yield (
-                f"{result['task']}, {result['shots']} shots: {result['dropped']:,} examples of {result['n']:,} prompts "
-                "were left out to fit the context\n"
+                f"{name}: {result['dropped']:,} examples of {result['n']:,} prompts were left out to fit the context\n"
             )

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mmgpt.config import UserError, read_yaml
+from mmgpt.evaluation.environment import environment
 from mmgpt.evaluation.gallery import gallery, size
 from mmgpt.evaluation.plots import Markup, Point, Series, line_chart, short, tag
-from mmgpt.evaluation.run import environment
 from mmgpt.training.log import read_log
 
 MAX_HEADLINES = 8

@@ -4,6 +4,7 @@ Every process answers the items whose number leaves its rank when divided by the
 file of its own. Nothing is exchanged while they do; the first one then waits for the files of the others and scores.
 """
 
+import contextlib
 import hashlib
 import json
 import time
@@ -16,7 +17,7 @@ from mmgpt.datasets.media import MediaError
 from mmgpt.evaluation.answering import Answer, Question, answers, check_items, room_of
 from mmgpt.evaluation.blind import TextOnlyGuess, blinded
 from mmgpt.evaluation.item import Item
-from mmgpt.evaluation.metrics import METRICS, Floats
+from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
 from mmgpt.evaluation.models import Model
 from mmgpt.evaluation.records import Answers, digest_of
 from mmgpt.evaluation.results import (
@@ -90,7 +91,7 @@ class Scorer:
         if rank != 0:
             return {}, []
         given = self._collect([prompts.question(number) for number in everyone])
-        statistics = statistics_of(self.config, [answered(i, a) for i, a in zip(self.items, given, strict=True)])
+        statistics = statistics_of(self.config, self._answered(given))
         samples, digest = [], hashlib.sha256()
         for number, (item, answer) in enumerate(zip(self.items, given, strict=True)):
             scores = {metric: float(found_NS[number, 0]) for metric, found_NS in statistics.items()}
@@ -104,6 +105,9 @@ class Scorer:
             "shots": int(prompts.shots.name) if prompts.shots.name.isdecimal() else prompts.shots.name,
             "seed": seed,
             "n": len(self.items),
+            "empty": [i.key for i, a in zip(self.items, given, strict=True) if not a.prediction.strip()]
+            if self.config.kind == "generate"
+            else [],
             "dropped": sum(prompts.of(number).dropped for number in everyone),
             "metrics": summaries(statistics),
             "groups": groups(statistics, self.items),
@@ -160,13 +164,20 @@ class Scorer:
 
     def _blind(self, given: Mapping[str, Sequence[Answer]]) -> Record:
         """Scores by mode, those of `removed` without its name, and of the guess from words where there is a pool."""
-        guesses = {} if self._guesses is None else {"text_only": self._guesses}
         record: Record = {}
-        for mode, found in {**given, **guesses}.items():
-            some = [answered(item, answer) for item, answer in zip(self.items, found, strict=True)]
-            scores = summaries(statistics_of(self.config, some))
+        for mode, found in given.items():
+            scores = summaries(statistics_of(self.config, self._answered(found)))
             record |= scores if mode == "removed" else {mode: scores}
+        if self._guesses is not None:
+            record["text_only"] = {}
+            for metric in self.config.metrics:
+                with contextlib.suppress(UserError):  # of metrics that need log-probabilities, which a guess has not
+                    found_NS = METRICS[metric].statistics(self._answered(self._guesses))
+                    record["text_only"][metric] = summary(METRICS[metric], found_NS)
         return record
+
+    def _answered(self, given: Sequence[Answer]) -> list[Answered]:
+        return [answered(item, answer) for item, answer in zip(self.items, given, strict=True)]
 
     @cached_property
     def _guesses(self) -> list[Answer] | None:

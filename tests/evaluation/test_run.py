@@ -1,12 +1,15 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import mmgpt
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message
+from mmgpt.evaluation import metrics
+from mmgpt.evaluation.metrics import Metric
 from mmgpt.evaluation.run import evaluate, rescore
 from mmgpt.evaluation.task import Task, TaskConfig, load_task
 from mmgpt.generation.assistant import Assistant
@@ -58,7 +61,7 @@ def test_an_evaluation_by_name_writes_the_documented_files(answerer, easy_vqa, t
     assert set(written) == {"model", "environment", "results"}
     assert {"mmgpt", "python", "torch", "platform", "device"} <= set(written["environment"])
     fields = {"task", "version", "kind", "shots", "seed", "n", "dropped", "metrics", "groups", "blind", "seconds"}
-    fields |= {"prompt_sha256", "samples"}
+    fields |= {"empty", "prompt_sha256", "samples"}
     for result, shots in zip(written["results"], (0, 2), strict=True):
         assert set(result) == fields
         assert (result["task"], result["version"], result["shots"], result["n"]) == ("easy_vqa", 1, shots, 21)
@@ -209,6 +212,27 @@ def test_exemplars_that_do_not_fit_are_left_out_and_counted(answerer, easy_vqa, 
     kept = [len(row["exemplars"]) for row in found.samples["easy_vqa-12"]]
     assert 0 < max(kept) < 12
     assert found.results[0]["dropped"] == 36 - sum(kept)
+
+
+def test_empty_answers_are_scored_as_wrong_and_named(answerer, easy_vqa):
+    answerer.model.decoder.head.weight.data[:] = 0
+    answerer.engine.end = 0  # the likeliest where all are alike
+    found = evaluate(answerer, ["easy_vqa"], limit=4, data_root=easy_vqa)
+    assert found.results[0]["empty"] == [row["key"] for row in found.samples["easy_vqa-0"]]
+    assert found.value("easy_vqa") == 0
+
+
+def test_a_guess_from_words_is_not_scored_where_log_probabilities_are_needed(choosing, answerer, easy_vqa, monkeypatch):
+    def statistics(some):
+        if not all(one.logprobs for one in some):
+            raise UserError("needs log-probabilities")
+        return np.array([[sum(one.logprobs)] for one in some])
+
+    monkeypatch.setitem(metrics.METRICS, "sure", Metric(statistics))
+    both = choosing.model_copy(update={"metrics": ["sure", "choice_accuracy"]})
+    found = evaluate(answerer, [both], data_root=easy_vqa, blind=True).results[0]
+    assert list(found["blind"]) == ["sure", "choice_accuracy", "text_only"]
+    assert list(found["blind"]["text_only"]) == ["choice_accuracy"]
 
 
 def test_tags_are_reported_apart(answerer, easy_vqa, monkeypatch):
