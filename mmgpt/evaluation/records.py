@@ -81,7 +81,7 @@ class Answers:
         known: all of them.
     """
 
-    def __init__(self, out: Path | None, cache: Path | None, fingerprint: str, rank: int) -> None:
+    def __init__(self, out: str | Path | None, cache: str | Path | None, fingerprint: str, rank: int) -> None:
         """Read what is known.
 
         Args:
@@ -92,16 +92,17 @@ class Answers:
         """
         self.rank, self.known = rank, dict[str, Answer]()
         self.offsets = dict[Path, int]()  # bytes read of each file, whole lines
-        self.parts = out / PARTS if out is not None else None
+        self.parts = Path(out) / PARTS if out is not None else None
         self.part: IO[bytes] | None = None
         self.shared: Path | None = None
         self.borrowed = set[str]()  # digests that the cache holds and the parts do not
         if cache is not None:
             of_model = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
-            cache.mkdir(parents=True, exist_ok=True)
-            for file in sorted(cache.glob(f"{of_model}-*.jsonl")):
+            folder = Path(cache)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in sorted(folder.glob(f"{of_model}-*.jsonl")):
                 self.borrowed |= self._read(file)
-            self.shared = cache / f"{of_model}-{socket.gethostname()}-{os.getpid()}.jsonl"
+            self.shared = folder / f"{of_model}-{socket.gethostname()}-{os.getpid()}.jsonl"
         if self.parts is not None:
             self.parts.mkdir(parents=True, exist_ok=True)
             self.refresh()

@@ -44,8 +44,7 @@ def evaluate(
         out: where to write results.json, the samples and, as they come, the answers. An evaluation that was stopped
             goes on there: what was answered by the same model to the same prompt is not asked again.
         cache: a folder of answers that evaluations of several `out` share.
-        blind: score the same questions with media `removed`, or in the modes given by name; and, for both, the best
-            guess from the words alone.
+        blind: score again with media removed, or in the modes given by name, and the best guess from the words alone.
         batch_size: questions at a time; scores do not depend on it.
         seed: of the choice of exemplars.
         seeds: several of them, in place of `seed`; a task without exemplars is run once.
@@ -58,22 +57,15 @@ def evaluate(
         FloatingPointError: if the model's logits are not numbers, with the item's key.
         TimeoutError: if another process stopped to answer.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} leaves nothing to score; give 1 or more, or None for all")
     rank, world = place or place_of_process()
-    if world > 1 and out is None:
-        raise UserError(f"{world} processes share their answers in files; give out, the folder for them (--out)")
-    own_seeds = tuple(dict.fromkeys(seeds)) if seeds is not None else (seed,)
-    if not own_seeds:
-        raise UserError("seeds are none; give at least one, or leave them out")
+    own_seeds = list(dict.fromkeys(seeds)) if seeds is not None else [seed]
+    _check(limit, world, out, own_seeds)
     wanted = [Shots.parse(str(one)) for one in dict.fromkeys(shots)]
-    opened = [Task(task if isinstance(task, TaskConfig) else load_task(task), data_root) for task in tasks]
-    _check_names([task.config.name for task in opened])
+    opened = _open_tasks(tasks, data_root)
     under_test: Model = open_model(str(model)) if isinstance(model, str | Path) else model
     modes = ("removed",) if blind is True else tuple(blind or ())
     fingerprint = under_test.fingerprint() if out is not None or cache is not None else ""
-    folder = Path(out) if out is not None else None
-    kept = Answers(folder, Path(cache) if cache is not None else None, fingerprint, rank)
+    kept = Answers(out, cache, fingerprint, rank)
     setting = Setting(under_test, fingerprint, kept, rank, world, batch_size, modes, on_progress, on_score)
     found = Evaluation(under_test.name, environment())
     try:
@@ -81,12 +73,25 @@ def evaluate(
             Scorer(setting, task, task.items(limit)).run(wanted, own_seeds, found)
     finally:
         kept.close()
-    if folder is not None and rank == 0:
-        found.save(folder)
+    if out is not None and rank == 0:
+        found.save(Path(out))
     return found
 
 
-def _check_names(names: Sequence[str]) -> None:
+def _check(limit: int | None, world: int, out: str | Path | None, seeds: Sequence[int]) -> None:
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} leaves nothing to score; give 1 or more, or None for all")
+    if world > 1 and out is None:
+        raise UserError(f"{world} processes share their answers in files; give out, the folder for them (--out)")
+    if not seeds:
+        raise UserError("seeds are none; give at least one, or leave them out")
+
+
+def _open_tasks(tasks: Sequence[str | TaskConfig], data_root: str | Path) -> list[Task]:
+    """All tasks, so that a wrong one is told before any is scored."""
+    configs = [task if isinstance(task, TaskConfig) else load_task(task) for task in tasks]
+    names = [config.name for config in configs]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{names.count(name)} tasks are called {name}, as would be their files; rename one")
+    return [Task(config, data_root) for config in configs]

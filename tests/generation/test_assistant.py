@@ -17,7 +17,7 @@ from mmgpt.datasets.sample import Message
 from mmgpt.files import write_folder
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered, TooLong
+from mmgpt.inputs.chat import TooLong
 from mmgpt.model.weights import save_bundle
 
 QUESTION = "How many red shapes are there?"
@@ -33,16 +33,6 @@ def said(reply) -> tuple[str, list[int], str]:
 
 
 @torch.no_grad()
-def logprobs_of(assistant: Assistant, prompt: Rendered, ids: list[int]) -> list[float]:
-    """Log-probabilities of `ids` after a prompt, by one plain pass over both."""
-    whole = [*prompt.ids, *ids]
-    row = Rendered(whole, [-100] * len(whole), [0] * len(whole), list(range(len(whole))), prompt.media, "", "")
-    model = assistant.model.eval()
-    logits_TV = model.decoder.logits(model.hidden(collate([row])))[0]
-    found = logits_TV[len(prompt.ids) - 1 : -1].log_softmax(dim=-1)
-    return found[range(len(ids)), ids].tolist()
-
-
 def test_one_conversation_gives_a_reply_and_a_list_gives_a_list(assistant, conversations):
     one = assistant.chat(conversations[0], max_new_tokens=6)
     many = assistant.chat(conversations, max_new_tokens=6)
@@ -139,7 +129,7 @@ def test_a_wrong_prompt_or_option_is_refused_before_the_first_piece_is_asked_for
 
 @pytest.mark.parametrize("template", ["plain", "chatml", "llama3"])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_choose_picks_what_separate_passes_pick(normalise, template, make_assistant, conversations):
+def test_choose_picks_what_separate_passes_pick(normalise, template, make_assistant, conversations, logprobs_of):
     assistant = make_assistant(template=template)
     choices = ["yes", "no", "a large blue circle in the middle", "", "3"]
     ends = assistant.tokenizer.encode_markup(assistant.renderer.template.end)
@@ -169,23 +159,6 @@ def test_choose_takes_one_conversation_a_list_or_a_list_of_lists(assistant, conv
 def test_choices_that_are_too_few_are_refused(choices, assistant, conversations):
     with pytest.raises(UserError, match="at least two choices"):
         assistant.choose(conversations[:2], choices)
-
-
-def test_score_is_the_log_softmax_of_a_full_pass_over_both_strings(assistant):
-    context, continuation = "There is a red circle", " in the middle and <|end|> a square."
-    head, tail = (list(assistant.tokenizer.encode(text)) for text in (context, continuation))
-    row = Rendered(head, [-100] * len(head), [0] * len(head), list(range(len(head))), [], "", "")
-    wanted = logprobs_of(assistant, row, tail)
-    assert assistant.score(context, continuation) == pytest.approx(wanted, abs=1e-5)
-    pairs = assistant.score([context, "2 + 2"], [continuation, " = 4"])
-    assert pairs[0] == pytest.approx(wanted, abs=1e-5)
-    assert len(pairs[1]) == len(assistant.tokenizer.encode(" = 4"))
-
-
-@pytest.mark.parametrize("pair", [("", "a"), ("a", ""), (["a"], ["b", "c"]), ("a", ["b"]), ([], [])])
-def test_score_refuses_what_is_no_pair_of_texts(pair, assistant):
-    with pytest.raises(UserError, match=r"empty|two strings"):
-        assistant.score(*pair)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_name(assistant):
@@ -366,45 +339,3 @@ def test_a_fingerprint_tells_weights_and_settings_apart(make_assistant):
     assert talker.fingerprint() == before
     talker.bundle.system = "Be brief."
     assert talker.fingerprint() != before
-
-
-@pytest.mark.parametrize("begin", [(), (7,)])
-@pytest.mark.parametrize("context", ["", "There is"])
-def test_a_text_s_tokens_are_scored_after_its_context_or_after_what_begins_every_text(
-    context, begin, assistant, monkeypatch
-):
-    monkeypatch.setattr(assistant.tokenizer, "begin", begin)
-    text = " a red circle in the middle."
-    head, tail = ([*assistant.tokenizer.encode(one)] for one in (context, text))
-    ids, first = [*begin, *head, *tail], max(1, len(begin) + len(head))
-    row = Rendered(ids[:first], [-100] * first, [0] * first, list(range(first)), [], "", "")
-    (found,) = assistant.score_texts([context], [text])
-    assert found == pytest.approx(logprobs_of(assistant, row, ids[first:]), abs=1e-5)
-    assert len(found) == len(tail) - (not context and not begin)
-
-
-def test_a_text_over_the_context_is_scored_in_windows_each_token_once(assistant):
-    limit = assistant.renderer.context
-    text = "There is a red circle in the middle and a blue square below. " * 40
-    ids = list(assistant.tokenizer.encode(text))
-    assert len(ids) > 2 * limit
-    (found,) = assistant.score_texts([""], [text])
-    assert len(found) == len(ids) - 1
-    scored = found[:]
-    for at in (1, limit - 1, limit, limit + limit // 2 - 1, limit + limit // 2, len(ids) - 1):
-        before = ids[max(0, _stop(at, limit, len(ids)) - limit) : at]
-        row = Rendered(before, [-100] * len(before), [0] * len(before), list(range(len(before))), [], "", "")
-        assert scored[at - 1] == pytest.approx(logprobs_of(assistant, row, [ids[at]])[0], abs=1e-4)
-
-
-def _stop(at: int, limit: int, length: int) -> int:
-    """The end of the window in which a token is scored."""
-    stop = limit
-    while stop <= at:
-        stop += limit // 2
-    return min(stop, length)
-
-
-def test_a_text_without_a_token_to_score_is_refused(assistant):
-    with pytest.raises(UserError, match=r"prompt 1: .* none of which is scored"):
-        assistant.score_texts(["", ""], ["Two words", "a"])
