@@ -1,9 +1,13 @@
 """What an answer is worth that did not see: baselines without media."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
+from mmgpt.config import UserError
+from mmgpt.datasets.sample import Message
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.item import Item, items_of
+from mmgpt.generation.prompts import without_media
 
 POOL_LIMIT = 5_000  # samples that the text-only guess is learned from
 
@@ -35,3 +39,16 @@ class TextOnlyGuess:
         if item.choices:
             return max(item.choices, key=lambda choice: counts[choice])
         return counts.most_common(1)[0][0]
+
+
+def blinded(
+    mode: str, messages: tuple[Message, ...], item: Item, others: Sequence[Item], seed: int
+) -> tuple[Message, ...]:
+    """A prompt whose media tell nothing: `removed`.
+
+    Raises:
+        UserError: if the mode is not known.
+    """
+    if mode != "removed":
+        raise UserError(f"blind mode {mode!r} is not known; give removed")
+    return without_media(messages)

@@ -9,7 +9,7 @@ from mmgpt.datasets.sample import Message, Sample, Truth
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a task."""
+    """One question of a task, or a document: a text with no messages before it."""
 
     key: str
     messages: tuple[Message, ...]
@@ -21,17 +21,17 @@ class Item:
     @property
     def question(self) -> str:
         """The words of the last user turn, without media."""
-        return self.messages[-1].text
+        return self.messages[-1].text if self.messages else ""
 
 
 def items_of(sample: Sample) -> Iterator[Item]:
-    """The questions of a sample: one, or one a branch.
+    """The questions of a sample: one, or one a branch; one assistant turn alone is a document.
 
     Raises:
         UserError: if it does not end with an assistant turn in words, the reference.
     """
     for one in sample.unbranched():
-        if len(one.messages) < 2 or one.messages[-1].role != "assistant":
+        if not one.messages or one.messages[-1].role != "assistant":
             raise UserError(f"{one.key}: a task's sample must end with an assistant turn, its reference")
         (truth,) = one.truths or (Truth(),)
         said = one.messages[-1].text

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from mmgpt.datasets.sample import Message
 from mmgpt.generation.assistant import Assistant, Choice, load
 from mmgpt.generation.decode import Reply
+from mmgpt.training.ranks import own_device
 
 Talk = Sequence[Message]
 
@@ -36,10 +37,13 @@ class Model(Protocol):
     def score(self, context: Sequence[str], continuation: Sequence[str]) -> list[list[float]]:
         """Log-probabilities of the tokens of plain texts."""
 
+    def score_texts(self, contexts: Sequence[str], texts: Sequence[str]) -> list[list[float]]:
+        """Log-probabilities of the tokens of plain texts of any length; a context may be empty."""
+
     def excess(self, messages: Talk, room: int) -> int:
         """By how many tokens a talk with an answer of `room` tokens is over the context; 0 or less if it fits."""
 
 
 def open_model(name: str, device: str = "auto") -> Assistant:
-    """The model of a name: a run, a checkpoint, or an exported folder."""
-    return load(name, device=device)
+    """The model of a name: a run, a checkpoint, or an exported folder; of several GPUs it takes its process's own."""
+    return load(name, device=str(own_device(device)))

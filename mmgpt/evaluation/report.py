@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mmgpt.config import UserError, read_yaml
+from mmgpt.evaluation.environment import environment
 from mmgpt.evaluation.gallery import gallery, size
 from mmgpt.evaluation.plots import Markup, Point, Series, line_chart, short, tag
-from mmgpt.evaluation.run import environment
 from mmgpt.training.log import read_log
 
 MAX_HEADLINES = 8
@@ -199,7 +199,7 @@ def _headline(result: Record) -> Markup:
 
 def _shots(result: Record) -> str:
     count = result.get("shots", 0)
-    return f", {count} shot{'s' if count > 1 else ''}" if count else ""
+    return f", {count} shot{'s' if count != 1 else ''}" if count else ""
 
 
 def _verdict(score: Record, guesses: Mapping[str, Record]) -> Markup:
@@ -319,7 +319,8 @@ def _samples(run: _Run) -> Markup:
     groups = []
     for result in run.results.get("results", []):
         task, shots = result["task"], result.get("shots", 0)
-        groups.append(gallery(run.evaluation / f"samples-{task}-{shots}.jsonl", _words(task) + _shots(result)))
+        file = run.evaluation / result.get("samples", f"samples-{task}-{shots}.jsonl")
+        groups.append(gallery(file, _words(task) + _shots(result)))
     if not groups:
         return _section("Samples", _note("None yet: the run has not been evaluated."))
     return _section("Samples", *groups, hint="Wrong ones first, then right ones, spread over the whole task.")

@@ -10,6 +10,7 @@ from mmgpt.config import Config, UserError
 from mmgpt.datasets.sample import Message
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.item import Item, items_of
+from mmgpt.evaluation.models import Model
 from mmgpt.generation.prompts import with_exemplars
 
 
@@ -32,6 +33,17 @@ class Shots(NamedTuple):
     name: str
     count: int
 
+    @classmethod
+    def parse(cls, name: str) -> "Shots":
+        """By name.
+
+        Raises:
+            UserError: if it is no number.
+        """
+        if not name.isdecimal():
+            raise UserError(f"shots {name!r} are not known; give a number, as in 4")
+        return cls(str(int(name)), int(name))
+
 
 class Prompt(NamedTuple):
     """What is asked of the model, the keys of the exemplars in it, and how many were left out for the context."""
@@ -47,11 +59,15 @@ class Exemplars:
     def __init__(self, pool: Source | None, task: str, config: ShotConfig | None = None, seed: int = 0) -> None:
         self.pool, self.task, self.config, self.seed = pool, task, config or ShotConfig(), seed
 
-    def prompt(self, item: Item, shots: Shots) -> Prompt:
-        """An item after its solved examples."""
+    def prompt(self, item: Item, shots: Shots, model: Model | None = None, room: int = 0) -> Prompt:
+        """An item after its solved examples, of which the first go where they do not fit a model's context."""
         chosen = self.of(item, shots.count)
-        messages = with_exemplars([one.messages for one in chosen], item.messages)
-        return Prompt(messages, tuple(one.key for one in chosen))
+        for dropped in range(len(chosen) + 1):
+            kept = chosen[dropped:]
+            messages = with_exemplars([one.messages for one in kept], item.messages)
+            if model is None or not kept or model.excess(messages, room) <= 0:
+                break
+        return Prompt(messages, tuple(one.key for one in kept), dropped)
 
     def of(self, item: Item, count: int) -> list[Exemplar]:
         """`count` solved examples for an item, in the order of the prompt.

@@ -35,6 +35,8 @@ class TaskConfig(Config):
     def _choices_and_metrics_fit(self) -> Self:
         if self.kind == "choose" and (self.choices is None) == (self.distractors is None):
             raise ValueError("kind=choose needs either choices or distractors")
+        if self.kind == "classify" and self.choices is None:
+            raise ValueError("kind=classify needs choices, the labels that are the same for every item")
         unknown = [metric for metric in self.metrics if metric not in METRICS]
         if unknown:
             raise ValueError(f"metric {unknown[0]!r} does not exist; known: {', '.join(METRICS)}")
@@ -65,7 +67,7 @@ class Task:
             items += items_of(self.test[index])
             if limit and len(items) >= limit and self.config.distractors is None:
                 break
-        if self.config.kind == "generate" or (items[0].choices and not self.config.choices):
+        if self.config.kind in ("generate", "score") or (items[0].choices and not self.config.choices):
             return items[:limit]
         answers = sorted({item.reference for item in items})
         return [replace(item, choices=self._choices(item, answers)) for item in items[:limit]]

@@ -1,6 +1,6 @@
 """The object behind `mmgpt.load`: chat, ask, choose, score and stream, one conversation or a list of them."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,12 @@ from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.addresses import read_prompt
 from mmgpt.generation.answering import Asked, answer
 from mmgpt.generation.compiled import compiled_step
-from mmgpt.generation.decode import text_of
+from mmgpt.generation.decode import Reply, text_of
 from mmgpt.generation.embedding import Pool, embed
 from mmgpt.generation.engine import Engine
 from mmgpt.generation.history import fit_talk
 from mmgpt.generation.sampling import GenerateConfig
-from mmgpt.generation.scoring import score
+from mmgpt.generation.scoring import score, windows
 from mmgpt.generation.speculate import check_draft
 from mmgpt.inputs.chat import IGNORED, Medium, Rendered, TooLong
 from mmgpt.model.bundle import Bundle
@@ -72,8 +72,35 @@ class Assistant:
         Raises:
             UserError: if a message or option is wrong, a medium cannot be used, or a prompt exceeds the context.
         """
-        many = _is_many(messages)
-        conversations = list(messages) if many else [messages]
+        if not _is_many(messages):
+            (reply,) = self._replies([messages], ["prompt"], batch_size, each, trim, draft, options)
+            return reply
+        return list(self.replies(messages, batch_size=batch_size, each=each, trim=trim, draft=draft, **options))
+
+    def replies(
+        self,
+        messages: Sequence[Sequence[Any]],
+        *,
+        batch_size: int = 32,
+        each: Sequence[Mapping[str, Any]] | None = None,
+        trim: bool = False,
+        draft: "Assistant | None" = None,
+        **options: Any,
+    ) -> Iterator[Reply]:
+        """What `chat` returns for a list of conversations, one by one as they and those before them are answered."""
+        keys = [f"prompt {number}" for number in range(len(messages))]
+        return self._replies(messages, keys, batch_size, each, trim, draft, options)
+
+    def _replies(
+        self,
+        conversations: Sequence[Sequence[Any]],
+        keys: Sequence[str],
+        batch_size: int,
+        each: Sequence[Mapping[str, Any]] | None,
+        trim: bool,
+        draft: "Assistant | None",
+        options: dict[str, Any],
+    ) -> Iterator[Reply]:
         configs = [self._options(options)] * len(conversations)
         if each is not None:
             if len(each) != len(conversations):
@@ -81,13 +108,11 @@ class Assistant:
             configs = [self._options({**options, **own}) for own in each]
         if draft is not None:
             check_draft(self.tokenizer, draft.tokenizer)
-        keys = [f"prompt {i}" for i in range(len(conversations))] if many else ["prompt"]
         asked = [
             Asked(partial(self._prompt, one, key, config, trim), config, config.seed + i)
             for i, (one, key, config) in enumerate(zip(conversations, keys, configs, strict=True))
         ]
-        replies = answer(self.engine, asked, batch_size, draft.model if draft else None)
-        return replies if many else replies[0]
+        return answer(self.engine, asked, batch_size, draft.model if draft else None)
 
     def _prompt(self, messages: Sequence[Any], key: str, config: GenerateConfig, trim: bool) -> Rendered:
         talk = read_prompt(messages)
@@ -213,6 +238,33 @@ class Assistant:
             pairs.append((_plain(head, [], "score"), [tail]))
         scores = [found[0] for found in self._score(pairs)]
         return scores[0] if isinstance(context, str) else scores
+
+    def score_texts(self, contexts: Sequence[str], texts: Sequence[str]) -> list[list[float]]:
+        """Log-probabilities of the tokens of plain texts of any length, each after its context, which may be empty.
+
+        Text and context are tokenised apart. A text without a context begins after what the tokenizer begins every
+        text with; where that is nothing, its first token is not scored and has no number. A text over the model's
+        context is read in windows: each but the first scores half a context of tokens, after the half before them.
+
+        Raises:
+            UserError: if contexts and texts differ in number, or a text has no token to be scored.
+        """
+        if len(contexts) != len(texts):
+            raise UserError(f"{len(contexts)} contexts and {len(texts)} texts; give pairs")
+        pairs, owners = [], []
+        for number, (before, text) in enumerate(zip(contexts, texts, strict=True)):
+            head = [*self.tokenizer.begin, *self.tokenizer.encode(before)]
+            ids = [*head, *self.tokenizer.encode(text)]
+            first = max(1, len(head))
+            if first >= len(ids):
+                raise UserError(f"prompt {number}: {len(ids)} tokens, none of which is scored; give a longer text")
+            for window in windows(first, len(ids), self.renderer.context):
+                pairs.append((_plain(ids[window.start : window.first], [], "score"), [ids[window.first : window.stop]]))
+                owners.append(number)
+        found: list[list[float]] = [[] for _ in texts]
+        for owner, (logprobs,) in zip(owners, self._score(pairs), strict=True):
+            found[owner] += logprobs
+        return found
 
     def _options(self, options: dict[str, Any]) -> GenerateConfig:
         return build(GenerateConfig, options, "generation options")

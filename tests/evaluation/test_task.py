@@ -102,7 +102,7 @@ def test_an_earlier_exchange_stays_in_the_question():
     assert (item.messages, item.question, item.reference) == (tuple(turns), "c", "d")
 
 
-@pytest.mark.parametrize("messages", [(Message.of("user", "a"),), (Message.of("assistant", "a"),), ()])
+@pytest.mark.parametrize("messages", [(Message.of("user", "a"),), ()])
 def test_a_sample_without_a_reference_is_refused_by_its_key(messages):
     with pytest.raises(UserError, match="pets/7: a task's sample must end with an assistant turn"):
         list(items_of(Sample(messages, key="pets/7")))
