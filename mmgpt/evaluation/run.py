@@ -82,7 +82,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} leaves nothing to score; give 1 or more, or None for all")
     configs = [task if isinstance(task, TaskConfig) else load_task(task) for task in tasks]
-    opened = [Task(config, data_root) for config in configs]
+    opened = [Task(config, data_root, with_pool=any(shots) or blind) for config in configs]
     assistant = model if isinstance(model, Assistant) else load(model)
     found = Evaluation(assistant.name, environment())
     for task in opened:
