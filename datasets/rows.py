@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from string import Formatter
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import open_zip
@@ -271,7 +271,7 @@ def _read_csv(path: Path, is_quoted: bool, columns: list[str] | None) -> list[An
     csv.field_size_limit(1 << 30)  # the tables of VLMEvalKit hold pictures in base64
     delimiter = "\t" if path.suffix == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
-        quoting = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
         rows = list(csv.DictReader(file, columns, delimiter=delimiter, quoting=quoting))
     for number, row in enumerate(rows):
         if None in row or None in row.values():

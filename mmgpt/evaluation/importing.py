@@ -136,6 +136,8 @@ class _Import:
 
     def config(self) -> TaskConfig:
         kind = self._kind()
+        if not self.tree.get("task"):
+            raise self._refused("task", "not given", "name it")
         test_split = self.tree.get("test_split") or self.tree.get("validation_split")
         if not test_split:
             raise self._refused("test_split", "not given, nor validation_split", "name the split to score")
@@ -239,7 +241,7 @@ class _Import:
 
     def _chosen(self, target: Any, choices: str | list[Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """The right choice: a text, or a number among the choices, told by the first row."""
-        column = target.strip("{} ") if isinstance(target, str) else None
+        column = target.strip("{} ") if isinstance(target, str) else ""
         is_number = column in row and str(row[column]).isdecimal()
         if isinstance(target, int):
             raise self._refused("doc_to_target", f"{target} is the same choice for every row", "name a column")
@@ -257,7 +259,7 @@ class _Import:
     def _template(self, key: str, value: Any, row: Mapping[str, Any]) -> str:
         """A column's name, or words with bare {{column}}s, as a template of ours."""
         text = str(value if value is not None else "")
-        if re.fullmatch(r"\w+", text) and (text in row or key != "doc_to_text"):
+        if re.fullmatch(r"\w+", text) and (key == "doc_to_target" or (key == "doc_to_text" and text in row)):
             return f"{{{self._column(key, text, row)}}}"
         out, at = "", 0
         for match in re.finditer(r"\{\{\s*(\w+)\s*\}\}", text):
@@ -281,12 +283,14 @@ class _Import:
         return name
 
     def _decoding(self) -> dict[str, Any]:
-        given = dict(self.tree.get("generation_kwargs") or {})
-        is_sampled = given.pop("do_sample", True)
+        given: dict[str, Any] = dict(self.tree.get("generation_kwargs") or {})
+        is_sampled = given.pop("do_sample", None)
         stop = given.pop("until", [])
         names = {"max_gen_toks": "max_new_tokens"}
-        told = {names.get(key, key): value for key, value in given.items()}
-        if not is_sampled:
+        told: dict[str, Any] = {names.get(key, key): value for key, value in given.items()}
+        if is_sampled:
+            told.setdefault("temperature", 1.0)
+        elif is_sampled is not None:
             told = {key: value for key, value in told.items() if key not in ("temperature", "top_p", "top_k")}
         for key in told:
             if key not in ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams"):
@@ -310,9 +314,9 @@ class _Import:
                 ) not in (AGGREGATIONS):
                     raise self._refused("metric_list", f"{name} with {key}: {options[key]} has no like here")
             names.append(name)
-        if {"acc", "acc_norm"} <= set(names):
-            self.notes.append("acc_norm is what it scores; set normalise: false for acc")
-        ours = {"metrics": list(dict.fromkeys(METRIC_NAMES[name] for name in names))}
+        if "acc_norm" in names:
+            self.notes.append("acc_norm is by the token here, theirs by the byte; for acc set normalise: false")
+        ours: dict[str, Any] = {"metrics": list(dict.fromkeys(METRIC_NAMES[name] for name in names))}
         return ours | ({"normalise": True} if "acc_norm" in names else {})
 
     def _version(self) -> dict[str, int]:

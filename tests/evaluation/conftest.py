@@ -7,7 +7,6 @@ import PIL.Image
 import pytest
 import torch
 
-from mmgpt.evaluation.metrics import METRICS
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
@@ -24,14 +23,6 @@ def questions(image: int) -> list[list[Any]]:
         ["what is the color of the shape?", colour, image],
         ["does the image contain a circle?", "yes" if shape == "circle" else "no", image],
     ]
-
-
-@pytest.fixture(autouse=True)
-def _metrics_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = "cider bleu_4 rouge_l vqa_accuracy letter_accuracy wer_whisper_english gsm8k_answer perplexity "
-    names += "word_perplexity bits_per_byte pope_accuracy pope_precision pope_recall pope_f1 pope_yes_ratio"
-    for name in set(names.split()) - set(METRICS):
-        monkeypatch.setitem(METRICS, name, METRICS["exact_match"])
 
 
 @pytest.fixture(scope="session")
