@@ -38,9 +38,9 @@ class TaskConfig(Config):
     exemplars: AnySource | None = None  # where shots and the text-only guess come from: never the test split
     kind: Kind = "generate"
     references: Literal["answer", "branches"] = "answer"  # branches: all answers to one question, as captions are
-    choices: list[str] | None = Field(default=None, min_length=2)  # for choose and classify: the same for every item
+    choices: list[str] | None = Field(default=None, min_length=2)  # for choose, classify, rank: those of every item
     distractors: PositiveInt | None = None  # for choose: so many answers of other items beside the right one
-    candidates: int | None = Field(default=None, ge=2)  # for rank: so many references, not all of the task's
+    candidates: int | None = Field(default=None, ge=2)  # for rank: so many of the task's references, not all
     normalise: bool = False  # for choose, classify and rank: log-probability a token
     generate: GenerateConfig = GenerateConfig(max_new_tokens=32)
     shots: ShotConfig = ShotConfig()
@@ -56,10 +56,11 @@ class TaskConfig(Config):
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Self:
         kind = self.kind
-        if self.choices and self.distractors:
-            raise ValueError("kind=choose needs either choices or distractors, not both")
+        if self.choices and (self.distractors or self.candidates):
+            other = "distractors" if self.distractors else "candidates"
+            raise ValueError(f"kind={kind} needs either choices or {other}, not both")
         for name, kinds in (
-            ("choices", ("choose", "classify")),
+            ("choices", ("choose", "classify", "rank")),
             ("distractors", ("choose",)),
             ("candidates", ("rank",)),
         ):
@@ -190,14 +191,14 @@ class Task:
         config = self.config
         if config.kind in ("generate", "score"):
             return None
-        if config.kind == "rank":
+        if config.kind == "rank" and not config.choices and not items[0].choices:
             answers = sorted({reference for item in items for reference in item.references})
             count = (config.candidates or 0) - 1
             return lambda item: self._among(item, answers, count) if config.candidates else tuple(answers)
         if config.distractors is not None:
             answers, count = sorted({item.reference for item in items}), config.distractors
             return lambda item: self._among(item, answers, count)
-        if config.choices is None and config.kind == "choose":
+        if config.choices is None and config.kind in ("choose", "rank"):
             return self._own
         fixed = tuple(config.choices or self._classes())
         return lambda item: self._holding(item, fixed)

@@ -123,6 +123,23 @@ def test_mmmu_s_other_pictures_stand_first_and_a_second_tag_stays_a_word(laid_ou
     assert [getattr(part, "text", "picture") for part in parts] == ["picture", "picture", " is like ", "<image 2>"]
 
 
+@pytest.mark.parametrize("name", ["tinyshakespeare", "wikitext2", "shapes"])
+def test_a_task_of_the_packs_without_files_of_media_opens(name, data_packs):
+    task = Task(load_task(name), data_packs)
+    items = task.items()
+    if name == "shapes":
+        assert (len(items), len({item.key for item in items}), len(task.pool)) == (1024, 1024, 640)
+        assert {item.choices for item in items} == {("yes", "no")}
+        return
+    said = "".join(item.reference for item in items)
+    if name == "tinyshakespeare":
+        text = (data_packs / "text/tinyshakespeare/input.txt").read_text(encoding="utf-8")
+        assert said == text[round(0.9 * len(text)) :], "each character is scored once"
+    else:
+        lines = (data_packs / "text/wikitext-2/test.txt").read_text(encoding="utf-8").split("\n")
+        assert said == "".join(line for line in lines if line.strip())
+
+
 def test_more_shots_than_the_pool_holds_are_refused(laid_out, make_hearing_answerer):
     root = laid_out("gqa")
     with pytest.raises(UserError, match="2 shots asked for, it has 1 exemplars"):
