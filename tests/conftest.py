@@ -41,7 +41,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _metrics_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = "cider bleu_4 rouge_l vqa_accuracy letter_accuracy wer_whisper_english gsm8k_answer perplexity "
+    names = "cider bleu_4 rouge_l vqa_accuracy choice_letter wer_whisper_en last_number perplexity "
     names += "word_perplexity bits_per_byte pope_accuracy pope_precision pope_recall pope_f1 pope_yes_ratio"
     for name in set(names.split()) - set(METRICS):
         monkeypatch.setitem(METRICS, name, METRICS["exact_match"])

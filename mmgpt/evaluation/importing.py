@@ -27,7 +27,6 @@ METRIC_NAMES = {  # theirs: ours
     "acc": "choice_accuracy",
     "acc_norm": "choice_accuracy",
     "exact_match": "exact_match",
-    "f1": "f1",
     "anls": "anls",
     "relaxed_accuracy": "relaxed_accuracy",
     "relaxed_overall": "relaxed_accuracy",
@@ -37,7 +36,6 @@ METRIC_NAMES = {  # theirs: ours
     "wer": "wer",
     "perplexity": "perplexity",
     "word_perplexity": "word_perplexity",
-    "byte_perplexity": "byte_perplexity",
     "bits_per_byte": "bits_per_byte",
 }
 AGGREGATIONS = ("mean", "perplexity", "weighted_perplexity", "bits_per_byte", "bleu", "chrf")
