@@ -1,7 +1,7 @@
 """Items: the questions that samples hold, with what their answers are scored against."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Sample, Truth
@@ -36,3 +36,17 @@ def items_of(sample: Sample) -> Iterator[Item]:
         (truth,) = one.truths or (Truth(),)
         said = one.messages[-1].text
         yield Item(one.key, one.messages[:-1], said, truth.answers or (said,), truth.choices, truth.tags)
+
+
+def merged_items_of(sample: Sample) -> Iterator[Item]:
+    """The questions of a sample, where branches that ask the same are one item: the captions of a picture.
+
+    Its key is that of the first such branch, or the sample's if all ask the same; its reference is the first one's.
+    """
+    same: dict[str, list[Item]] = {}
+    for item in items_of(sample):
+        same.setdefault(item.question, []).append(item)
+    for items in same.values():
+        references = tuple(reference for item in items for reference in item.references)
+        key = sample.key if len(same) == 1 else items[0].key
+        yield replace(items[0], key=key, references=references)

@@ -61,7 +61,7 @@ def evaluate(
     own_seeds = list(dict.fromkeys(seeds)) if seeds is not None else [seed]
     _check(limit, world, out, own_seeds)
     wanted = [Shots.parse(str(one)) for one in dict.fromkeys(shots)]
-    opened = _open_tasks(tasks, data_root)
+    opened = _open_tasks(tasks, data_root, with_pool=bool(blind) or any(one.count for one in wanted))
     under_test: Model = open_model(str(model)) if isinstance(model, str | Path) else model
     modes = ("removed",) if blind is True else tuple(blind or ())
     fingerprint = under_test.fingerprint() if out is not None or cache is not None else ""
@@ -87,11 +87,11 @@ def _check(limit: int | None, world: int, out: str | Path | None, seeds: Sequenc
         raise UserError("seeds are none; give at least one, or leave them out")
 
 
-def _open_tasks(tasks: Sequence[str | TaskConfig], data_root: str | Path) -> list[Task]:
+def _open_tasks(tasks: Sequence[str | TaskConfig], data_root: str | Path, with_pool: bool) -> list[Task]:
     """All tasks, so that a wrong one is told before any is scored."""
     configs = [task if isinstance(task, TaskConfig) else load_task(task) for task in tasks]
     names = [config.name for config in configs]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{names.count(name)} tasks are called {name}, as would be their files; rename one")
-    return [Task(config, data_root) for config in configs]
+    return [Task(config, data_root, with_pool) for config in configs]
