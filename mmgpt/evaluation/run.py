@@ -94,4 +94,4 @@ def _open_tasks(tasks: Sequence[str | TaskConfig], data_root: str | Path, with_p
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{names.count(name)} tasks are called {name}, as would be their files; rename one")
-    return [Task(config, data_root, with_pool) for config in configs]
+    return [Task(config, data_root, with_pool=with_pool) for config in configs]
