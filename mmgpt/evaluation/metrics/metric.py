@@ -50,16 +50,22 @@ class Metric:
         figure: of the sums (S,) over so many samples.
         is_share: the figure is a mean of scores between 0 and 1.
         higher_is_better: which of two systems has won.
+        in_percent: a table shows a hundred times the figure.
     """
 
     statistics: Callable[[Sequence[Answered]], Floats]
     figure: Callable[[Floats, int], float] = _mean
     is_share: bool = False
     higher_is_better: bool = True
+    in_percent: bool = True
 
     def value(self, answered: Sequence[Answered]) -> float:
         """The figure over these samples."""
         return self.figure(self.statistics(answered).sum(axis=0), len(answered))
+
+    def each(self, statistics_NS: Floats) -> list[float]:
+        """The figure of every sample alone."""
+        return [self.figure(statistics_S, 1) for statistics_S in statistics_NS]
 
 
 def share(score: Callable[[str, tuple[str, ...]], float]) -> Metric:
