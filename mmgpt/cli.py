@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperCommand
 
-from mmgpt import cli_data
+from mmgpt import cli_data, cli_score
 from mmgpt.config import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_score.app, name="score")
 out_console = Console()
 
 DataRoot = Annotated[Path, typer.Option(help="Folder that the paths in a recipe or task are relative to.")]

@@ -83,17 +83,16 @@ class Corpus:
             pair_P, count_P = np.unique(text_T[kept_T] * num_grams + gram_T[kept_T], return_counts=True)
             yield Grams(pair_P // num_grams, pair_P % num_grams, count_P, num_grams)
 
-    def with_prediction(self, grams: Grams) -> tuple[Ints, Ints, Ints]:
-        """References' entries whose n-gram is in the prediction too: the entry, the prediction's, the caption."""
+    def with_prediction(self, grams: Grams) -> tuple[Ints, Ints]:
+        """Entries of references whose n-gram is in the prediction too, and those of the prediction."""
         first = int(np.searchsorted(grams.text_P, self.num_captions))
         of_prediction = grams.text_P[:first] * grams.num_grams + grams.gram_P[:first]
-        owner_P = self.owner[grams.text_P[first:]]
-        wanted_P = owner_P * grams.num_grams + grams.gram_P[first:]
+        wanted_P = self.owner[grams.text_P[first:]] * grams.num_grams + grams.gram_P[first:]
         if not first:
-            return np.array([], np.int64), np.array([], np.int64), np.array([], np.int64)
+            return np.array([], np.int64), np.array([], np.int64)
         place_P = np.minimum(np.searchsorted(of_prediction, wanted_P), first - 1)
         shared_P = of_prediction[place_P] == wanted_P
-        return first + np.flatnonzero(shared_P), place_P[shared_P], owner_P[shared_P]
+        return first + np.flatnonzero(shared_P), place_P[shared_P]
 
 
 def bleu_counts(answered: Sequence[Answered]) -> Floats:
@@ -110,12 +109,16 @@ def bleu_counts(answered: Sequence[Answered]) -> Floats:
     found_NS[:, 1] = corpus.lengths[N:][order][firsts]
     for n, grams in enumerate(corpus.grams()):
         found_NS[:, 2 + n] = np.maximum(0, lengths_N - n)
-        entry_P, prediction_P, owner_P = corpus.with_prediction(grams)
+        entry_P, prediction_P = corpus.with_prediction(grams)
         most_P = np.zeros(len(grams.count_P))
         np.maximum.at(most_P, prediction_P, grams.count_P[entry_P])
         clipped_P = np.minimum(most_P, grams.count_P)[: np.searchsorted(grams.text_P, N)]
         np.add.at(found_NS[:, 2 + LONGEST + n], grams.text_P[: len(clipped_P)], clipped_P)
     return found_NS
+
+
+def _bleu_metric(longest: int) -> Metric:
+    return Metric(bleu_counts, lambda sums_S, count: _bleu(sums_S, longest))
 
 
 def _bleu(sums_S: Floats, longest: int) -> float:
@@ -140,7 +143,7 @@ def cider_scores(answered: Sequence[Answered]) -> Floats:
         rarity = math.log(N) - np.log(np.maximum(1, documents))
         weight_P = grams.count_P * rarity[grams.gram_P]
         norms = np.sqrt(np.bincount(grams.text_P, weight_P**2, minlength=len(corpus.lengths)))
-        entry_P, prediction_P, _ = corpus.with_prediction(grams)
+        entry_P, prediction_P = corpus.with_prediction(grams)
         products_P = np.minimum(weight_P[prediction_P], weight_P[entry_P]) * weight_P[entry_P]
         product = np.bincount(grams.text_P[entry_P] - N, products_P, minlength=len(similarity))
         scale = norms[N:] * norms[corpus.owner[N:]]
@@ -174,7 +177,7 @@ def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 METRICS: dict[str, Metric] = {
-    **{f"bleu_{n}": Metric(bleu_counts, lambda sums_S, count, n=n: _bleu(sums_S, n)) for n in range(1, LONGEST + 1)},
+    **{f"bleu_{n}": _bleu_metric(n) for n in range(1, LONGEST + 1)},
     "rouge_l": share(rouge_l),
     "cider": Metric(cider_scores),
 }

@@ -9,10 +9,13 @@ Shape letters: N samples, S statistics of a sample, R resamples, M media, K text
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # slow to import, and here for its name alone
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
@@ -104,7 +107,7 @@ def wilson(mean: float, count: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def recall_at_k(scores_MK: Tensor, matches_MK: Tensor, k: int) -> float:
+def recall_at_k(scores_MK: "Tensor", matches_MK: "Tensor", k: int) -> float:
     """The share of media for which one of the k texts with the highest scores is a match.
 
     Args:

@@ -17,7 +17,8 @@ from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric
 @cache
 def _scorer(name: str) -> Any:
     try:
-        from sacrebleu.metrics import BLEU, CHRF
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
     except ImportError:
         raise UserError(f'{name} needs sacrebleu; pip install "mmgpt[eval]"') from None
     return {"bleu": BLEU, "chrf": CHRF}[name]()
