@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics.captions import caption_scores, named, paired
+from mmgpt.evaluation.metrics.captions import caption_scores, has_words, named, paired
 from mmgpt.evaluation.metrics.java import java_scores
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
 
@@ -100,7 +100,7 @@ def score_captions(
 
 def _doubtful_references(references: Mapping[Hashable, Sequence[str]]) -> list[str]:
     texts = [text for some in references.values() for text in some]
-    bare = sum(not any(map(str.isalnum, text)) for text in texts)
+    bare = sum(not has_words(text) for text in texts)
     foreign = sum(_is_foreign(text) for text in texts if not text.isascii())
     notes = [f"{bare} references hold nothing but punctuation; they match nothing"] if bare else []
     if foreign:

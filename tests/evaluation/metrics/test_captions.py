@@ -95,7 +95,7 @@ def test_two_captions_have_the_figures_worked_out_by_hand():
         )
     )
     assert first == pytest.approx(10 * 3 / 4)  # no n-gram of four words
-    # Every word of the second is rare alike: cosines 2/3 and 1/sqrt(6) of words, 1/2 and 0 of pairs; one pair is shorter by one.
+    # Of the second every gram is rare alike: cosines 2/3 and 1/sqrt(6) of words, 1/2 and 0 of pairs.
     penalty = math.exp(-1 / 72)
     assert second == pytest.approx(10 / 4 / 2 * (2 / 3 + 1 / 2 + penalty / math.sqrt(6)))
 
