@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from typer.core import TyperCommand
 
-from mmgpt import cli_data, cli_eval
+from mmgpt import cli_data, cli_eval, cli_score
 from mmgpt.cli_eval import Bars, DataRoot, Device, score_table
 from mmgpt.config import UserError
 
@@ -29,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_score.app, name="score")
 out_console = Console()
 
 Checkpoint = Annotated[
