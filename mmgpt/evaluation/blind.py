@@ -76,7 +76,7 @@ def blinded(
 
 
 def _shown(parts: Sequence[Part], own: Sequence[Media], shown: Mapping[Media, Media]) -> Sequence[Part]:
-    return [shown.get(part, part) for part in parts if part not in own or part in shown]  # type: ignore[arg-type, call-overload, misc]
+    return [shown.get(part, part) for part in parts if part not in own or part in shown]  # type: ignore[arg-type, misc]
 
 
 def _of_others(own: Sequence[Media], others: Sequence[Item], rng: Random) -> dict[Media, Media]:

@@ -52,12 +52,8 @@ class Fit:
         return self.costs[size]
 
 
-def fewest_dropped(most: int, is_over: Callable[[int], bool]) -> int | None:
-    """How many of `most` exemplars must go so that a prompt is not over, found by halves; None if all are too few."""
-    if not is_over(0):
-        return 0
-    if most == 0 or is_over(most):
-        return None
+def fewest_dropped(most: int, is_over: Callable[[int], bool]) -> int:
+    """How many of `most` exemplars must go so that a prompt is not over, found by halves; it is if none goes."""
     over, fits = 0, most
     while fits - over > 1:
         at = (over + fits) // 2

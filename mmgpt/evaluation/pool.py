@@ -85,19 +85,22 @@ def shuffled(rng: Random, values: Sequence[T]) -> Iterator[T]:
 
 
 def balanced(rng: Random, pool: Pool, is_wanted: Callable[[Entry], bool]) -> Iterator[Entry]:
-    """Wanted entries so that no answer comes again before every other that still has some; both in random order."""
+    """Wanted entries, so that no answer comes again before every other that still has some; both in random order.
+
+    An entry may cease to be wanted while others are taken: those of samples that were taken are not.
+    """
     opened: list[Iterator[Entry]] = []
     for answer in shuffled(rng, pool.answers):
-        entries = filter(is_wanted, shuffled(rng, pool.by_answer[answer]))
+        entries: Iterator[Entry] = filter(is_wanted, shuffled(rng, pool.by_answer[answer]))
         first = next(entries, None)
         if first is not None:
             yield first
             opened.append(entries)
     while opened:
-        for entries in list(opened):
-            entry = next(entries, None)
+        for stream in list(opened):
+            entry = next(stream, None)
             if entry is None:
-                opened.remove(entries)
+                opened.remove(stream)
             else:
                 yield entry
 

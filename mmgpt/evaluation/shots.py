@@ -5,6 +5,7 @@ Exemplars depend on (seed, task, item, k) alone: not on batch, order or world si
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -51,7 +52,8 @@ class Exemplar(NamedTuple):
     messages: tuple[Message, ...]
 
 
-class Shots(NamedTuple):
+@dataclass(frozen=True)
+class Shots:
     """How many solved examples stand in a prompt, by the name that results give it.
 
     "0" has none and "4" four. "flamingo-0" has two in words alone: those that "2" would show, without their media. Its
@@ -135,16 +137,16 @@ class Exemplars:
         if not (shots.with_media and self.config.media):
             chosen = [Exemplar(one.key, without_media(one.messages)) for one in chosen]
         talks = [with_exemplars([one.messages for one in chosen[n:]], item.messages) for n in range(len(chosen) + 1)]
-        dropped: int | None = 0
-        if model is not None:
-            fit = self.fits.setdefault(id(model), Fit(model))
-            dropped = fewest_dropped(len(chosen), lambda n: fit.excess(talks[n], room) > 0)
-            if dropped is None:
-                over = fit.excess(talks[-1], room)
-                raise UserError(
-                    f"{item.key}: {over} tokens over the context, without any exemplars and with {room} for the "
-                    "answer; leave it out, or take a model of a longer context"
-                )
+        fit = self.fits.setdefault(id(model), Fit(model)) if model is not None else None
+        if fit is None or fit.excess(talks[0], room) <= 0:
+            return Prompt(talks[0], tuple(one.key for one in chosen))
+        over = fit.excess(talks[-1], room)
+        if over > 0:
+            raise UserError(
+                f"{item.key}: {over} tokens over the context, without any exemplars and with {room} for the answer; "
+                "leave it out, or take a model of a longer context"
+            )
+        dropped = fewest_dropped(len(chosen), lambda n: fit.excess(talks[n], room) > 0)
         return Prompt(talks[dropped], tuple(one.key for one in chosen[dropped:]), dropped)
 
     def of(self, item: Item, count: int, model: Model | None = None) -> list[Exemplar]:
