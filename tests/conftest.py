@@ -16,7 +16,6 @@ from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.datasets.worlds.world import WorldConfig
-from mmgpt.evaluation.metrics import METRICS
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END, Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
@@ -37,14 +36,6 @@ settings.load_profile("mmgpt")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _metrics_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = "cider bleu_4 rouge_l vqa_accuracy choice_letter wer_whisper_en last_number perplexity "
-    names += "word_perplexity bits_per_byte pope_accuracy pope_precision pope_recall pope_f1 pope_yes_ratio"
-    for name in set(names.split()) - set(METRICS):
-        monkeypatch.setitem(METRICS, name, METRICS["exact_match"])
 
 
 @pytest.fixture(scope="session")

@@ -67,13 +67,13 @@ class Scorer:
 
     def run(self, wanted: Sequence[Shots], seeds: Sequence[int], found: Evaluation) -> None:
         """Add the rows and samples of all shots and seeds to what was found."""
+        pool = Exemplars(self.task.pool, self.config.name, self.config.shots, cache=self.setting.kept.folder)
         for shots in wanted:
             own = seeds if shots.count else seeds[:1]
             rows = []
             for seed in own:
                 name = f"{self.config.name}-{shots.name}" + (f"-seed{seed}" if len(own) > 1 else "")
-                pool = Exemplars(self.task.pool, self.config.name, self.config.shots, seed)
-                row, samples = self._score(_Prompts(self, pool, shots), name, seed)
+                row, samples = self._score(_Prompts(self, pool.seeded(seed), shots), name, seed)
                 if self.setting.rank == 0:
                     rows.append(row)
                     found.samples[name] = samples
