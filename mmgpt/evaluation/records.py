@@ -107,6 +107,11 @@ class Answers:
             self.parts.mkdir(parents=True, exist_ok=True)
             self.refresh()
 
+    @property
+    def folder(self) -> Path | None:
+        """Where else to keep what was computed once: the cache, or with the parts."""
+        return self.shared.parent if self.shared is not None else self.parts
+
     def begin(self, name: str) -> None:
         """Write to `parts/NAME.RANK.jsonl` from now on."""
         self.close()

@@ -92,9 +92,10 @@ class Scorer:
             return {}, []
         given = self._collect([prompts.question(number) for number in everyone])
         statistics = statistics_of(self.config, self._answered(given))
+        each = {name: METRICS[name].each(found_NS) for name, found_NS in statistics.items()}
         samples, digest = [], hashlib.sha256()
         for number, (item, answer) in enumerate(zip(self.items, given, strict=True)):
-            scores = {metric: float(found_NS[number, 0]) for metric, found_NS in statistics.items()}
+            scores = {metric: values[number] for metric, values in each.items()}
             samples.append(sample_row(item, prompts.of(number), answer, scores))
             digest.update(json.dumps([samples[-1]["messages"], item.choices]).encode())
         blind = {mode: self._collect([prompts.question(number, mode) for number in everyone]) for mode in self.modes}
@@ -242,7 +243,7 @@ class _Progress:
     def tell(self) -> None:
         """Call the listeners."""
         name = self.config.metrics[0]
-        if self.setting.on_score is not None:
+        if self.setting.on_score is not None and METRICS[name].is_share:  # others need all samples
             some = [answered(question.item, answer) for question, answer in self.new]
             sums_S = METRICS[name].statistics(some).sum(axis=0)
             self.sums_S = sums_S if self.sums_S is None else self.sums_S + sums_S
