@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperCommand
 
-from mmgpt import cli_data
+from mmgpt import cli_compare, cli_data
 from mmgpt.config import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+cli_compare.add_to(app)
 out_console = Console()
 
 DataRoot = Annotated[Path, typer.Option(help="Folder that the paths in a recipe or task are relative to.")]
