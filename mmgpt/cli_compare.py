@@ -78,7 +78,7 @@ def _figure(row: "Compared", value: float, sign: bool = False) -> str:
 def leaderboard(
     folders: Annotated[list[Path], typer.Argument(help="Folders of evaluations, one a model.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("leaderboard.html"),
-    samples: Annotated[int, typer.Option(help="Answers shown behind each score, wrong ones first.", min=0)] = 8,
+    samples: Annotated[int, typer.Option(help="Answers shown behind each score, wrong ones first.", min=0)] = 12,
 ) -> None:
     """Write one HTML page with all scores, to sort and to look behind: pictures, sounds and answers included."""
     from mmgpt.evaluation.leaderboard import write_leaderboard
