@@ -177,7 +177,7 @@ def _compared(first: Folder, second: Folder, one: Record, other: Record, metrics
     if unknown:
         raise UserError(f"{task}: metric {unknown[0]!r} is not known to this mmgpt; known: {', '.join(METRICS)}")
     answers_a, answers_b = ([answered_of(side[key]) for key in keys] for side in (a, b))
-    counts = {"n": len(keys), "only_a": len(a) - len(keys), "only_b": len(b) - len(keys)}
+    counts: Record = {"n": len(keys), "only_a": len(a) - len(keys), "only_b": len(b) - len(keys)}
     found = []
     for name in metrics:
         metric = METRICS[name]

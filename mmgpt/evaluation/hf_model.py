@@ -206,14 +206,12 @@ class HFModel:
 
     @torch.inference_mode()
     def _generate(self, talks: Sequence[Talk], config: GenerateConfig, seed: int) -> Iterator[Reply]:
-        from transformers import GenerationConfig
-
         given = config.model_dump(exclude_defaults=True)
         odd = sorted(given.keys() - TAKEN)
         if odd:
             raise UserError(f"{self.name}: {odd[0]}={given[odd[0]]!r} is not handed on to transformers; leave it out")
         # its own generation_config may hold a penalty or a top-k, which nobody asked for here
-        asked = GenerationConfig(
+        asked = _library().GenerationConfig(
             max_new_tokens=config.max_new_tokens,
             do_sample=config.temperature > 0,
             num_beams=config.num_beams,
@@ -241,20 +239,25 @@ class HFModel:
 _PADDED = {"return_tensors": "pt", "padding": True}
 
 
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("models of hf: need transformers; pip install 'mmgpt[hf]'") from None
+    return transformers
+
+
 def open_hf(name: str | Path, device: str = "auto") -> HFModel:
     """A model of transformers and its processor, from a folder or the hub.
 
     Raises:
         UserError: if transformers is not installed, has no class for the model, or a file is missing.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("models of hf: need transformers; pip install 'mmgpt[hf]'") from None
+    transformers = _library()
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         architecture = next(iter(config.architectures or ()), "")
-        kind = getattr(transformers, architecture, None)
+        kind: Any = getattr(transformers, architecture, None)
         if not hasattr(kind, "generate"):
             raise UserError(f"hf:{name}: {architecture or 'no architecture'} is no model that answers in words")
         model = kind.from_pretrained(name, dtype="auto").to(pick_device(device))

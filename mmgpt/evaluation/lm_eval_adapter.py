@@ -46,8 +46,7 @@ class MmgptLM(LM):  # type: ignore[misc]
         if LM is object:
             raise UserError("this needs lm-evaluation-harness; pip install lm_eval")
         super().__init__()
-        is_open = isinstance(pretrained, Assistant)
-        self.assistant = pretrained if is_open else load(pretrained, device=device or "auto")
+        self.assistant = pretrained if isinstance(pretrained, Assistant) else load(pretrained, device=device or "auto")
         self.batch_size = int(batch_size) if str(batch_size).isdecimal() else 32  # there it may be "auto"
         self.context = self.assistant.renderer.context
         self.begin = list(self.assistant.tokenizer.begin)

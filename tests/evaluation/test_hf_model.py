@@ -187,6 +187,14 @@ def test_media_and_options_that_it_does_not_take_are_refused(both):
         reads.chat(talks("hf-lm"), temperature=1.0, best_of=2)
 
 
+def test_a_name_without_a_kind_opens_our_own_reading_of_the_folder(both):
+    ours, theirs, folder = both("hf-llava")
+    opened = open_model(folder, "cpu")
+    assert isinstance(opened, Assistant)
+    assert opened.fingerprint() == ours.fingerprint() != theirs.fingerprint()
+    assert (opened.name, theirs.name) == (str(folder), f"hf:{folder}")
+
+
 def test_what_is_no_model_to_answer_is_refused(both, tmp_path):
     with pytest.raises(UserError, match=r"hf:.*none: cannot be opened"):
         open_model(f"hf:{tmp_path / 'none'}")
