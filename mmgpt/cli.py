@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from typer.core import TyperCommand
 
-from mmgpt import cli_data, cli_eval, cli_score
+from mmgpt import cli_compare, cli_data, cli_eval, cli_score
 from mmgpt.cli_eval import Bars, DataRoot, Device, score_table
 from mmgpt.config import UserError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_score.app, name="score")
+cli_compare.add_to(app)
 out_console = Console()
 
 Checkpoint = Annotated[

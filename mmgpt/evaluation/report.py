@@ -1,5 +1,7 @@
 """A run as one HTML page that needs nothing else: scores, curves, what trained, samples, the recipe."""
 
+import base64
+import hashlib
 import json
 import shlex
 import time
@@ -115,15 +117,20 @@ def _page(run: _Run) -> Markup:
     return html_page(f"{name} - mmgpt run report", _header(run, name), tag("main", *sections), _footer(run))
 
 
-def html_page(title: str, *body: str) -> Markup:
-    """A page with the style of reports, which may load nothing."""
+def html_page(title: str, *body: str, script: str = "") -> Markup:
+    """A page with the style of reports, which may load nothing, and run nothing but `script`."""
     css = resources.files("mmgpt.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    policy = POLICY
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
+        body = (*body, tag("script", Markup(script)))
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("title", title),
         tag("style", Markup(css)),
     )

@@ -229,14 +229,14 @@ class Assistant:
             raise UserError(
                 f"{len(contexts)} contexts and {len(continuations)} continuations; give pairs, none of them empty"
             )
-        pairs = []
+        heads, tails = [], []
         for before, after in zip(contexts, continuations, strict=True):
-            head, tail = [*self.tokenizer.begin, *self.tokenizer.encode(before)], list(self.tokenizer.encode(after))
-            length = len(head) + len(tail)
+            heads.append([*self.tokenizer.begin, *self.tokenizer.encode(before)])
+            tails.append([list(self.tokenizer.encode(after))])
+            length = len(heads[-1]) + len(tails[-1][0])
             if length > self.renderer.context:
                 raise UserError(f"{length} tokens, over the context of {self.renderer.context}; shorten the text")
-            pairs.append((_plain(head, [], "score"), [tail]))
-        scores = [found[0] for found in self._score(pairs)]
+        scores = [found[0] for found in self.score_ids(heads, tails)]
         return scores[0] if isinstance(context, str) else scores
 
     def score_texts(self, contexts: Sequence[str], texts: Sequence[str]) -> list[list[float]]:
@@ -265,6 +265,27 @@ class Assistant:
         for owner, (logprobs,) in zip(owners, self._score(pairs), strict=True):
             found[owner] += logprobs
         return found
+
+    def score_ids(
+        self, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[list[float]]]:
+        """Log-probabilities of the tokens of several continuations of each context, all given as token ids."""
+        return self._score(
+            [
+                (_plain(list(head), [], "score"), [list(tail) for tail in tails])
+                for head, tails in zip(contexts, continuations, strict=True)
+            ]
+        )
+
+    def continue_ids(
+        self, contexts: Sequence[Sequence[int]], each: Sequence[Mapping[str, Any]], *, batch_size: int = 32
+    ) -> list[Reply]:
+        """What follows each context of token ids, without a template; each with its own options, as of `chat`."""
+        asked = []
+        for number, (ids, own) in enumerate(zip(contexts, each, strict=True)):
+            config = self._options(dict(own))
+            asked.append(Asked(partial(_plain, list(ids), [], f"text {number}"), config, config.seed + number))
+        return answer(self.engine, asked, batch_size)
 
     def _options(self, options: dict[str, Any]) -> GenerateConfig:
         return build(GenerateConfig, options, "generation options")
