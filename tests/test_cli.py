@@ -17,7 +17,7 @@ from mmgpt.files import write_folder
 from mmgpt.inputs.chat import Renderer
 from mmgpt.model.weights import save_bundle
 
-COMMANDS = ("quickstart", "train", "eval", "ask", "chat", "convert", "push")
+COMMANDS = ("quickstart", "train", "eval", "ask", "chat", "convert", "push", "compare", "leaderboard")
 
 
 @pytest.fixture

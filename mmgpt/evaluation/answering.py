@@ -14,6 +14,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Text
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.models import Model
+from mmgpt.evaluation.plain import choose_plain
 from mmgpt.evaluation.task import TaskConfig
 from mmgpt.generation.assistant import Assistant
 
@@ -90,7 +91,7 @@ def room_of(config: TaskConfig, item: Item) -> int:
     """The most tokens that an item's answer takes; a choice has no more than bytes, and the end token."""
     if config.kind == "generate":
         return config.generate.max_new_tokens
-    return max(len(choice.encode()) for choice in item.choices) + 1
+    return max((len(choice.encode()) for choice in item.choices), default=0) + 1
 
 
 def _generate(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:
@@ -111,7 +112,11 @@ def _choose(model: Model, config: TaskConfig, questions: Sequence[Question], bat
         some = questions[at : at + batch_size]
         choices = [list(one.item.choices) for one in some]
         talks = [one.messages for one in some]
-        for choice in model.choose(talks, choices, normalise=config.normalise, batch_size=batch_size):
+        if config.raw:
+            chosen = choose_plain(model, talks, choices, normalise=config.normalise)
+        else:
+            chosen = model.choose(talks, choices, normalise=config.normalise, batch_size=batch_size)
+        for choice in chosen:
             yield Answer(choice.text, _numbers(choice.logprobs))
 
 

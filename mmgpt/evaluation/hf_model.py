@@ -24,6 +24,7 @@ from mmgpt.encoders.sound import resampled
 from mmgpt.generation.assistant import Choice
 from mmgpt.generation.decode import Reply, cut_at
 from mmgpt.generation.sampling import GenerateConfig
+from mmgpt.generation.scoring import windows
 from mmgpt.model.weights import pick_device
 
 TAKEN = {
@@ -111,19 +112,26 @@ class HFModel:
             chosen.append(Choice(best, texts[best], scores))
         return chosen
 
-    def score(self, context: Sequence[str], continuation: Sequence[str]) -> list[list[float]]:
-        """Log-probabilities of the tokens of plain texts, tokenised apart, with what the tokenizer puts before them."""
-        found = []
-        for before, after in zip(context, continuation, strict=True):
-            ids_1T = torch.tensor([self.tokenizer(before)["input_ids"]], device=self.model.device)
-            inputs = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)}
-            found += self._after(inputs, [self._ids(after)], 1)
+    def score_texts(self, contexts: Sequence[str], texts: Sequence[str]) -> list[list[float]]:
+        """Log-probabilities of the tokens of plain texts, as of `Assistant.score_texts`."""
+        found: list[list[float]] = []
+        for before, text in zip(contexts, texts, strict=True):
+            head = list(self.tokenizer(before)["input_ids"])
+            ids = [*head, *self._ids(text)]
+            found.append([])
+            for window in windows(max(1, len(head)), len(ids), self._context):
+                ids_1T = torch.tensor([ids[window.start : window.first]], device=self.model.device)
+                inputs = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)}
+                found[-1] += self._after(inputs, [ids[window.first : window.stop]], 1)[0]
         return found
+
+    @property
+    def _context(self) -> int:
+        return int(self.model.config.get_text_config().max_position_embeddings)
 
     def excess(self, messages: Talk, room: int) -> int:
         """By how many tokens a talk with an answer of `room` tokens is over the context."""
-        context = self.model.config.get_text_config().max_position_embeddings
-        return int(self._inputs([messages])["input_ids"].shape[1]) + room - context
+        return int(self._inputs([messages])["input_ids"].shape[1]) + room - self._context
 
     def _inputs(self, talks: Sequence[Talk]) -> Record:
         spelled = [self._spelled(talk) for talk in talks]

@@ -38,9 +38,6 @@ class Model(Protocol):
     ) -> list[Choice]:
         """The likeliest of the choices of each talk, with the log-probability of every choice."""
 
-    def score(self, context: Sequence[str], continuation: Sequence[str]) -> list[list[float]]:
-        """Log-probabilities of the tokens of plain texts."""
-
     def score_texts(self, contexts: Sequence[str], texts: Sequence[str]) -> list[list[float]]:
         """Log-probabilities of the tokens of plain texts of any length; a context may be empty."""
 

@@ -93,7 +93,7 @@ class OpenAIModel:
         """Refused: chat servers tell no log-probability of a given answer."""
         raise UserError(f"{self.name}: a chat server scores no given answers; use a task of kind generate")
 
-    def score(self, context: Sequence[str], continuation: Sequence[str]) -> list[list[float]]:
+    def score_texts(self, contexts: Sequence[str], texts: Sequence[str]) -> list[list[float]]:
         """Refused: chat servers tell no log-probability of a given text."""
         raise UserError(f"{self.name}: a chat server scores no given texts; use a task of kind generate")
 

@@ -33,7 +33,7 @@ def choose_plain(
     """
     texts = [plain_text(talk) for talk in messages]
     contexts = [text for text, some in zip(texts, choices, strict=True) for _ in some]
-    found = iter(model.score(contexts, [f" {choice}" for some in choices for choice in some]))
+    found = iter(model.score_texts(contexts, [f" {choice}" for some in choices for choice in some]))
     chosen = []
     for some in choices:
         scores = [sum(next(found)) / (len(choice) if normalise else 1) for choice in some]

@@ -29,7 +29,7 @@ def digest_of(fingerprint: str, config: TaskConfig, number: int, item: Item, mes
     Raises:
         MediaError: if a medium cannot be read.
     """
-    options: dict[str, Any] = {"normalise": config.normalise, "choices": item.choices}
+    options: dict[str, Any] = {"normalise": config.normalise, "raw": config.raw, "choices": item.choices}
     if config.kind == "generate":
         options = config.generate.model_dump(mode="json")
         options["seed"] = config.generate.seed + number if config.generate.temperature > 0 else None

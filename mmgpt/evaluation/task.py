@@ -41,7 +41,8 @@ class TaskConfig(Config):
     choices: list[str] | None = Field(default=None, min_length=2)  # for choose, classify, rank: those of every item
     distractors: PositiveInt | None = None  # for choose: so many answers of other items beside the right one
     candidates: int | None = Field(default=None, ge=2)  # for rank: so many of the task's references, not all
-    normalise: bool = False  # for choose, classify and rank: log-probability a token
+    normalise: bool = False  # for choose, classify and rank: log-probability a token; of raw text, a letter
+    raw: bool = False  # the same as plain text, without template and end token, as lm-evaluation-harness asks
     generate: GenerateConfig = GenerateConfig(max_new_tokens=32)
     shots: ShotConfig = ShotConfig()
     metrics: list[str] = Field(["exact_match"], min_length=1)
@@ -63,8 +64,9 @@ class TaskConfig(Config):
             ("choices", ("choose", "classify", "rank")),
             ("distractors", ("choose",)),
             ("candidates", ("rank",)),
+            ("raw", ("choose", "classify", "rank")),
         ):
-            if getattr(self, name) is not None and kind not in kinds:
+            if getattr(self, name) and kind not in kinds:
                 raise ValueError(f"{name} is for kind={' or '.join(kinds)}, not {kind}; leave it out or change kind")
         if kind == "classify" and not self.choices and not self.exemplars:
             raise ValueError("kind=classify needs choices, or exemplars whose answers are the classes")
@@ -168,7 +170,7 @@ class Task:
         try:
             return open_source(source, data_root)
         except Absent as error:
-            told = f"\nIts data: {self.config.download}" if self.config.download else ""
+            told = f"; its data: {self.config.download}" if self.config.download else ""
             raise Absent(f"task {self.config.name}: {error}{told}") from None
 
     def items(self, limit: int | None = None) -> list[Item]:

@@ -120,7 +120,7 @@ def test_greedy_answers_are_ours_whatever_the_batch(form, both):
 def test_plain_texts_have_the_logprobs_that_our_engine_gives_them(both):
     ours, theirs, _ = both("hf-lm")
     pairs = ["Once upon a", "Once upon a", "How many"], [" time there was", " red", "?"]
-    for mine, other in zip(ours.score(*pairs), theirs.score(*pairs), strict=True):
+    for mine, other in zip(ours.score_texts(*pairs), theirs.score_texts(*pairs), strict=True):
         assert len(mine) == len(other)
         np.testing.assert_allclose(other, mine, atol=1e-4)
 

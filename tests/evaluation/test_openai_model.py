@@ -208,5 +208,5 @@ def test_given_answers_and_texts_are_not_scored(server):
     with pytest.raises(UserError, match="a chat server scores no given answers; use a task of kind generate"):
         model.choose(talks("one"), [["a", "b"]], normalise=False)
     with pytest.raises(UserError, match="scores no given texts"):
-        model.score(["a"], ["b"])
+        model.score_texts(["a"], ["b"])
     assert model.excess(talks("one")[0], 8) == 0

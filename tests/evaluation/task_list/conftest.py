@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ class Layout:
         self.text(path, out.getvalue())
 
     def pictures(self, *paths: str) -> None:
-        for number, path in enumerate(paths):
-            picture(number).save(self.file(path))
+        for path in paths:
+            picture(zlib.crc32(path.encode())).save(self.file(path))
 
     def sounds(self, *paths: str) -> None:
         for number, path in enumerate(paths):
@@ -59,7 +60,7 @@ class Layout:
 
 
 def picture(number: int) -> PIL.Image.Image:
-    return PIL.Image.new("RGB", (16, 16), (40 * number % 256, 90, 200 - 30 * number % 200))
+    return PIL.Image.new("RGB", (16, 16), (40 * number % 256, number // 256 % 256, 200 - 30 * number % 200))
 
 
 def karpathy(put: Layout, path: str, folders: dict[str, str], root: str) -> None:
@@ -300,7 +301,7 @@ def shapes(put: Layout) -> None:
     for split in ("train.small", "test"):
         put.text(f"shapes/{split}.query_str.txt", "is a circle red\nis blue above green\n")
         put.text(f"shapes/{split}.output", "true\nfalse\n")
-        np.save(put.file(f"shapes/{split}.input.npy"), np.full((2, 30, 30, 3), 90, np.uint8))
+        np.save(put.file(f"shapes/{split}.input.npy"), np.full((2, 30, 30, 3), len(split), np.uint8))
 
 
 def flickr8k(put: Layout) -> None:

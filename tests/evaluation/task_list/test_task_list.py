@@ -54,14 +54,14 @@ def test_a_task_whose_data_is_absent_says_what_to_download_and_where_it_goes(nam
         Task(load_task(name), tmp_path)
     assert f"task {name}: {tmp_path}" in str(told.value)
     assert load_task(name).download
-    assert f"Its data: {load_task(name).download}" in str(told.value)
+    assert f"its data: {load_task(name).download}" in str(told.value)
 
 
 def test_no_exemplars_are_opened_where_no_shots_are_asked_for(laid_out):
     root = laid_out("gqa")
     (root / "gqa/train_balanced_questions.json").unlink()
     assert Task(load_task("gqa"), root, with_pool=False).pool is None
-    with pytest.raises(UserError, match=r"train_balanced_questions\.json: no such file.*\nIts data: cs\.stanford\.edu"):
+    with pytest.raises(UserError, match=r"train_balanced_questions\.json: no such file.*; its data: cs\.stanford\.edu"):
         Task(load_task("gqa"), root)
 
 
