@@ -116,17 +116,27 @@ def vqa(put: Layout, folder: str, prefix: str, *, usual: bool) -> None:
 
 def gqa(put: Layout) -> None:
     for split in ("train", "testdev"):
-        row = {"imageId": "n1", "isBalanced": True, "fullAnswer": "It is red.", "types": {"structural": "query"}}
+        row = {
+            "imageId": f"n_{split}",
+            "isBalanced": True,
+            "fullAnswer": "It is red.",
+            "types": {"structural": "query"},
+        }
         rows = {"0201": {**row, "question": "What color is it?", "answer": "red"}}
         put.json(f"gqa/{split}_balanced_questions.json", rows)
-    put.pictures("gqa/images/n1.jpg")
+    put.pictures("gqa/images/n_train.jpg", "gqa/images/n_testdev.jpg")
 
 
 def textvqa(put: Layout) -> None:
     for split in ("train", "val"):
-        row = {"image_id": "f0", "question_id": 1, "question": "what brand?", "answers": ["nokia"] * 7 + ["n"] * 3}
+        row = {
+            "image_id": f"f_{split}",
+            "question_id": 1,
+            "question": "what brand?",
+            "answers": ["nokia"] * 7 + ["n"] * 3,
+        }
         put.json(f"textvqa/TextVQA_0.5.1_{split}.json", {"data": [row], "dataset_type": split})
-    put.pictures("textvqa/train_images/f0.jpg")
+    put.pictures("textvqa/train_images/f_train.jpg", "textvqa/train_images/f_val.jpg")
 
 
 def scienceqa(put: Layout) -> None:
@@ -144,10 +154,10 @@ def scienceqa(put: Layout) -> None:
 
 def mmmu(put: Layout) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    buffer = io.BytesIO()
-    picture(3).save(buffer, format="PNG")
-    shown = {"bytes": buffer.getvalue(), "path": "a.png"}
-    for split in ("dev", "validation"):
+    for number, split in enumerate(("dev", "validation")):
+        buffer = io.BytesIO()
+        picture(number).save(buffer, format="PNG")
+        shown = {"bytes": buffer.getvalue(), "path": "a.png"}
         for subject in ("Art", "Accounting"):
             row: dict[str, Any] = {
                 "id": f"{split}_{subject}_1",
