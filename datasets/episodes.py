@@ -38,9 +38,10 @@ class EpisodesConfig(SourceConfig):
     ways: PositiveInt | list[PositiveInt] = 5  # classes of an episode
     shots: NonNegativeInt | list[NonNegativeInt] = 1  # examples of each
     queries: PositiveInt | None = None  # questions of an episode, evenly of its classes; one of each if not given
+    form: Literal["turns", "line"] = "turns"  # examples as earlier exchanges, or in one user turn, labels behind them
     labels: Literal["made_up", "real", "permuted"] = "made_up"  # permuted: made up, and every example's is wrong
     words: list[str] = Field(list(MADE_UP), min_length=2)  # made-up labels
-    bursty: float = Field(default=1.0, ge=0, le=1)  # share of episodes that ask about classes they show; see below
+    bursty: float = Field(default=1.0, ge=0, le=1)  # share of episodes that ask about classes they show
     turns: Literal[1, 4, 8] = 1  # ways to lay a picture: upright, turned by 90 degrees, mirrored too; each a class
     side: PositiveInt | None = None  # pixels: pictures are decoded once, made squares of this side, and kept
     size: PositiveInt = 100_000  # episodes
@@ -71,18 +72,23 @@ class Example:
 
 
 class EpisodeSource(Source):
-    """Episodes of a source; samples that are not bursty (Chan et al. 2022, arXiv:2205.05055) ask about other classes
-    than they show, which what was learned before has to answer."""
+    """Episodes of a source.
 
-    def __init__(self, config: EpisodesConfig, source: Source) -> None:
+    Those that are not bursty (Chan et al. 2022, arXiv:2205.05055) ask about a class that they do not show, which only
+    what was learned before can tell.
+    """
+
+    def __init__(self, config: EpisodesConfig, source: Source, examples: list[Example] | None = None) -> None:
+        """Open over a source; `examples` if they have been read from it before."""
         self.config, self.source, self.name = config, source, config.label or f"{source.name}_episodes"
-        self.examples = [example for index in range(len(source)) for example in self._examples(source[index])]
+        self.examples = examples or [one for index in range(len(source)) for one in self._examples(source[index])]
         classes: dict[str, list[int]] = defaultdict(list)
         for number, example in enumerate(self.examples):
             classes[example.of_class].append(number)
         most = max(_several(config.ways))
-        self.needed = max(_several(config.shots)) + max(-(-(config.queries or w) // w) for w in _several(config.ways))
-        self.classes = {name: numbers for name, numbers in classes.items() if len(numbers) >= self.needed}
+        self.asked = max(-(-(config.queries or ways) // ways) for ways in _several(config.ways))  # of a class, at most
+        needed = self.asked + max(_several(config.shots))
+        self.classes = {name: numbers for name, numbers in classes.items() if len(numbers) >= needed}
         groups: dict[str, list[str]] = defaultdict(list)
         for name, numbers in self.classes.items():
             groups[self._group(numbers[0])].append(name)
@@ -90,37 +96,46 @@ class EpisodeSource(Source):
         if not self.groups:
             where = f"no {config.within}" if config.within else "it"
             raise UserError(
-                f"{self.name}: episodes of {most} ways need as many classes of {self.needed} samples each; of "
+                f"{self.name}: episodes of {most} ways need as many classes of {needed} samples each; of "
                 f"{source.name}'s {len(classes)} classes {len(self.classes)} have them, and {where} has enough of "
                 "these; lower ways, shots or queries"
             )
         self.kept: dict[Image, np.ndarray] = {}
         super().__init__(config, config.size, self.name)
 
+    def with_shots(self, count: int) -> "EpisodeSource":
+        """The same questions after other numbers of examples.
+
+        Raises:
+            UserError: if the classes do not have so many.
+        """
+        return EpisodeSource(self.config.model_copy(update={"shots": count}), self.source, self.examples)
+
     def __getitem__(self, index: int) -> Sample:
         config = self.config
-        key = f"{self.name}/{config.seed}/{index}"
-        rng = random.Random(key)
+        rng = random.Random(f"{config.seed}/{index}")
         ways, turn = rng.choice(_several(config.ways)), rng.randrange(config.turns)
         group = rng.choices(self.groups, [len(names) for names in self.groups])[0]
         is_bursty = config.bursty == 1 or rng.random() < config.bursty
         named = rng.sample(group, ways if is_bursty else ways + 1)
-        words = rng.sample(config.words, ways) if config.labels != "real" else []
-        numbers = {name: rng.sample(self.classes[name], self.needed) for name in named}
-        asked = self._asked(named if is_bursty else named[ways:], numbers, rng)
-        shots = rng.choice(_several(config.shots))  # drawn last, and shown from the end: the questions stay the same
-        shown = [number for name in named[:ways] for number in numbers[name][self.needed - shots :]]
-        rng.shuffle(shown)
-        labels = dict(zip(named, words, strict=False)) if words else {n: self._real(numbers[n][0]) for n in named}
+        labels = {name: self.examples[self.classes[name][0]].answer for name in named}
+        if config.labels != "real":
+            labels = dict(zip(named, rng.sample(config.words, ways), strict=True))
+        asked = self._asked(named if is_bursty else named[ways:], rng)
+        shown = self._shown(named[:ways], set(asked), rng)  # drawn last: other numbers of shots leave the questions
         told = labels
         if config.labels == "permuted":
             shift = rng.randrange(1, ways)
-            told = {name: words[(at + shift) % ways] for at, name in enumerate(named)}
-        context = [turn_ for number in shown for turn_ in self._turns(number, told, turn)]
+            told = {name: labels[named[(at + shift) % ways]] for at, name in enumerate(named)}
+        context = [message for number in shown for message in self._turns(number, told, turn)]
+        if config.form == "line":
+            context = [Message("user", tuple(part for message in context for part in message.parts))]
         branches = tuple(self._turns(number, labels, turn) for number in asked)
         choices = tuple(sorted(labels.values()))
         truths = tuple(Truth(choices=choices, tags=self.examples[number].tags) for number in asked)
-        return Sample(tuple(context) or (Message("user", ()),), self.name, key, branches, truths)
+        return Sample(
+            tuple(context) or (Message("user", ()),), self.name, f"{self.name}/{config.seed}/{index}", branches, truths
+        )
 
     def _examples(self, sample: Sample) -> list[Example]:
         found = []
@@ -140,16 +155,20 @@ class EpisodeSource(Source):
     def _group(self, number: int) -> str:
         return self.examples[number].tags[self.config.within] if self.config.within else ""
 
-    def _real(self, number: int) -> str:
-        return self.examples[number].answer
+    def _asked(self, names: Sequence[str], rng: random.Random) -> list[int]:
+        """The samples that are asked about: of each class as many as of the others, or one more."""
+        ways, count = len(names), self.config.queries or len(names)
+        drawn = [rng.sample(self.classes[name], -(-count // ways)) for name in rng.sample(names, ways)]
+        return rng.sample([drawn[at % ways][at // ways] for at in range(count)], count)
 
-    def _asked(self, names: Sequence[str], numbers: Mapping[str, Sequence[int]], rng: random.Random) -> list[int]:
-        """The samples that are asked about, none of them shown: of each class as many as of the others, or one more."""
-        names = rng.sample(names, len(names))
-        ways = len(names)
-        asked = [numbers[names[at % ways]][at // ways] for at in range(self.config.queries or ways)]
-        rng.shuffle(asked)
-        return asked
+    def _shown(self, names: Sequence[str], asked: set[int], rng: random.Random) -> list[int]:
+        """The samples that are shown, none of which is asked about."""
+        shots = rng.choice(_several(self.config.shots))
+        shown: list[int] = []
+        for name in names:
+            drawn = rng.sample(self.classes[name], min(len(self.classes[name]), shots + self.asked))
+            shown += [number for number in drawn if number not in asked][:shots]
+        return rng.sample(shown, len(shown))
 
     def _turns(self, number: int, labels: Mapping[str, str], turn: int) -> tuple[Message, Message]:
         example = self.examples[number]

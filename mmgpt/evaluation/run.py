@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from mmgpt.config import UserError
+from mmgpt.datasets.episodes import EpisodeSource
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation.blind import TextOnlyGuess
+from mmgpt.evaluation.episode_prompts import EpisodePrompts
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
 from mmgpt.evaluation.shots import Exemplars, Shots
@@ -108,7 +110,9 @@ class _Scorer:
 
     def score(self, items: Sequence[Item], blind: bool) -> tuple[Record, list[Record]]:
         config, started = self.task.config, time.perf_counter()
-        pool = Exemplars(self.task.pool, config.name, config.shots, self.seed)
+        pool: Exemplars | EpisodePrompts = Exemplars(self.task.pool, config.name, config.shots, self.seed)
+        if isinstance(self.task.test, EpisodeSource):
+            pool = EpisodePrompts(self.task.test)
         shown = [pool.prompt(item, Shots(str(self.shots), self.shots)) for item in items]
         prompts = [one.messages for one in shown]
         predictions = self._answer(prompts, items)

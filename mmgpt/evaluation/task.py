@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from mmgpt.config import Config, UserError, build, find_config, read_yaml
+from mmgpt.datasets.episodes import EpisodesConfig
 from mmgpt.datasets.readers import AnySource, open_source
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.item import Item, items_of
@@ -33,7 +34,8 @@ class TaskConfig(Config):
 
     @model_validator(mode="after")
     def _choices_and_metrics_fit(self) -> Self:
-        if self.kind == "choose" and (self.choices is None) == (self.distractors is None):
+        own = isinstance(self.data, EpisodesConfig)
+        if self.kind == "choose" and not own and (self.choices is None) == (self.distractors is None):
             raise ValueError("kind=choose needs either choices or distractors")
         unknown = [metric for metric in self.metrics if metric not in METRICS]
         if unknown:
