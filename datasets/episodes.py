@@ -92,8 +92,9 @@ class EpisodeSource(Source):
         groups: dict[str, list[str]] = defaultdict(list)
         for name, numbers in self.classes.items():
             groups[self._group(numbers[0])].append(name)
-        self.groups = [names for names in groups.values() if len(names) >= most + (config.bursty < 1)]
-        if not self.groups:
+        self.spare = int(config.bursty < 1)  # classes that are asked about and not shown
+        self.groups = list(groups.values())
+        if max(map(len, self.groups), default=0) < most + self.spare:
             where = f"no {config.within}" if config.within else "it"
             raise UserError(
                 f"{self.name}: episodes of {most} ways need as many classes of {needed} samples each; of "
@@ -115,9 +116,10 @@ class EpisodeSource(Source):
         config = self.config
         rng = random.Random(f"{config.seed}/{index}")
         ways, turn = rng.choice(_several(config.ways)), rng.randrange(config.turns)
-        group = rng.choices(self.groups, [len(names) for names in self.groups])[0]
+        groups = [names for names in self.groups if len(names) >= ways + self.spare]
+        group = rng.choices(groups, [len(names) for names in groups])[0]
         is_bursty = config.bursty == 1 or rng.random() < config.bursty
-        named = rng.sample(group, ways if is_bursty else ways + 1)
+        named = rng.sample(group, ways if is_bursty else ways + self.spare)
         labels = {name: self.examples[self.classes[name][0]].answer for name in named}
         if config.labels != "real":
             labels = dict(zip(named, rng.sample(config.words, ways), strict=True))

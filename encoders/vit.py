@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
+from mmgpt.encoders.augment import PictureTransform, WarpConfig, check_transforms, transform_picture, warp_pictures
 from mmgpt.encoders.pictures import normalised
 from mmgpt.encoders.pieces import Grid, PiecesConfig
 
@@ -37,6 +37,7 @@ class ViTConfig(PiecesConfig):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     augment: list[PictureTransform] = []  # while training: in this order, before the picture is resized
+    warp: WarpConfig | None = None  # while training: each resized picture is laid differently, all of a batch at once
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
@@ -128,5 +129,7 @@ class ViTEncoder(nn.Module):
         All pictures are of one size, so `shapes_M3`, which other encoders need, says nothing new.
         """
         pixels_MCHW = self.normalise(pixels_MCHW).to(next(self.parameters()).dtype)
+        if self.training and self.config.warp:
+            pixels_MCHW = warp_pictures(pixels_MCHW, self.config.warp)
         features_MND: Tensor = self.vit.forward_features(pixels_MCHW)
         return features_MND
