@@ -43,11 +43,12 @@ class Media:
 
     Its source is a path (also into a zip: `a.zip/b.png`), bytes, an open binary file, a data URL, base64, an array, an
     object, or a function without arguments that makes one of the last two, the same at every call. `label` is what an
-    error calls it.
+    error calls it, `group` the class of things that it shows, where that is known.
     """
 
     source: Any
     label: str | None = field(default=None, kw_only=True)
+    group: str | None = field(default=None, kw_only=True)
     modality: ClassVar[str] = "media"
 
     @cached_property

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
 from mmgpt.datasets.composed import ComposedConfig, ComposedSource
+from mmgpt.datasets.episodes import EpisodesConfig, EpisodeSource
 from mmgpt.datasets.layouts import (
     CocoCaptionsConfig,
     CocoCaptionsSource,
@@ -23,7 +24,7 @@ from mmgpt.datasets.table import TableConfig, TableSource
 from mmgpt.datasets.text import TextConfig, TextSource
 from mmgpt.datasets.worlds.world import WorldConfig, WorldSource
 
-AnySource = Annotated[
+Plain = (
     TextConfig
     | MessagesConfig
     | TableConfig
@@ -32,9 +33,17 @@ AnySource = Annotated[
     | LibriSpeechConfig
     | ShardsConfig
     | ComposedConfig
-    | WorldConfig,
-    Field(discriminator="reader"),
-]
+    | WorldConfig
+)
+
+
+class EpisodesOfConfig(EpisodesConfig):
+    """Episodes of the samples of another source."""
+
+    of: Annotated[Plain, Field(discriminator="reader")]
+
+
+AnySource = Annotated[Plain | EpisodesOfConfig, Field(discriminator="reader")]
 SOURCES: dict[type[SourceConfig], Any] = {
     TextConfig: TextSource,
     MessagesConfig: MessagesSource,
@@ -68,5 +77,7 @@ def open_source(config: SourceConfig, data_root: Path | str = ".") -> Source:
     Raises:
         UserError: if its files are absent, of another kind, or hold no samples.
     """
+    if isinstance(config, EpisodesOfConfig):
+        return EpisodeSource(config, open_source(config.of, data_root))
     source: Source = SOURCES[type(config)](config, Path(data_root))
     return source

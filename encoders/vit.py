@@ -7,6 +7,7 @@ Source: Dosovitskiy et al. 2021, arXiv:2010.11929; the convolutional stem: Xiao 
 import itertools
 import math
 import random
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
+from mmgpt.encoders.augment import PictureTransform, WarpConfig, check_transforms, transform_picture, warp_pictures
 from mmgpt.encoders.pictures import normalised
 from mmgpt.encoders.pieces import Grid, PiecesConfig
 
@@ -34,9 +35,11 @@ class ViTConfig(PiecesConfig):
     heads: PositiveInt = 12
     mlp_ratio: PositiveFloat = 4.0
     stem: Literal["patch", "conv"] = "patch"  # conv: 3x3 convolutions of stride 2 down to the patch grid
+    stem_convs: PositiveInt = 1  # convolutions of a conv stem at each size of the picture, the first of stride 2
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     augment: list[PictureTransform] = []  # while training: in this order, before the picture is resized
+    warp: WarpConfig | None = None  # while training: each resized picture is laid differently, all of a batch at once
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
@@ -47,6 +50,10 @@ class ViTConfig(PiecesConfig):
         if self.stem == "conv" and (self.patch_size & (self.patch_size - 1) or self.patch_size < 2):
             raise ValueError(
                 f"stem=conv halves the picture step by step: patch_size={self.patch_size} must be 2, 4, 8, 16 ..."
+            )
+        if self.stem_convs > 1 and self.stem != "conv":
+            raise ValueError(
+                f"stem_convs={self.stem_convs} is for stem=conv, this is {self.stem}; change one of the two"
             )
         if self.augment:
             check_transforms(self.augment, self.image_size)
@@ -82,15 +89,17 @@ class ViTConfig(PiecesConfig):
 
 
 class ConvStem(PatchEmbed):
-    """Patch embedding by 3x3 convolutions of stride 2, doubling channels up to the width."""
+    """Patch embedding by 3x3 convolutions that halve the picture and double channels, up to the width."""
 
-    def __init__(self, *, embed_dim: int, patch_size: int, in_chans: int = 3, **options: Any) -> None:
+    def __init__(self, *, embed_dim: int, patch_size: int, in_chans: int = 3, convs: int = 1, **options: Any) -> None:
         super().__init__(embed_dim=embed_dim, patch_size=patch_size, in_chans=in_chans, **options)
         halvings = int(math.log2(patch_size))
         channels = [in_chans, *(max(16, embed_dim >> (halvings - i)) for i in range(1, halvings + 1))]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GELU()]
+            for _ in range(convs - 1):
+                layers += [nn.Conv2d(after, after, 3, padding=1), nn.GELU()]
         layers.append(nn.Conv2d(channels[-1], embed_dim, 1))
         for layer in layers:  # torch's default shrinks the picture to a thirtieth, below the position embedding
             if isinstance(layer, nn.Conv2d) and layer.bias is not None:
@@ -115,7 +124,7 @@ class ViTEncoder(nn.Module):
             num_classes=0,
             global_pool="",
             class_token=False,
-            embed_layer=ConvStem if config.stem == "conv" else PatchEmbed,
+            embed_layer=partial(ConvStem, convs=config.stem_convs) if config.stem == "conv" else PatchEmbed,  # type: ignore[arg-type]
         )
 
     def normalise(self, pixels_MCHW: Tensor) -> Tensor:
@@ -128,5 +137,7 @@ class ViTEncoder(nn.Module):
         All pictures are of one size, so `shapes_M3`, which other encoders need, says nothing new.
         """
         pixels_MCHW = self.normalise(pixels_MCHW).to(next(self.parameters()).dtype)
+        if self.training and self.config.warp:
+            pixels_MCHW = warp_pictures(pixels_MCHW, self.config.warp)
         features_MND: Tensor = self.vit.forward_features(pixels_MCHW)
         return features_MND

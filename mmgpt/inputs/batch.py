@@ -28,6 +28,7 @@ class MediaBatch:
         num_tokens: the placeholders that rendering wrote for each medium.
         names: sample and medium, for errors.
         texts: what each medium forms a pair with, for the heads.
+        groups: the class of what each shows, where that is known.
     """
 
     values: Tensor
@@ -35,6 +36,7 @@ class MediaBatch:
     num_tokens: tuple[int, ...]
     names: tuple[str, ...]
     texts: tuple[PairedText | None, ...]
+    groups: tuple[str | None, ...]
 
     def to(self, device: torch.device | str) -> "MediaBatch":
         """The media on another device."""
@@ -153,6 +155,7 @@ def collate_media(samples: Sequence[Rendered]) -> dict[str, MediaBatch]:
             num_tokens=tuple(medium.num_tokens for medium, _ in media),
             names=tuple(name for _, name in media),
             texts=tuple(medium.text for medium, _ in media),
+            groups=tuple(medium.group for medium, _ in media),
         )
     return batches
 

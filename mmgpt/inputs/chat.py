@@ -14,6 +14,7 @@ from mmgpt.datasets.media import Media, Video
 from mmgpt.datasets.sample import Message, Part, Sample, Text
 from mmgpt.inputs.rendered import (
     IGNORED,
+    AuxiliaryKind,
     HeadKind,
     MediaSpec,
     Medium,
@@ -31,6 +32,7 @@ from mmgpt.inputs.video import VideoReader
 
 __all__ = [
     "IGNORED",
+    "AuxiliaryKind",
     "HeadKind",
     "MediaSpec",
     "Medium",
@@ -296,7 +298,7 @@ class Renderer:
             raise UserError(f"{part.name()}: this model has no {part.modality} encoder; it takes {known}: leave it out")
         spec = self.specs[part.modality]
         values = spec.prepare(part, rng)
-        medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name())
+        medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name(), group=part.group)
         before, after = map(self.tokenizer.encode_markup, self.wraps.get(part.modality, ("", "")))
         return [Slots(medium, self.tokenizer.special(SLOTS[part.modality]), before, after)]
 

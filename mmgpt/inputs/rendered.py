@@ -12,6 +12,7 @@ from mmgpt.datasets.media import Media
 
 IGNORED = -100  # the label of a position that is not a target, as in torch's cross-entropy
 HeadKind = Literal["ctc", "contrastive", "classify"]  # objectives of an encoder, learned from pairs
+AuxiliaryKind = Literal[HeadKind, "alike"]  # losses of heads that can be added to an objective
 Objective = Literal["respond", "causal", "masked", HeadKind]
 
 
@@ -39,13 +40,14 @@ class PairedText(NamedTuple):
 
 @dataclass(frozen=True)
 class Medium:
-    """A decoded medium of a rendered sample, with the text it forms a pair with."""
+    """A decoded medium of a rendered sample, with the text it forms a pair with, and the class of what it shows."""
 
     modality: str
     values: Tensor
     num_tokens: int
     name: str
     text: PairedText | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,20 @@ W width that media and texts share.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.encoders.sound import is_real
+from mmgpt.inputs.batch import MediaBatch
 from mmgpt.inputs.chat import PairedText, TooLong
 
 BLANK, SYMBOLS = 0, 1 + 256  # a symbol is a byte of UTF-8 plus one
@@ -33,6 +35,10 @@ class _Head(Config):
     def name(self) -> str:
         """What the head is called in the model and in logs."""
         return f"{self.modality}_{self.kind}"
+
+    def lessons(self, media: MediaBatch) -> Sequence[PairedText | None]:
+        """What there is to learn of each medium: the text that it forms a pair with."""
+        return media.texts
 
     def weigh(self, text: str) -> int:
         """What a pair counts in the number that the loss is divided by."""
@@ -94,7 +100,24 @@ class ClassifyConfig(_Head):
         return UserError(f"the reply {text!r} is not a label of {self.name}; {did_you_mean(text, self.labels)}")
 
 
-HeadConfig = Annotated[CTCConfig | ContrastiveConfig | ClassifyConfig, Field(discriminator="kind")]
+class AlikeConfig(_Head):
+    """Media of one class drawn together, among all that a micro-batch shows (Khosla et al. 2020, arXiv:2004.11362).
+
+    It learns from the classes that episodes give their media, and needs no reply: it is an auxiliary alone.
+    """
+
+    kind: Literal["alike"]
+    modality: str
+    width: PositiveInt = 128  # of the space
+    temperature: PositiveFloat = 0.1
+
+    def lessons(self, media: MediaBatch) -> Sequence[PairedText | None]:
+        """The class of each medium that another one shares."""
+        counts = Counter(media.groups)
+        return [PairedText(group, ()) if group and counts[group] > 1 else None for group in media.groups]
+
+
+HeadConfig = Annotated[CTCConfig | ContrastiveConfig | ClassifyConfig | AlikeConfig, Field(discriminator="kind")]
 
 
 class CTCHead(nn.Module):
@@ -178,10 +201,40 @@ class ClassifyHead(nn.Module):
         return logits.float()
 
 
+class AlikeHead(nn.Module):
+    """See AlikeConfig."""
+
+    def __init__(self, config: AlikeConfig, *, width: int, text_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.output = nn.Linear(width, config.width)
+
+    def forward(self, features_PND: Tensor, counts_P: Tensor, texts: Sequence[PairedText], read: ReadTexts) -> Tensor:
+        """Summed over the media: nats to find one of its own class among all others, on average over that class."""
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(one.text for one in texts))}
+        classes_P = torch.tensor([numbers[one.text] for one in texts], device=features_PND.device)
+        itself_PP = torch.eye(len(texts), dtype=torch.bool, device=features_PND.device)
+        is_alike_PP = (classes_P[:, None] == classes_P) & ~itself_PP
+        with torch.autocast(features_PND.device.type, enabled=False):
+            media_PW = self.embed_media(features_PND, counts_P)
+            logits_PP = (media_PW @ media_PW.T / self.config.temperature).masked_fill(itself_PP, -torch.inf)
+            nats_PP = -logits_PP.log_softmax(dim=-1).masked_fill(~is_alike_PP, 0.0)
+            return (nats_PP.sum(dim=-1) / is_alike_PP.sum(dim=-1)).sum()
+
+    def embed_media(self, features_PND: Tensor, counts_P: Tensor) -> Tensor:
+        """Media (P, W) of length 1, near those of their class."""
+        return F.normalize(self.output(mean_of_real(features_PND.float(), counts_P)), dim=-1)
+
+
 def mean_of_real(features_PND: Tensor, counts_P: Tensor) -> Tensor:
     """The mean (P, D) of each medium's features, padding left out."""
     real_PN1 = is_real(counts_P, features_PND.shape[1])[..., None]
     return (features_PND * real_PN1).sum(dim=1) / counts_P[:, None]
 
 
-HEADS: dict[str, Any] = {"ctc": CTCHead, "contrastive": ContrastiveHead, "classify": ClassifyHead}
+HEADS: dict[str, Any] = {
+    "ctc": CTCHead,
+    "contrastive": ContrastiveHead,
+    "classify": ClassifyHead,
+    "alike": AlikeHead,
+}

@@ -265,7 +265,7 @@ class MultimodalModel(nn.Module):
         media, encoder = batch.media[head.modality], self.config.encoders[head.modality]
         return {
             at: text
-            for at, (text, size) in enumerate(zip(media.texts, media.sizes(), strict=True))
+            for at, (text, size) in enumerate(zip(head.lessons(media), media.sizes(), strict=True))
             if text and not head.fault(text.text, encoder.num_tokens(size))
         }
 

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from mmgpt.config import Config, apply_overrides, build, did_you_mean, find_config, read_yaml
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers import AnySource
-from mmgpt.inputs.chat import HeadKind, Objective
+from mmgpt.inputs.chat import AuxiliaryKind, HeadKind, Objective
 from mmgpt.inputs.templates import TemplateName
 from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig
@@ -48,7 +48,7 @@ class StageConfig(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     objective: Objective = "respond"
-    auxiliary: dict[HeadKind, PositiveFloat] = {}  # losses of heads, with their weights, added to the objective's
+    auxiliary: dict[AuxiliaryKind, PositiveFloat] = {}  # losses of heads, with their weights, added to the objective's
     teacher: str | None = None  # a run, checkpoint or exported folder whose probabilities are learned beside the labels
     distill: DistillConfig = DistillConfig()  # how much the teacher counts
     train: list[str] = ["*"]  # globs over parameter names, the rest is frozen; decoder.embedding[new]: added rows alone
@@ -115,7 +115,7 @@ class StageConfig(Config):
     @property
     def head_weights(self) -> dict[str, float]:
         """The weight of each kind of head whose loss this stage takes."""
-        own = {kind: 1.0 for kind in get_args(HeadKind) if kind == self.objective}
+        own: dict[str, float] = {kind: 1.0 for kind in get_args(HeadKind) if kind == self.objective}
         return {**own, **self.auxiliary}
 
 

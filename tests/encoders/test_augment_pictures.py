@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mmgpt.config import UserError, build
-from mmgpt.encoders.vit import ViTConfig
+from mmgpt.encoders.augment import WarpConfig, warp_pictures
+from mmgpt.encoders.vit import ViTConfig, ViTEncoder
 
 SIZES = {"image_size": 16, "patch_size": 4, "width": 32, "heads": 2}
 CROP = {"name": "RandomResizedCrop", "scale": [0.3, 0.6]}
@@ -88,3 +89,39 @@ def test_a_picture_that_a_transform_does_not_take_is_refused_with_its_size():
     config = vit({"name": "RandomCrop", "size": 30})
     with pytest.raises(UserError, match=r"augment: RandomCrop does not take a picture of \(24, 10\)"):
         config.prepare(PICTURE.resize((24, 10)), random.Random(0))
+
+
+def dot(row: int, column: int) -> torch.Tensor:
+    pixels_MCHW = torch.zeros(1, 3, 33, 33)
+    pixels_MCHW[..., row, column] = 1.0
+    return pixels_MCHW
+
+
+@pytest.mark.parametrize(
+    ("warp", "farthest"),
+    [
+        ({"turn": 30}, 10 * 2 * np.sin(np.radians(15))),
+        ({"shear": 0.3}, 3.0),
+        ({"scale": 0.2}, 2.5),
+        ({"shift": 0.1}, 3.3),
+    ],
+)
+def test_a_warp_moves_what_is_off_the_middle_as_far_as_it_says_and_no_farther(warp, farthest):
+    torch.manual_seed(0)
+    laid_MCHW = warp_pictures(dot(16, 26).expand(400, -1, -1, -1), WarpConfig(**warp))
+    weights_MHW = laid_MCHW[:, 0] / laid_MCHW[:, 0].sum(dim=(1, 2), keepdim=True)
+    places_N = torch.arange(33.0)
+    rows_M, columns_M = (weights_MHW.sum(dim=2) * places_N).sum(dim=1), (weights_MHW.sum(dim=1) * places_N).sum(dim=1)
+    moved_M = torch.maximum((rows_M - 16).abs(), (columns_M - 26).abs())
+    assert farthest * 0.8 < moved_M.max() < farthest + 0.3
+    assert moved_M.min() < 0.2 * farthest
+
+
+def test_pictures_are_warped_while_training_alone_and_each_in_its_own_way():
+    encoder = ViTEncoder(build(ViTConfig, {**SIZES, "depth": 1, "warp": {"turn": 20}}, "vit"))
+    pixels_MCHW = torch.from_numpy(np.array(PICTURE.resize((16, 16)))).permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
+    calm_MND = encoder.eval()(pixels_MCHW)
+    torch.testing.assert_close(calm_MND[0], calm_MND[1])
+    warped_MND = encoder.train()(pixels_MCHW)
+    assert (warped_MND[0] - warped_MND[1]).abs().max() > 1e-2
+    torch.testing.assert_close(warp_pictures(pixels_MCHW.float(), WarpConfig()), pixels_MCHW.float(), atol=1e-3, rtol=0)

@@ -29,9 +29,12 @@ def test_encoder_gives_the_features_of_timms_model_from_timms_weights(size):
 
 
 @settings(max_examples=20)
-@given(patches=st.integers(1, 6), patch_size=st.sampled_from([2, 4, 8]), stem=st.sampled_from(["patch", "conv"]))
+@given(
+    patches=st.integers(1, 6), patch_size=st.sampled_from([2, 4, 8]), stem=st.sampled_from(["patch", "conv", "deep"])
+)
 def test_the_token_count_is_the_length_of_the_real_output(patches, patch_size, stem):
-    config = ViTConfig(image_size=patches * patch_size, patch_size=patch_size, stem=stem, **TINY)
+    chosen = {"stem": "conv", "stem_convs": 3} if stem == "deep" else {"stem": stem}
+    config = ViTConfig(image_size=patches * patch_size, patch_size=patch_size, **chosen, **TINY)
     pixels = torch.randn(1, 3, config.image_size, config.image_size)
     with torch.no_grad():
         features = ViTEncoder(config)(pixels)
@@ -104,3 +107,14 @@ def test_every_encoder_in_the_list_builds_and_says_what_it_reads():
         assert kind.modality in ("image", "audio", "video")
         assert kind.config.model_fields["kind"].default == name
         assert issubclass(kind.module, torch.nn.Module)
+
+
+def test_a_deeper_stem_has_more_convolutions_at_each_size_of_the_picture():
+    def kernels(convs: int) -> list[tuple[int, ...]]:
+        encoder = ViTEncoder(ViTConfig(image_size=16, patch_size=4, stem="conv", stem_convs=convs, **TINY))
+        return [tuple(p.shape) for name, p in encoder.named_parameters() if "patch_embed" in name and p.ndim == 4]
+
+    assert kernels(1) == [(16, 3, 3, 3), (16, 16, 3, 3), (16, 16, 1, 1)]
+    assert kernels(2) == [(16, 3, 3, 3), *[(16, 16, 3, 3)] * 3, (16, 16, 1, 1)]
+    with pytest.raises(UserError, match="stem_convs=2 is for stem=conv, this is patch"):
+        build(ViTConfig, {"image_size": 16, "patch_size": 4, "stem_convs": 2, **TINY}, "vit")

@@ -289,3 +289,38 @@ def test_a_byte_and_a_pair_are_what_the_losses_are_divided_by(listener, clips):
     assert listener.model.head_count("audio_contrastive", batch) == len(clips)
     assert ClassifyConfig.model_validate(CLASSIFY).weigh("é") == 1
     assert CTCConfig(kind="ctc").weigh("é") == 2
+
+
+def test_alike_is_the_nats_to_find_the_own_class_among_all_others(make_bundle):
+    """Against Khosla et al. 2020, equation 2 (arXiv:2004.11362), summed term by term."""
+    bundle = make_bundle(heads=[{"kind": "alike", "modality": "image", "width": 8, "temperature": 0.2}])
+    colours = ["red", "lime", "red", "blue", "lime", "red"]
+    media = [Image(PIL.Image.new("RGB", (16, 16), c), group=c) for c in [*colours, "white"]]
+    media.append(Image(PIL.Image.new("RGB", (16, 16), "red")))  # of no known class: not in the loss
+    samples = [
+        Sample((Message.of("user", *shown), Message.of("assistant", "a word")), key="k")
+        for shown in (media[:5], media[5:])
+    ]
+    batch = collate([bundle.renderer.render(sample) for sample in samples])
+    head = bundle.model.heads["image_alike"]
+    grouped = [colours.index(c) for c in colours if c != "blue"]
+    features_MND = bundle.model.encode("image", batch.media["image"])[0]
+    places = [at for at, c in enumerate(colours) if c != "blue"]
+    z = [F.normalize(head.output(features_MND[at].mean(dim=0)), dim=-1) for at in places]
+    expected = 0.0
+    for i in range(5):
+        others = [j for j in range(5) if j != i]
+        total = sum(torch.exp(z[i] @ z[j] / 0.2) for j in others)
+        own = [j for j in others if grouped[j] == grouped[i]]
+        expected -= sum(torch.log(torch.exp(z[i] @ z[j] / 0.2) / total) for j in own) / len(own)
+    loss = bundle.model(batch, ["image_alike"])
+    torch.testing.assert_close(loss.heads["image_alike"], expected, **SAME)
+    assert bundle.model.head_count("image_alike", batch) == 5
+
+
+def test_alike_needs_two_media_of_a_class(make_bundle):
+    bundle = make_bundle(heads=[{"kind": "alike", "modality": "image"}])
+    shown = Image(PIL.Image.new("RGB", (16, 16), "red"), group="red")
+    batch = collate([bundle.renderer.render(told(shown, "red"))])
+    assert bundle.model.head_count("image_alike", batch) == 0
+    assert bundle.model(batch, ["image_alike"]).heads == {}

@@ -125,7 +125,7 @@ def test_bfloat16_keeps_the_losses_of_heads_near_and_scale_and_bias_in_float32(m
         ),
         ({"auxiliary": {"classify": 0.5}}, r"stage stage0 learns classify, and the model has no such head"),
         ({"auxiliary": {"contrastive": 0}}, r"auxiliary.contrastive=0: Input should be greater than 0"),
-        ({"auxiliary": {"clasify": 1}}, r"Input should be 'ctc', 'contrastive' or 'classify'"),
+        ({"auxiliary": {"clasify": 1}}, r"Input should be 'ctc', 'contrastive', 'classify' or 'alike'"),
         ({"objective": "contrastive", "auxiliary": {"contrastive": 1}}, "contrastive, which is the objective already"),
         ({"objective": "contrastive", "word_dropout": 0.1}, "for causal and respond; contrastive reads no replies"),
     ],
