@@ -16,6 +16,7 @@ from mmgpt.config import UserError
 
 if TYPE_CHECKING:
     from mmgpt.evaluation.results import Evaluation, Record
+    from mmgpt.evaluation.task import TaskConfig
 
 TOLD = TextColumn("{task.fields[told]}")  # of a progress bar: the running score
 
@@ -81,7 +82,8 @@ def evaluate(
     several = _listed(seeds or str(seed))
     if not all(one.isdecimal() for one in several):
         raise UserError(f"--seeds {seeds}: give numbers with commas between them, as in 0,1,2")
-    wanted = [*_listed(tasks), *(import_task(path, data_root) for path in imported or [])]
+    wanted: list[str | TaskConfig] = [*_listed(tasks)]
+    wanted += [import_task(path, data_root) for path in imported or []]
     if not wanted:
         raise UserError("no task to score; give --tasks NAMES, or --import FILE.yaml")
     terminal = Console(stderr=True)

@@ -116,7 +116,7 @@ class StageConfig(Config):
     def head_weights(self) -> dict[str, float]:
         """The weight of each kind of head whose loss this stage takes."""
         own: dict[str, float] = {kind: 1.0 for kind in get_args(HeadKind) if kind == self.objective}
-        return {**own, **self.auxiliary}
+        return own | dict(self.auxiliary.items())
 
 
 class Recipe(Config):
