@@ -80,6 +80,7 @@ class EpisodeSource(Source):
 
     def __init__(self, config: EpisodesConfig, source: Source, examples: list[Example] | None = None) -> None:
         """Open over a source; `examples` if they have been read from it before."""
+        self.draw = 0  # what is shown of the classes, not what is asked, depends on it
         self.config, self.source, self.name = config, source, config.label or f"{source.name}_episodes"
         self.examples = examples or [one for index in range(len(source)) for one in self._examples(source[index])]
         classes: dict[str, list[int]] = defaultdict(list)
@@ -104,13 +105,15 @@ class EpisodeSource(Source):
         self.kept: dict[Image, np.ndarray] = {}
         super().__init__(config, config.size, self.name)
 
-    def with_shots(self, count: int) -> "EpisodeSource":
-        """The same questions after other numbers of examples.
+    def with_shots(self, count: int, draw: int = 0) -> "EpisodeSource":
+        """The same questions after other numbers of examples; another `draw` shows others.
 
         Raises:
             UserError: if the classes do not have so many.
         """
-        return EpisodeSource(self.config.model_copy(update={"shots": count}), self.source, self.examples)
+        other = EpisodeSource(self.config.model_copy(update={"shots": count}), self.source, self.examples)
+        other.draw = draw
+        return other
 
     def __getitem__(self, index: int) -> Sample:
         config = self.config
@@ -124,6 +127,8 @@ class EpisodeSource(Source):
         if config.labels != "real":
             labels = dict(zip(named, rng.sample(config.words, ways), strict=True))
         asked = self._asked(named if is_bursty else named[ways:], rng)
+        if self.draw:
+            rng = random.Random(f"{config.seed}/{index}/{self.draw}")
         shown = self._shown(named[:ways], set(asked), rng)  # drawn last: other numbers of shots leave the questions
         told = labels
         if config.labels == "permuted":

@@ -6,6 +6,7 @@ Sources: cocodataset.org, Karpathy and Fei-Fei 2015 (arXiv:1412.2306), visualqa.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ class CocoCaptionsConfig(SourceConfig):
     images: str  # folder of the pictures; with Karpathy's COCO the one that holds train2014 and val2014
     restval: bool = True  # Karpathy's train split takes the rest of the validation pictures too, as is usual
     missing_media: Literal["error", "skip"] = "error"
+    tags: list[str] = []  # keys of the official images, such as NoCaps' domain: groups that scores are reported of
     prompt: str = "{image}Describe the picture."
 
 
@@ -34,7 +36,9 @@ class CocoCaptionsSource(TableSource):
     def __init__(self, config: CocoCaptionsConfig, data_root: Path) -> None:
         path = resolve(data_root, config.path.replace("{split}", config.split))
         tree = _read_json(path, "images")
-        rows = ListRows(_karpathy_rows(tree, config, path) if "annotations" not in tree else _coco_rows(tree, path))
+        rows = ListRows(
+            _karpathy_rows(tree, config, path) if "annotations" not in tree else _coco_rows(tree, config, path)
+        )
         folder = config.images.replace("{split}", config.split)
         table = _table(
             config,
@@ -43,16 +47,20 @@ class CocoCaptionsSource(TableSource):
             missing_media=config.missing_media,
             prompt=config.prompt,
             answer="{caption}",
+            tags=config.tags,
             group_by="picture",
         )
         super().__init__(table, data_root, rows)
 
 
-def _coco_rows(tree: dict[str, Any], path: Path) -> list[Row]:
+def _coco_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path) -> list[Row]:
     try:
-        files = {image["id"]: image["file_name"] for image in tree["images"]}
+        images = {
+            image["id"]: {"file": image["file_name"], **{tag: image[tag] for tag in config.tags}}
+            for image in tree["images"]
+        }
         return [
-            {"picture": one["image_id"], "file": files[one["image_id"]], "caption": one["caption"].strip()}
+            {"picture": one["image_id"], **images[one["image_id"]], "caption": one["caption"].strip()}
             for one in tree["annotations"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
@@ -121,20 +129,23 @@ def _vqa_rows(questions: Path, annotations: Path) -> list[Row]:
             raise UserError(
                 f"{annotations}: no answers to {len(absent)} questions of {questions.name}: {absent[:3]}..."
             )
-        return [
-            {
-                "image_id": one["image_id"],
-                "question": one["question"],
-                "answer": by_question[one["question_id"]]["multiple_choice_answer"],
-                "answers": tuple(answer["answer"] for answer in by_question[one["question_id"]]["answers"]),
-                **{name: by_question[one["question_id"]].get(name, "") for name in ("answer_type", "question_type")},
-            }
-            for one in asked
-        ]
-    except (KeyError, TypeError) as error:
+        return [_vqa_row(one, by_question[one["question_id"]]) for one in asked]
+    except (KeyError, TypeError, IndexError) as error:
         raise _misshapen(
             annotations, error, "questions of question_id, image_id and question, annotations with answers"
         ) from None
+
+
+def _vqa_row(asked: dict[str, Any], annotation: dict[str, Any]) -> Row:
+    answers = tuple(answer["answer"] for answer in annotation["answers"])
+    usual = annotation.get("multiple_choice_answer")  # OK-VQA has none
+    return {
+        "image_id": asked["image_id"],
+        "question": asked["question"],
+        "answer": Counter(answers).most_common(1)[0][0] if usual is None else usual,
+        "answers": answers,
+        **{name: annotation.get(name, "") for name in ("answer_type", "question_type")},
+    }
 
 
 class LibriSpeechConfig(SourceConfig):

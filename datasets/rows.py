@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from string import Formatter
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import open_zip
@@ -150,6 +150,38 @@ class ParquetRows:
         self.columns = [name for name in self.columns if name in columns]
 
 
+class NamedRows:
+    """Rows of several files, each with columns of its own that its path tells."""
+
+    def __init__(self, parts: list[tuple[Rows, Row]]) -> None:
+        self.parts = parts
+        self.ends = list(accumulate(len(rows) for rows, _ in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Row:
+        which = bisect_right(self.ends, index)
+        rows, named = self.parts[which]
+        return {**rows[index - (self.ends[which - 1] if which else 0)], **named}
+
+    def names(self) -> list[str]:
+        """The columns of the first file, then those of its path."""
+        rows, named = self.parts[0]
+        return [*rows.names(), *named]
+
+    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
+        """All rows, file by file."""
+        for rows, named in self.parts:
+            for row in rows.scan([name for name in columns if name not in named]):
+                yield {**row, **named}
+
+    def keep(self, columns: Sequence[str]) -> None:
+        """Read these columns alone."""
+        for rows, _ in self.parts:
+            rows.keep(columns)
+
+
 @lru_cache(maxsize=64)
 def _open_parquet(path: str, process: int) -> Any:
     try:
@@ -174,7 +206,8 @@ def open_rows(
     """The rows of files of one kind, told by their suffix.
 
     Args:
-        columns: names for rows that are lists, and for the fields of a txt file, which a tab parts.
+        columns: names for rows that are lists, for the fields of a csv or tsv without a header, and for those of a txt
+            file, which a tab parts.
         rows: the key of a json file under which its rows stand.
         is_quoted: whether a double quote opens a quoted field of a csv or tsv.
     Raises:
@@ -191,7 +224,7 @@ def open_rows(
             if path.suffix == ".json":
                 raw = _read_json(path, rows)
             elif path.suffix in (".csv", ".tsv"):
-                raw = _read_csv(path, is_quoted)
+                raw = _read_csv(path, is_quoted, columns)
             elif path.suffix == ".txt":
                 raw = [line.split("\t", max(0, len(columns or ()) - 1)) for line in read_lines(path)]
             else:
@@ -216,7 +249,13 @@ def _named(row: Any, columns: list[str] | None, path: Path, number: int) -> Row:
 
 
 def _read_json(path: Path, key: str | None) -> list[Any]:
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):
+            raise
+        rows = [json.loads(line) for line in filter(str.strip, text.splitlines())]  # json lines by another name
     if key is not None:
         if not isinstance(rows, dict) or key not in rows:
             raise ValueError(f"it has no key {key} that holds its rows")
@@ -228,13 +267,12 @@ def _read_json(path: Path, key: str | None) -> list[Any]:
     return rows
 
 
-def _read_csv(path: Path, is_quoted: bool) -> list[Any]:
+def _read_csv(path: Path, is_quoted: bool, columns: list[str] | None) -> list[Any]:
     csv.field_size_limit(1 << 30)  # the tables of VLMEvalKit hold pictures in base64
     delimiter = "\t" if path.suffix == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(
-            csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE)
-        )
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+        rows = list(csv.DictReader(file, columns, delimiter=delimiter, quoting=quoting))
     for number, row in enumerate(rows):
         if None in row or None in row.values():
             raise ValueError(f"row {number} has more or fewer fields than the header")
@@ -254,15 +292,29 @@ def read_lines(path: Path) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def read_file_names(path: Path, pattern: str) -> ListRows:
-    """One row a file of a folder or zip: the pattern's names as columns, and `file`, its path inside."""
+def _expression(pattern: str) -> str:
+    """A regular expression with a group for each name in braces; * is anything but a slash."""
     seen: set[str] = set()
     expression = ""
     for literal, field, _, _ in Formatter().parse(pattern):
-        expression += re.escape(literal)
+        expression += re.escape(literal).replace(r"\*", "[^/]*")
         if field:
             expression += f"(?P={field})" if field in seen else f"(?P<{field}>[^/]+)"
             seen.add(field)
+    return expression
+
+
+def names_in_path(path: Path, root: Path, pattern: str) -> Row:
+    """What the names in braces of a pattern stand for in the path of a file below a root."""
+    match = re.fullmatch(_expression(pattern), path.relative_to(root).as_posix())
+    if match is None:
+        raise UserError(f"{path}: is not named as {pattern} says; a name that stands twice must be the same")
+    return match.groupdict()
+
+
+def read_file_names(path: Path, pattern: str) -> ListRows:
+    """One row a file of a folder or zip: the pattern's names as columns, and `file`, its path inside."""
+    expression = _expression(pattern)
     if path.suffix == ".zip":
         try:
             names = open_zip(str(path)).namelist()

@@ -13,6 +13,10 @@ from mmgpt.datasets.media import MEDIA, Audio, Media, MediaError
 from mmgpt.datasets.sample import Sample
 
 
+class Absent(UserError):
+    """What a config names is not there."""
+
+
 class SourceConfig(Config):
     """The keys that every reader takes."""
 
@@ -47,11 +51,12 @@ def resolve(data_root: Path, path: str) -> Path:
     """A path of a config below the data root.
 
     Raises:
-        UserError: if nothing is there, or the path leaves the root.
+        Absent: if nothing is there.
+        UserError: if the path leaves the root.
     """
     full = inside(data_root, path, data_root)
     if not full.exists():
-        raise UserError(f"{full}: no such file or folder; set --data-root to the folder that holds {path}")
+        raise Absent(f"{full}: no such file or folder; set --data-root to the folder that holds {path}")
     return full
 
 
@@ -61,7 +66,8 @@ def resolve_all(data_root: Path, paths: str | list[str], suffixes: tuple[str, ..
     A folder stands for the files in it, at any depth, of the first suffix that it holds.
 
     Raises:
-        UserError: if one stands for nothing, or leads out of the root.
+        Absent: if one stands for nothing.
+        UserError: if one leads out of the root.
     """
     found: list[Path] = []
     for path in [paths] if isinstance(paths, str) else paths:
@@ -73,7 +79,7 @@ def resolve_all(data_root: Path, paths: str | list[str], suffixes: tuple[str, ..
         else:
             files = [resolve(data_root, path)]
         if not files:
-            raise UserError(f"{full}: matches no file; set --data-root to the folder that holds {path}")
+            raise Absent(f"{full}: matches no file; set --data-root to the folder that holds {path}")
         for file in files:
             inside(data_root, str(file.absolute()), data_root)  # a link in the folder may lead out of it
         found += files

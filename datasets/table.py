@@ -2,13 +2,14 @@
 
 Rows come from json (a list of objects, of lists named by `columns`, or objects under a key), json lines, csv, tsv, txt
 (lines, whose fields a tab parts), parquet, or from file names (`files: "train/{label}/{name}.jpg"` in a folder or
-zip). `prompt` and `answer` are templates over the columns, in which {image}, {audio} and {video} stand for the media.
+zip). A name in braces in `path` is a column, as in "mmlu/{split}/{subject}_test.csv". `prompt` and `answer` are
+templates over the columns, in which {image}, {audio} and {video} stand for the media.
 Rows that share `group_by`, and the answers of a list of templates, become the branches of one sample.
 """
 
+import re
 import zlib
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,40 +20,21 @@ import numpy as np
 from pydantic import PositiveInt, model_validator
 
 from mmgpt.config import Config, UserError, did_you_mean
+from mmgpt.datasets.derived import Derived
 from mmgpt.datasets.media import MEDIA, Media, MediaError, open_zip
-from mmgpt.datasets.rows import FOLDER_OF, ListRows, Row, Rows, open_rows, read_file_names, read_lines
+from mmgpt.datasets.rows import (
+    FOLDER_OF,
+    ListRows,
+    NamedRows,
+    Row,
+    Rows,
+    names_in_path,
+    open_rows,
+    read_file_names,
+    read_lines,
+)
 from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth
 from mmgpt.datasets.source import Source, SourceConfig, media_of, resolve, resolve_all
-
-
-class Derived(Config):
-    """A column made from another one: an item of a list is taken, lower-cased, then pieces are replaced in order."""
-
-    column: str
-    item: str | None = None  # the item of a list whose number this other column holds, from 0
-    most_common: bool = False  # the most frequent item of a list, the first among equals
-    lettered: bool = False  # the items of a list as lines: "A. first", "B. second"
-    lower: bool = False
-    replace: dict[str, str] = {}
-
-    def of(self, row: Row) -> str:
-        """The value in a row."""
-        value = row[self.column]
-        if (self.item or self.most_common or self.lettered) and not (isinstance(value, list) and value):
-            raise UserError(f"{self.column}={str(value)[:60]!r} is no list of items; derive from a column of lists")
-        if self.item:
-            number = row[self.item]
-            if not (isinstance(number, int) and 0 <= number < len(value)):
-                raise UserError(f"{self.item}={number!r} is not the number of one of {len(value)} items")
-            value = value[number]
-        elif self.most_common:
-            value = Counter(value).most_common(1)[0][0]
-        elif self.lettered:
-            value = "\n".join(f"{chr(ord('A') + n)}. {item}" for n, item in enumerate(value))
-        value = str(value).lower() if self.lower else str(value)
-        for old, replacement in self.replace.items():
-            value = value.replace(old, replacement)
-        return value
 
 
 class Beside(Config):
@@ -73,7 +55,7 @@ class TableConfig(SourceConfig):
     """A table with media; see the module's docstring."""
 
     reader: Literal["table", "parquet"]
-    path: str  # a file; of json lines and parquet also a folder of such files, or a pattern with *
+    path: str  # a file, or a pattern with * or {column}; of json lines and parquet also a folder of such files
     columns: list[str] | None = None
     rows: str | None = None  # the key of a json file under which its rows stand
     is_quoted: bool = True  # false for a csv or tsv in which a double quote is a character like any other
@@ -84,7 +66,8 @@ class TableConfig(SourceConfig):
     listed: dict[str, str] = {}  # column: a text file with the values to keep, one a line
     splits: dict[str, dict[str, str | list[str]]] = {}  # what columns hold in each split; train has the other rows
     holdout: Holdout | None = None
-    image: str | None = None
+    image: str | list[str] | None = None  # several: each may be empty, all stand at {image} ...
+    image_tag: str | None = None  # ... but for those that the words place: "<image {number}>", numbered from 1
     audio: str | None = None
     video: str | None = None
     missing_media: Literal["error", "skip", "optional"] = "error"  # optional: a row with an empty cell has none
@@ -113,12 +96,9 @@ class TableSource(Source):
             raise UserError(f"split {config.split!r} of {config.label or config.path} does not exist; {known}")
         self.path = data_root / self._split(config.path)
         self.name = config.label or self.path.stem
-        self.media = {kind: self._split(path) for kind in MEDIA if (path := getattr(config, kind))}
-        self.targets = [self._split(a) for a in ([config.answer] if isinstance(config.answer, str) else config.answer)]
-        self.where = {
-            name: [self._split(v) for v in ([values] if isinstance(values, str) else values)]
-            for name, values in config.where.items()
-        }
+        self.media = {kind: [self._split(p) for p in _many(path)] for kind in MEDIA if (path := getattr(config, kind))}
+        self.targets = [self._split(answer) for answer in _many(config.answer)]
+        self.where = {name: [self._split(value) for value in _many(values)] for name, values in config.where.items()}
         self.has_truths = bool(config.answers or config.choices or config.tags)
         self.prompt = list(Formatter().parse(self._split(config.prompt)))
         self.rows = rows if rows is not None else self._open_rows()
@@ -144,8 +124,12 @@ class TableSource(Source):
         if config.files:
             rows: Rows = read_file_names(resolve(self.root, path), self._split(config.files))
         else:
-            files = resolve_all(self.root, path, FOLDER_OF)
-            rows = open_rows(files, config.columns, config.rows, is_quoted=config.is_quoted)
+            names = fields_of(path)
+            files = resolve_all(self.root, re.sub(r"(\{[^}]*\}\*?)+", "*", path), FOLDER_OF)
+            parts = [[file] for file in files] if names else [files]
+            opened = [open_rows(part, config.columns, config.rows, is_quoted=config.is_quoted) for part in parts]
+            named = [names_in_path(file, self.root, path) for file in files] if names else []
+            rows = NamedRows(list(zip(opened, named, strict=True))) if names else opened[0]
         for name, beside in config.beside.items():
             rows = self._join(rows, name, beside)
         return rows
@@ -175,7 +159,8 @@ class TableSource(Source):
         """Of each sample the number of its row, or an array of the numbers of its rows."""
         config = self.config
         wanted = self._deciding_columns()
-        wanted += [f for path in self.media.values() for f in fields_of(path)] if config.missing_media == "skip" else []
+        if config.missing_media == "skip":
+            wanted += [name for paths in self.media.values() for path in paths for name in fields_of(path)]
         if not wanted:
             return range(len(self.rows))
         wanted += [name for rule in config.derive.values() for name in (rule.column, rule.item) if name]
@@ -183,7 +168,10 @@ class TableSource(Source):
         kept = array("q")
         groups: dict[Any, array[int]] = {}
         columns = list(dict.fromkeys(name for name in wanted if name in self.rows.names()))
+        plain = {name: kept for name, kept in self.where.items() if name not in config.derive}
         for number, raw in enumerate(self.rows.scan(columns)):
+            if not _fits(raw, plain):  # before anything is derived: rows of another kind may not bear it
+                continue
             row = self._derive(raw)
             if not self._is_wanted(row, lists):
                 continue
@@ -195,7 +183,10 @@ class TableSource(Source):
         return list(groups.values()) if config.group_by else kept
 
     def _media_of(self, row: Row) -> dict[str, list[Media]]:
-        found = {kind: media_of(kind, self._cell(path, row), self.root, self.root) for kind, path in self.media.items()}
+        found = {
+            kind: [one for path in paths for one in media_of(kind, self._cell(path, row), self.root, self.root)]
+            for kind, paths in self.media.items()
+        }
         for kind, media in found.items():
             if not media and self.config.missing_media != "optional":
                 raise MediaError(
@@ -219,6 +210,8 @@ class TableSource(Source):
                 parts += media[field]  # type: ignore[arg-type]
             elif field is not None:
                 parts.append(Text(self._fill(f"{{{field}:{spec}}}", row)))
+        if self.config.image_tag:
+            parts = _placed(parts, self.config.image_tag)
         for template in self.targets:
             answer = Message.of("assistant", self._fill(template, row))
             yield (Message("user", tuple(parts)), answer) if self.config.prompt else (answer,)
@@ -253,8 +246,9 @@ class TableSource(Source):
             raise UserError(f"{self.path}: {template!r} cannot be filled with {_short(row)} ({error})") from None
 
     def _derive(self, row: Row) -> Row:
-        made = {name: rule.of(row) for name, rule in self.config.derive.items() if rule.column in row}
-        return {**row, **made} if made else row
+        for name, rule in self.config.derive.items():
+            row = {**row, name: rule.of(row)} if rule.column in row else row
+        return row
 
     def _is_wanted(self, row: Row, lists: dict[str, set[str]]) -> bool:
         if not _fits(row, self.where) or any(str(row.get(name)) not in kept for name, kept in lists.items()):
@@ -266,7 +260,9 @@ class TableSource(Source):
             bucket = zlib.crc32(self._fill(self.config.holdout.key, row).encode()) % self.config.holdout.modulo
             if (bucket == 0) != (self.config.split == "test"):
                 return False
-        return self.config.missing_media != "skip" or all(self._exists(path, row) for path in self.media.values())
+        return self.config.missing_media != "skip" or all(
+            self._exists(path, row) for paths in self.media.values() for path in paths
+        )
 
     def _exists(self, template: str, row: Row) -> bool:
         cell = self._cell(template, row)
@@ -280,9 +276,11 @@ class TableSource(Source):
         config = self.config
         known = [*names, *config.derive, "split"]
         used: list[tuple[str, list[str]]] = []
-        used += [(name, names) for rule in config.derive.values() for name in (rule.column, rule.item) if name]
+        for number, rule in enumerate(config.derive.values()):
+            before = [*names, *list(config.derive)[:number]]
+            used += [(name, before) for name in (rule.column, rule.item) if name]
         used += [(column, known) for column in self._deciding_columns()]
-        templates = [*self.targets, *self.media.values(), config.key]
+        templates = [*self.targets, *(path for paths in self.media.values() for path in paths), config.key]
         templates += config.choices if isinstance(config.choices, list) else []
         lists = [config.answers, config.choices if isinstance(config.choices, str) else None, *config.tags]
         used += [(name, known) for name in lists if name]
@@ -306,10 +304,30 @@ def fields_of(template: str | None) -> list[str]:
     return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
 
 
+def _many(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _placed(parts: list[Part], tag: str) -> list[Part]:
+    """Pictures in place of the first tag of their number; those without a tag stay."""
+    pictures = [part for part in parts if not isinstance(part, Text)]
+    tags = {tag.format(number=number): picture for number, picture in enumerate(pictures, start=1)}
+    pattern, words = f"({'|'.join(map(re.escape, tags))})", "".join(p.text for p in parts if isinstance(p, Text))
+    left = [picture for spelt, picture in tags.items() if spelt not in words]
+    found: list[Part] = []
+    for part in parts:
+        if not isinstance(part, Text):
+            found += [part] if any(part is one for one in left) else []
+            continue
+        for piece in re.split(pattern, part.text) if tags else [part.text]:
+            shown = tags.pop(piece, None)
+            if shown is not None or piece:
+                found.append(shown or Text(piece))
+    return found
+
+
 def _fits(row: Row, where: Mapping[str, str | list[str]]) -> bool:
-    return all(
-        str(row.get(name)) in ([values] if isinstance(values, str) else values) for name, values in where.items()
-    )
+    return all(str(row.get(name)) in _many(values) for name, values in where.items())
 
 
 def _short(row: Row) -> str:

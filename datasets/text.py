@@ -30,8 +30,8 @@ class TextConfig(SourceConfig):
     reader: Literal["text"]
     path: str | list[str]  # files, patterns with *, or folders of .txt, .jsonl or .parquet files; all of one kind
     column: str = "text"  # of json lines and parquet: where the text stands; no piece crosses its row
-    unit: Literal["window", "line", "paragraph", "row"] = "window"
-    window: PositiveInt = 1024  # characters
+    unit: Literal["window", "piece", "line", "paragraph", "row"] = "window"  # pieces: windows that never overlap
+    window: PositiveInt = 1024  # characters; the last piece has fewer
     stride: PositiveInt | None = None  # characters from one window's start to the next; a quarter window if not given
     span: tuple[float, float] = (0.0, 1.0)  # the part of each file to read, as shares of its characters, or of rows
 
@@ -52,7 +52,7 @@ class TextSource(Source):
             self.rows = open_rows(self.paths)
             self._cut_rows(self.rows)
         elif config.unit == "row":
-            raise UserError(f"{self.paths[0]}: a text file has no rows; unit is window, line or paragraph")
+            raise UserError(f"{self.paths[0]}: a text file has no rows; unit is window, piece, line or paragraph")
         else:
             for number, path in enumerate(self.paths):
                 for start, stop in _cut_file(path, config):
@@ -89,7 +89,9 @@ class TextSource(Source):
 
 
 def _windows(length: int, config: TextConfig) -> np.ndarray:
-    """Where windows start in so many characters."""
+    """Where windows, or pieces, start in so many characters."""
+    if config.unit == "piece":
+        return np.arange(0, length, config.window)
     last = max(0, length - config.window)
     starts = np.arange(0, last, config.stride or max(1, config.window // 4))
     return np.append(starts, last) if length else starts
@@ -98,7 +100,7 @@ def _windows(length: int, config: TextConfig) -> np.ndarray:
 def _cut(text: str, config: TextConfig) -> Iterator[tuple[int, int]]:
     if config.unit == "row":
         yield 0, len(text)
-    elif config.unit == "window":
+    elif config.unit in ("window", "piece"):
         yield from ((at, at + config.window) for at in _windows(len(text), config).tolist())
     else:
         yield from (match.span() for match in re.finditer(PATTERNS[config.unit], text) if match.group().strip())
@@ -110,7 +112,7 @@ def _cut_file(path: Path, config: TextConfig) -> Iterator[tuple[int, int]]:
     first, last = (round(share * length) for share in config.span)
     if first >= last:
         return
-    if config.unit == "window":
+    if config.unit in ("window", "piece"):
         starts = first + _windows(last - first, config)
         stops = np.minimum(starts + config.window, last)
         yield from zip(_bytes_of(path, starts).tolist(), _bytes_of(path, stops).tolist(), strict=True)

@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperCommand
 
-from mmgpt import cli_data
+from mmgpt import cli_compare, cli_data, cli_eval, cli_score
+from mmgpt.cli_eval import Bars, DataRoot, Device, score_table
 from mmgpt.config import UserError
 
 if TYPE_CHECKING:
     from mmgpt.evaluation.pipeline import Finished
-    from mmgpt.evaluation.run import Evaluation
 
 app = typer.Typer(
     help="Train, evaluate and prompt multimodal models: text, pictures and sounds in, text out.",
@@ -31,10 +29,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_score.app, name="score")
+cli_compare.add_to(app)
 out_console = Console()
 
-DataRoot = Annotated[Path, typer.Option(help="Folder that the paths in a recipe or task are relative to.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 Checkpoint = Annotated[
     Path, typer.Argument(help="A run, a checkpoint, or an exported model folder.", show_default=False)
 ]
@@ -70,47 +68,7 @@ def train(
     _show_where(_run_recipe(config, overrides or [], out, data_root, device))
 
 
-@app.command(name="eval")
-def evaluate(
-    checkpoint: Checkpoint,
-    tasks: Annotated[str, typer.Option(help="Task names or YAML files, with commas between them.")],
-    shots: Annotated[
-        str, typer.Option(help="Numbers of solved examples in the prompt, with commas between them.")
-    ] = "0",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each task.", min=1)] = None,
-    data_root: DataRoot = Path("."),
-    out: Annotated[Path | None, typer.Option(help="Folder for results.json and the answers.")] = None,
-    blind: Annotated[
-        bool, typer.Option("--blind", help="Also score without media, and the best guess from words.")
-    ] = False,
-    batch_size: Annotated[int, typer.Option(help="Questions at a time.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Of the choice of examples.", min=0)] = 0,
-    device: Device = "auto",
-) -> None:
-    """Score a model on tasks, zero- or few-shot."""
-    from mmgpt.evaluation.run import evaluate as run
-    from mmgpt.generation.assistant import load
-
-    counts = shots.split(",")
-    if not all(count.isdecimal() for count in counts):
-        raise UserError(f"--shots {shots}: give numbers with commas between them, as in 0,4")
-    terminal = Console(stderr=True)
-    with Progress(console=terminal, transient=True, disable=not terminal.is_interactive) as bars:
-        found = run(
-            load(checkpoint, device=device),
-            [name.strip() for name in tasks.split(",")],
-            shots=[int(count) for count in counts],
-            limit=limit,
-            data_root=data_root,
-            out=out,
-            blind=blind,
-            batch_size=batch_size,
-            seed=seed,
-            on_progress=_Bars(bars),
-        )
-    out_console.print(score_table(found))
-    if out:
-        out_console.print(f"answers and scores: {out}")
+app.command(name="eval")(cli_eval.evaluate)
 
 
 class _Typed(TyperCommand):
@@ -231,19 +189,6 @@ def push(
     out_console.print(address, markup=False, highlight=False, soft_wrap=True)
 
 
-class _Bars:
-    """A progress bar for each task of an evaluation."""
-
-    def __init__(self, bars: Progress) -> None:
-        self.bars, self.tasks = bars, dict[str, Any]()
-
-    def __call__(self, task: str, done: int, total: int) -> None:
-        if task not in self.tasks:
-            self.bars.start()
-            self.tasks[task] = self.bars.add_task(task, total=total, told="")
-        self.bars.update(self.tasks[task], completed=done)
-
-
 def _run_recipe(config: str, overrides: list[str], out: Path | None, data_root: Path, device: str) -> "Finished":
     from mmgpt.evaluation.pipeline import run_recipe
     from mmgpt.training.progress import TrainingDisplay
@@ -258,36 +203,12 @@ def _run_recipe(config: str, overrides: list[str], out: Path | None, data_root: 
             data_root=data_root,
             device=device,
             on_record=display.on_record,
-            on_progress=_Bars(display.bars),
+            on_progress=(progress := Bars(display.bars)),
+            on_score=progress.score if display.console.is_interactive else None,
         )
     if finished.evaluation:
         out_console.print(score_table(finished.evaluation))
     return finished
-
-
-def score_table(found: "Evaluation") -> Table:
-    """Scores in percent with half their 95 % interval; beside them the score blind and the best guess from words."""
-    table = Table(title="scores in %", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "shots", "n", "metric", "score", "blind", "text-only"):
-        table.add_column(name, justify="left" if name in ("task", "metric") else "right", no_wrap=True)
-    for result in found.results:
-        blind = result["blind"] or {}
-        for metric, score in result["metrics"].items():
-            low, high = score["ci95"]
-            removed, guess = blind.get(metric), blind.get("text_only", {}).get(metric)
-            table.add_row(
-                result["task"],
-                str(result["shots"]),
-                f"{result['n']:,}",
-                metric,
-                f"[bold]{100 * score['value']:.1f}[/bold] \u00b1{50 * (high - low):.1f}",
-                f"{100 * removed['value']:.1f}" if removed else "-",
-                f"{100 * guess['value']:.1f}" if guess else "-",
-            )
-    if any(result["blind"] for result in found.results):
-        table.caption = "blind: media removed; text-only: best answer to the same words in training\n"
-        table.caption_justify = "left"
-    return table
 
 
 def _show_answers(finished: "Finished") -> None:

@@ -24,6 +24,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @classmethod
+    def written(cls, path: list[str], tree: Mapping[str, Any]) -> list[str]:
+        """The path of a fault as the user wrote it; a class that translates keys before they are checked says how."""
+        return path
+
 
 class PretrainedConfig(Config):
     """A part that may begin from an outside checkpoint; what that one fixes is filled in from its config.json."""
@@ -160,12 +165,13 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(cls, fault, where) for fault in error.errors()]
+        lines = [_explain(cls, tree, fault, where) for fault in error.errors()]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 
-def _explain(cls: type[Config], fault: Any, where: str) -> str:
+def _explain(cls: type[Config], tree: Mapping[str, Any], fault: Any, where: str) -> str:
     owner, parts = _owner_and_path(cls, fault["loc"])
+    parts = cls.written(parts, tree) if parts else parts
     path = ".".join(parts)
     if fault["type"] == "extra_forbidden":
         fields = owner.model_fields if owner else {}

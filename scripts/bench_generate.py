@@ -15,106 +15,31 @@ import random
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import eq
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from bench_models import IMAGE, IMAGE_TOKENS, SHAPES, our_model, picture, prompt_of, their_model, words
+from torch import nn
 
+from mmgpt.generation.answering import Asked, answer
+from mmgpt.generation.compiled import compiled_step
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.engine import Engine
 from mmgpt.generation.sampling import GenerateConfig
-from mmgpt.inputs.chat import IGNORED, Medium, Rendered
+from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.multimodal import MultimodalModel
+from mmgpt.model.quantize import Quantization, Scheme, quantize_model
 
-SHAPES = {
-    "23m": {"width": 384, "depth": 6, "heads": 6, "inner": 1536, "vocabulary": 8192, "tied": False},
-    "135m": {
-        "width": 576,
-        "depth": 30,
-        "heads": 9,
-        "kv_heads": 3,
-        "inner": 1536,
-        "vocabulary": 49152,
-        "tied": True,
-    },
-}
 TO_REACH = {("23m", 1): 1.8, ("23m", 8): 1.4, ("135m", 1): 1.15, ("135m", 8): 1.15}
-TOWER = {"image_size": 224, "patch_size": 16, "width": 192, "depth": 6, "heads": 6}
-IMAGE, IMAGE_TOKENS, TEXT_TOKENS, NEW_TOKENS = 3, 196, 32, 64
+TEXT_TOKENS, NEW_TOKENS = 32, 64
 NO_END = -1
-CONTEXT = 4096
 FEW = GenerateConfig(max_new_tokens=4)
-
-
-def our_model(shape: str) -> MultimodalModel:
-    """A ViT of 196 tokens before a Llama."""
-    decoder = dict(SHAPES[shape])
-    vocabulary = decoder.pop("vocabulary")
-    tree = {
-        "decoder": {**decoder, "context": CONTEXT},
-        "encoders": {"image": {"kind": "vit", **TOWER}},
-        "adapters": {"image": {"kind": "mlp"}},
-    }
-    return MultimodalModel(ModelConfig.model_validate(tree), vocabulary, {"image": IMAGE}).eval()
-
-
-def their_model(shape: str) -> Any:
-    """transformers' LLaVA of the same shape."""
-    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
-
-    sizes = SHAPES[shape]
-    vision = SiglipVisionConfig(
-        hidden_size=TOWER["width"],
-        intermediate_size=4 * TOWER["width"],
-        num_hidden_layers=TOWER["depth"],
-        num_attention_heads=TOWER["heads"],
-        image_size=TOWER["image_size"],
-        patch_size=TOWER["patch_size"],
-        vision_use_head=False,
-    )
-    text = LlamaConfig(
-        hidden_size=sizes["width"],
-        intermediate_size=sizes["inner"],
-        num_hidden_layers=sizes["depth"],
-        num_attention_heads=sizes["heads"],
-        num_key_value_heads=sizes.get("kv_heads", sizes["heads"]),
-        vocab_size=sizes["vocabulary"],
-        tie_word_embeddings=sizes["tied"],
-        max_position_embeddings=CONTEXT,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=IMAGE,
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        image_seq_length=IMAGE_TOKENS,
-        tie_word_embeddings=sizes["tied"],
-    )
-    return LlavaForConditionalGeneration(config).eval()
-
-
-def picture(seed: int) -> Medium:
-    """Random bytes of a picture, as an encoder's `prepare` gives them."""
-    side = TOWER["image_size"]
-    values = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    return Medium("image", values, IMAGE_TOKENS, f"picture {seed}")
-
-
-def words(rng: random.Random, count: int) -> list[int]:
-    """Random ids, none of them a placeholder."""
-    return [rng.randrange(10, 8000) for _ in range(count)]
-
-
-def prompt_of(ids: list[int], media: Sequence[Medium] = ()) -> Rendered:
-    """A prompt as rendering gives it."""
-    return Rendered(ids, [IGNORED] * len(ids), [0] * len(ids), list(range(len(ids))), list(media), "prompt", "")
 
 
 def prompts_of(batch: int) -> list[Rendered]:
@@ -178,62 +103,120 @@ def products(model: nn.Module, rows: int, last_rows: int) -> Callable[[], None]:
     return run
 
 
-def bench_answers(options: argparse.Namespace) -> Iterator[dict[str, object]]:
-    """New tokens a second, time to the first, and both parts against the products that they cannot do without."""
-    for shape in options.shapes:
+class Case:
+    """A shape and a batch: what is run in turns."""
+
+    def __init__(self, shape: str, batch: int, ways: Sequence[str]) -> None:
+        self.shape, self.batch, self.ways = shape, batch, {name: WAYS[name] for name in ways}
+        self.models = {scheme: self._model(scheme) for scheme in {None, *(way.scheme for way in self.ways.values())}}
+        self.compiled = compiled_step(self.models[None])
+        self.theirs = their_model(shape)
+        self.prompts = prompts_of(batch)
+        self.ids_BT = torch.tensor([one.ids for one in self.prompts])
+        self.pixels = torch.stack([one.media[0].values for one in self.prompts]).float() / 127.5 - 1
+
+    def _model(self, scheme: Scheme | None) -> MultimodalModel:
         torch.manual_seed(0)
-        ours, theirs = our_model(shape), their_model(shape)
-        for batch in (1, 8):
-            prompts = prompts_of(batch)
-            ids_BT = torch.tensor([one.ids for one in prompts])
-            pixels = torch.stack([one.media[0].values for one in prompts]).float() / 127.5 - 1
+        model = our_model(self.shape)
+        for weight in model.decoder.parameters():  # as made, blocks begin as the identity
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        if scheme:
+            quantize_model(model, Quantization(scheme=scheme))
+        return model
 
-            def our_run(count: int, prompts: list[Rendered] = prompts, model: MultimodalModel = ours) -> None:
-                config = GenerateConfig(max_new_tokens=count)
-                list(Engine(model, Silent(), NO_END).answer([(one, config) for one in prompts], len(prompts)))
+    def ours(self, count: int, way: "Way") -> list[list[int]]:
+        """The tokens of every row."""
+        config = GenerateConfig(max_new_tokens=count, speculation=way.speculation)
+        step = self.compiled if way.is_compiled else decode_one
+        engine = Engine(self.models[way.scheme], Silent(), NO_END, step)
+        asked = [Asked(lambda one=one: one, config, 0) for one in self.prompts]
+        return [reply.tokens for reply in answer(engine, asked, self.batch)]
 
-            def their_run(count: int, ids: Tensor = ids_BT, pixels: Tensor = pixels, model: Any = theirs) -> None:
-                mask = torch.ones_like(ids)
-                fixed = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
-                out = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, **fixed)
-                assert out.shape[1] == ids.shape[1] + count
+    def peer(self, count: int) -> None:
+        """Their generate, with so many tokens forced."""
+        fixed = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
+        mask = torch.ones_like(self.ids_BT)
+        out = self.theirs.generate(input_ids=self.ids_BT, pixel_values=self.pixels, attention_mask=mask, **fixed)
+        assert out.shape[1] == self.ids_BT.shape[1] + count
 
-            tower, length = products(ours.encoders, batch * IMAGE_TOKENS, 1), IMAGE_TOKENS + TEXT_TOKENS
-            reading = products(ours.decoder, batch * length, batch)
-            runs = {
-                "ours": lambda run=our_run: run(NEW_TOKENS),
-                "theirs": lambda run=their_run: run(NEW_TOKENS),
-                "ours, first": lambda run=our_run: run(1),
-                "theirs, first": lambda run=their_run: run(1),
-                "products, first": lambda parts=(tower, reading): [part() for part in parts],
-                "products, step": products(ours.decoder, batch, batch),
-            }
+    def runs(self) -> dict[str, Callable[[], object]]:
+        """What is timed, by name; the products of the steps are run as often as the steps, as hot as theirs."""
+        model, batch = self.models[None], self.batch
+        tower = products(model.encoders, batch * IMAGE_TOKENS, 1)
+        reading = products(model.decoder, batch * (IMAGE_TOKENS + TEXT_TOKENS), batch)
+        step = products(model.decoder, batch, batch)
+        return {
+            "theirs": lambda: self.peer(NEW_TOKENS),
+            "theirs, first": lambda: self.peer(1),
+            "ours, first": lambda: self.ours(1, PLAIN),
+            "products, first": lambda: (tower(), reading()),
+            "products, steps": lambda: [step() for _ in range(NEW_TOKENS - 1)],
+            **{name: partial(self.ours, NEW_TOKENS, way) for name, way in self.ways.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of ours to decode."""
+
+    scheme: Scheme | None = None
+    speculation: Literal["lookup"] | None = None
+    is_compiled: bool = False
+
+
+PLAIN = Way()
+WAYS = {
+    "plain": PLAIN,
+    "compiled": Way(is_compiled=True),
+    "lookup": Way(speculation="lookup"),
+    "int8": Way("int8"),
+    "int8-dynamic": Way("int8-dynamic"),
+    "int8 lookup": Way("int8", "lookup"),
+}
+
+
+def bench_answers(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """New tokens a second, time to the first, and both parts against the products that they cannot do without.
+
+    Answers of random weights soon repeat themselves, which suits guessing by look-up.
+    """
+    for shape in options.shapes:
+        for batch in options.batches:
+            case = Case(shape, batch, options.ways)
+            runs = case.runs()
             found = in_turns(runs, options.rounds)
-            memory = {name: peak_megabytes(runs[name]) for name in ("ours", "theirs")}
-            yield answers_line(shape, batch, found, memory)
-
-
-def answers_line(shape: str, batch: int, found: dict[str, float], memory: dict[str, float]) -> dict[str, object]:
-    """One comparison as it is printed."""
-    steps = {name: (found[name] - found[f"{name}, first"]) / (NEW_TOKENS - 1) for name in ("ours", "theirs")}
-    return {
-        "bench": "generate answers",
-        "peer": "transformers LLaVA",
-        "metric": "new tokens a second, prompt included",
-        "ours": round(batch * NEW_TOKENS / found["ours"], 1),
-        "theirs": round(batch * NEW_TOKENS / found["theirs"], 1),
-        "ratio": round(found["theirs"] / found["ours"], 2),
-        "to_reach": TO_REACH[shape, batch],
-        "first_token_ms": {name: round(1e3 * found[f"{name}, first"], 1) for name in ("ours", "theirs", "products")},
-        "step_ms": {name: round(1e3 * seconds, 2) for name, seconds in steps.items()}
-        | {"products": round(1e3 * found["products, step"], 2)},
-        "share_of_floor": {
-            "prefill": round(found["products, first"] / found["ours, first"], 2),
-            "decode": round(found["products, step"] / steps["ours"], 2),
-        },
-        "peak_megabytes": memory,
-        "shapes": {"model": shape, "batch": batch, "prompt": IMAGE_TOKENS + TEXT_TOKENS, "new": NEW_TOKENS},
-    }
+            first, steps = found["ours, first"], NEW_TOKENS - 1
+            floor = found["products, steps"] / steps
+            plain = [token for row in case.ours(NEW_TOKENS, PLAIN) for token in row]
+            ways = {}
+            for name, way in case.ways.items():
+                told = [token for row in case.ours(NEW_TOKENS, way) for token in row]
+                ways[name] = {
+                    "new_tokens_a_second": round(batch * NEW_TOKENS / found[name], 1),
+                    "ratio": round(found["theirs"] / found[name], 2),
+                    "step_ms": round(1e3 * (found[name] - first) / steps, 2),
+                    "decode_share_of_floor": round(floor * steps / (found[name] - first), 2),
+                    "tokens_as_plain": round(sum(map(eq, told, plain)) / len(plain), 4),
+                    "peak_megabytes": peak_megabytes(runs[name]),
+                }
+            yield {
+                "bench": "generate answers",
+                "peer": "transformers LLaVA",
+                "theirs": {
+                    "new_tokens_a_second": round(batch * NEW_TOKENS / found["theirs"], 1),
+                    "step_ms": round(1e3 * (found["theirs"] - found["theirs, first"]) / steps, 2),
+                    "peak_megabytes": peak_megabytes(runs["theirs"]),
+                },
+                "ours": ways,
+                "to_reach": TO_REACH[shape, batch],
+                "floor_step_ms": round(1e3 * floor, 2),
+                "first_token_ms": {
+                    name: round(1e3 * found[f"{name}, first"], 1) for name in ("ours", "theirs", "products")
+                },
+                "prefill_share_of_floor": round(found["products, first"] / first, 2),
+                "shapes": {"model": shape, "batch": batch, "prompt": IMAGE_TOKENS + TEXT_TOKENS, "new": NEW_TOKENS},
+            }
 
 
 def bench_shots(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -335,6 +318,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benches", nargs="+", choices=sorted(BENCHES))
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["23m"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["plain", "compiled"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--questions", type=int, default=24, help="of shots, 8 at a time")

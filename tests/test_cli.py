@@ -17,7 +17,7 @@ from mmgpt.files import write_folder
 from mmgpt.inputs.chat import Renderer
 from mmgpt.model.weights import save_bundle
 
-COMMANDS = ("quickstart", "train", "eval", "ask", "chat", "convert", "push")
+COMMANDS = ("quickstart", "train", "eval", "ask", "chat", "convert", "push", "compare", "leaderboard")
 
 
 @pytest.fixture
@@ -259,17 +259,26 @@ def test_eval_prints_a_table_and_writes_the_scores(mmgpt_says, checkpoint, tmp_p
     assert content["model"] == str(checkpoint)
 
 
+def test_eval_shows_each_seed_and_their_mean_and_what_did_not_fit(mmgpt_says, checkpoint):
+    arguments = ["--tasks", "scene_questions", "--shots", "0,40", "--seeds", "3,4", "--limit", 2]
+    code, shown, _ = mmgpt_says("eval", checkpoint, *arguments)
+    assert code == 0
+    for words in ("40 seed 3", "40 seed 4", "40 mean", "were left out to fit the context"):
+        assert words in " ".join(shown.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--tasks", "scene_question"], "did you mean scene_questions"),
         (
             ["--tasks", "scene_questions", "--shots", "0;4"],
-            "--shots 0;4: give numbers with commas between them, as in 0,4",
+            "0;4",
         ),
-        (["--tasks", "scene_questions", "--shots", "-1"], "--shots -1: give numbers"),
+        (["--tasks", "scene_questions", "--shots", "-1"], "'-1'"),
+        (["--tasks", "scene_questions", "--seeds", "0;1"], "--seeds 0;1: give numbers with commas between them"),
+        (["--tasks", "scene_questions", "--blind-modes", "closed"], "closed"),
         (["--tasks", "easy_vqa", "--data-root", "not/there"], "set --data-root to the folder that holds easy_vqa"),
-        (["--tasks", "scene_questions", "--limit", 1, "--shots", "40"], "too many for the context of 320"),
     ],
 )
 def test_a_wrong_evaluation_is_refused(arguments, told, mmgpt_says, checkpoint):

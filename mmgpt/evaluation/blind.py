@@ -1,11 +1,22 @@
 """What an answer is worth that did not see: baselines without media."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from random import Random
 
+import numpy as np
+
+from mmgpt.config import UserError, did_you_mean
+from mmgpt.datasets.media import Audio, Image, Media
+from mmgpt.datasets.sample import Message, Part
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.item import Item, items_of
+from mmgpt.evaluation.pool import identity, media_of, shuffled
 
 POOL_LIMIT = 5_000  # samples that the text-only guess is learned from
+BLIND = ("removed", "shuffled", "noise")
+LOUDNESS = 0.1  # root mean square of noise, of which 1 is the loudest sample
 
 
 class TextOnlyGuess:
@@ -35,3 +46,69 @@ class TextOnlyGuess:
         if item.choices:
             return max(item.choices, key=lambda choice: counts[choice])
         return counts.most_common(1)[0][0]
+
+
+def blinded(
+    mode: str, messages: Sequence[Message], item: Item, others: Sequence[Item], seed: int
+) -> tuple[Message, ...]:
+    """A prompt that shows nothing of what its item asks about; exemplars keep their media, for they teach the form.
+
+    Args:
+        mode: `removed`: the item's media are left out. `shuffled`: they are those of another item, as many of each
+            kind; of several others where no one has as many. A kind that no other item holds stays as it is.
+            `noise`: uniform noise in a picture's pixels, white noise in a sound's samples, of the same size and rate.
+        messages: the item's prompt.
+        item: of which the media are meant.
+        others: the items of the task; the item may be among them.
+        seed: what is drawn depends on it, on the item's key and, shuffled, on the order of the others.
+    Raises:
+        UserError: if the mode is not known, or noise stands for a video; MediaError: if a medium is damaged.
+    """
+    if mode not in BLIND:
+        raise UserError(f"blind mode {mode!r} is not known; {did_you_mean(mode, BLIND)}")
+    own = list(dict.fromkeys(media_of(item.messages)))
+    shown: Mapping[Media, Media] = {}
+    if mode == "shuffled":
+        shown = _of_others(own, others, Random(f"{seed}/shuffled/{item.key}"))
+    elif mode == "noise":
+        shown = {medium: _noise(medium, f"{seed}/noise/{item.key}/{n}") for n, medium in enumerate(own)}
+    return tuple(Message(m.role, tuple(_shown(m.parts, own, shown))) for m in messages)
+
+
+def _shown(parts: Sequence[Part], own: Sequence[Media], shown: Mapping[Media, Media]) -> Sequence[Part]:
+    return [shown.get(part, part) for part in parts if part not in own or part in shown]  # type: ignore[arg-type, misc]
+
+
+def _of_others(own: Sequence[Media], others: Sequence[Item], rng: Random) -> dict[Media, Media]:
+    """For each medium one of its kind that is none of them, from as few items as come first and have one."""
+    known = {identity(medium) for medium in own}
+    shown: dict[Media, Media] = {}
+    for other in shuffled(rng, others):
+        if len(shown) == len(own):
+            break
+        for theirs in dict.fromkeys(media_of(other.messages)):
+            place = next((m for m in own if m not in shown and m.modality == theirs.modality), None)
+            if place is not None and identity(theirs) not in known:
+                shown[place] = theirs
+    return {medium: shown.get(medium, medium) for medium in own}
+
+
+def _noise(medium: Media, name: str) -> Media:
+    """Noise in place of a medium; made when it is looked at."""
+    label = f"noise for {medium.name()}"
+    seed = Random(name).getrandbits(64)
+    if isinstance(medium, Image):
+        return Image(partial(_pixels, medium.load().size, seed), label=label)
+    if isinstance(medium, Audio):
+        sound = medium.load()
+        return Audio(partial(_samples, len(sound.samples), seed), label=label, rate=sound.rate)
+    raise UserError(f"{medium.name()}: blind=noise makes no {medium.modality}; give blind=removed or shuffled")
+
+
+def _pixels(size: tuple[int, int], seed: int) -> np.ndarray:
+    width, height = size
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _samples(length: int, seed: int) -> np.ndarray:
+    return (LOUDNESS * np.random.default_rng(seed).standard_normal(length)).astype(np.float32)

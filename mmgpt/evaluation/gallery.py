@@ -13,8 +13,7 @@ from mmgpt.evaluation.plots import Markup, data_url, tag
 from mmgpt.evaluation.sounds import sound_figure
 from mmgpt.training.log import read_log
 
-MAX_CARDS = 12  # of a task
-MAX_WRONG = 6  # of them
+MAX_CARDS = 12  # of a task; half of them are wrong ones where there are as many
 LONG_TEXT = 40  # letters; with longer references the cards are wider
 LARGE_BYTES = 200_000  # a picture above that is shrunk
 LARGE_SIDE = 640  # pixels, to that
@@ -33,14 +32,14 @@ MAGIC = {  # first bytes of what browsers play
 Record = dict[str, Any]
 
 
-def gallery(file: Path, title: str) -> Markup:
-    """A heading and about twelve cards of a samples file: wrong ones first, then right ones."""
+def gallery(file: Path, title: str, most: int = MAX_CARDS) -> Markup:
+    """A heading and at most so many cards of a samples file: wrong ones first, then right ones."""
     samples = read_log(file)
     if not samples:
         return tag("div", tag("h3", title), tag("p", f"{file} is missing or empty.", cls="note"))
     wrong, right = [s for s in samples if is_wrong(s)], [s for s in samples if not is_wrong(s)]
-    chosen = spread(wrong, max(MAX_WRONG, MAX_CARDS - len(right)))
-    chosen += spread(right, MAX_CARDS - len(chosen))
+    chosen = spread(wrong, max((most + 1) // 2, most - len(right)))
+    chosen += spread(right, most - len(chosen))
     heading = tag("h3", title, tag("small", f"{len(wrong):,} of {len(samples):,} wrong"))
     is_long = sum(len(str(sample["reference"])) for sample in chosen) > LONG_TEXT * len(chosen)
     cards = (_card(sample, file.parent) for sample in chosen)

@@ -1,7 +1,7 @@
 """Items: the questions that samples hold, with what their answers are scored against."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Sample, Truth
@@ -9,7 +9,7 @@ from mmgpt.datasets.sample import Message, Sample, Truth
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a task."""
+    """One question of a task, or a document: a text with no messages before it."""
 
     key: str
     messages: tuple[Message, ...]
@@ -21,18 +21,32 @@ class Item:
     @property
     def question(self) -> str:
         """The words of the last user turn, without media."""
-        return self.messages[-1].text
+        return self.messages[-1].text if self.messages else ""
 
 
 def items_of(sample: Sample) -> Iterator[Item]:
-    """The questions of a sample: one, or one a branch.
+    """The questions of a sample: one, or one a branch; one assistant turn alone is a document.
 
     Raises:
         UserError: if it does not end with an assistant turn in words, the reference.
     """
     for one in sample.unbranched():
-        if len(one.messages) < 2 or one.messages[-1].role != "assistant":
+        if not one.messages or one.messages[-1].role != "assistant":
             raise UserError(f"{one.key}: a task's sample must end with an assistant turn, its reference")
         (truth,) = one.truths or (Truth(),)
         said = one.messages[-1].text
         yield Item(one.key, one.messages[:-1], said, truth.answers or (said,), truth.choices, truth.tags)
+
+
+def merged_items_of(sample: Sample) -> Iterator[Item]:
+    """The questions of a sample, where branches that ask the same are one item: the captions of a picture.
+
+    Its key is that of the first such branch, or the sample's if all ask the same; its reference is the first one's.
+    """
+    same: dict[str, list[Item]] = {}
+    for item in items_of(sample):
+        same.setdefault(item.question, []).append(item)
+    for items in same.values():
+        references = tuple(reference for item in items for reference in item.references)
+        key = sample.key if len(same) == 1 else items[0].key
+        yield replace(items[0], key=key, references=references)

@@ -1,11 +1,16 @@
 """What evaluation asks of a model: any object that answers messages can be scored."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from mmgpt.datasets.sample import Message
-from mmgpt.generation.assistant import Assistant, Choice, load
+from mmgpt.evaluation.hf_model import open_hf
+from mmgpt.evaluation.openai_model import OpenAIModel
+from mmgpt.generation.assistant import Choice, load
 from mmgpt.generation.decode import Reply
+from mmgpt.training.ranks import own_device
 
 Talk = Sequence[Message]
 
@@ -33,13 +38,25 @@ class Model(Protocol):
     ) -> list[Choice]:
         """The likeliest of the choices of each talk, with the log-probability of every choice."""
 
-    def score(self, context: Sequence[str], continuation: Sequence[str]) -> list[list[float]]:
-        """Log-probabilities of the tokens of plain texts."""
+    def score_texts(self, contexts: Sequence[str], texts: Sequence[str]) -> list[list[float]]:
+        """Log-probabilities of the tokens of plain texts of any length; a context may be empty."""
 
     def excess(self, messages: Talk, room: int) -> int:
         """By how many tokens a talk with an answer of `room` tokens is over the context; 0 or less if it fits."""
 
 
-def open_model(name: str, device: str = "auto") -> Assistant:
-    """The model of a name: a run, a checkpoint, or an exported folder."""
-    return load(name, device=device)
+def open_model(name: str | Path, device: str = "auto") -> Model:
+    """The model of a name.
+
+    `openai:URL` or `openai:URL#MODEL` is behind a server of OpenAI's kind (the key, if it wants one, is in the
+    environment variable OPENAI_API_KEY); `hf:FOLDER_OR_NAME` runs in transformers; all else is a run, a checkpoint or
+    an exported folder. Of several GPUs a process takes its own.
+
+    Raises:
+        UserError: if there is no such model; OSError: if the server cannot be reached.
+    """
+    kind, _, rest = str(name).partition(":")
+    if kind == "openai":
+        url, _, model = rest.partition("#")
+        return OpenAIModel(url, model or None, key=os.environ.get("OPENAI_API_KEY"))
+    return open_hf(rest, device) if kind == "hf" else load(name, device=str(own_device(device)))

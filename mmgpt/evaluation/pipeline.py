@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmgpt.evaluation.examples import Example, save_examples
 from mmgpt.evaluation.report import write_report
-from mmgpt.evaluation.run import Evaluation, OnProgress, evaluate
+from mmgpt.evaluation.run import Evaluation, OnProgress, OnScore, evaluate
 from mmgpt.evaluation.task import Task, load_task
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.model.card import add_scores
@@ -38,6 +38,7 @@ def run_recipe(
     device: str = "auto",
     on_record: OnRecord = lambda record: None,
     on_progress: OnProgress = lambda task, done, total: None,
+    on_score: OnScore | None = None,
 ) -> Finished:
     """Train a recipe (or go on with it), evaluate its `tasks` with their blind baselines, and write report.html.
 
@@ -58,7 +59,9 @@ def run_recipe(
             data_root=data_root,
             out=run.folder / "eval",
             blind=True,
+            place=(0, 1),
             on_progress=on_progress,
+            on_score=on_score,
         )
         add_scores(run.folder / "final" / "README.md", _told(evaluation))
     examples = save_examples(evaluation, run.folder / "examples") if evaluation else []

@@ -1,5 +1,7 @@
 """A run as one HTML page that needs nothing else: scores, curves, what trained, samples, the recipe."""
 
+import base64
+import hashlib
 import json
 import shlex
 import time
@@ -10,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmgpt.config import UserError, read_yaml
+from mmgpt.evaluation.environment import environment
 from mmgpt.evaluation.gallery import gallery, size
 from mmgpt.evaluation.plots import Markup, Point, Series, line_chart, short, tag
-from mmgpt.evaluation.run import environment
 from mmgpt.training.log import read_log
 
 MAX_HEADLINES = 8
@@ -115,15 +117,20 @@ def _page(run: _Run) -> Markup:
     return html_page(f"{name} - mmgpt run report", _header(run, name), tag("main", *sections), _footer(run))
 
 
-def html_page(title: str, *body: str) -> Markup:
-    """A page with the style of reports, which may load nothing."""
+def html_page(title: str, *body: str, script: str = "") -> Markup:
+    """A page with the style of reports, which may load nothing, and run nothing but `script`."""
     css = resources.files("mmgpt.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    policy = POLICY
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
+        body = (*body, tag("script", Markup(script)))
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("title", title),
         tag("style", Markup(css)),
     )
@@ -199,7 +206,7 @@ def _headline(result: Record) -> Markup:
 
 def _shots(result: Record) -> str:
     count = result.get("shots", 0)
-    return f", {count} shot{'s' if count > 1 else ''}" if count else ""
+    return f", {count} shot{'s' if count != 1 else ''}" if count else ""
 
 
 def _verdict(score: Record, guesses: Mapping[str, Record]) -> Markup:
@@ -319,7 +326,8 @@ def _samples(run: _Run) -> Markup:
     groups = []
     for result in run.results.get("results", []):
         task, shots = result["task"], result.get("shots", 0)
-        groups.append(gallery(run.evaluation / f"samples-{task}-{shots}.jsonl", _words(task) + _shots(result)))
+        file = run.evaluation / result.get("samples", f"samples-{task}-{shots}.jsonl")
+        groups.append(gallery(file, _words(task) + _shots(result)))
     if not groups:
         return _section("Samples", _note("None yet: the run has not been evaluated."))
     return _section("Samples", *groups, hint="Wrong ones first, then right ones, spread over the whole task.")

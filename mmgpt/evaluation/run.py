@@ -1,201 +1,97 @@
 """The runner: tasks and shots in, scores, predictions and their files out."""
 
-import hashlib
-import json
-import platform
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from mmgpt.config import UserError
-from mmgpt.datasets.episodes import EpisodeSource
-from mmgpt.datasets.sample import Message
-from mmgpt.evaluation.blind import TextOnlyGuess
-from mmgpt.evaluation.episode_prompts import EpisodePrompts
-from mmgpt.evaluation.item import Item
-from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
-from mmgpt.evaluation.shots import Exemplars, Shots
+from mmgpt.evaluation.environment import environment
+from mmgpt.evaluation.models import Model, open_model
+from mmgpt.evaluation.records import Answers
+from mmgpt.evaluation.results import Evaluation, rescore
+from mmgpt.evaluation.scorer import OnProgress, OnScore, Scorer, Setting
+from mmgpt.evaluation.shots import Shots
 from mmgpt.evaluation.task import Task, TaskConfig, load_task
-from mmgpt.generation.assistant import Assistant, load
-from mmgpt.generation.prompts import without_media
+from mmgpt.training.ranks import place as place_of_process
 
-Record = dict[str, Any]
-OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass
-class Evaluation:
-    """What `evaluate` found: `results` as in results.json, `samples` by task and shots."""
-
-    model: str
-    environment: Record
-    results: list[Record] = field(default_factory=list)
-    samples: dict[str, list[Record]] = field(default_factory=dict)
-
-    def value(self, task: str, metric: str = "exact_match", shots: int = 0) -> float:
-        """One score."""
-        row = next(r for r in self.results if r["task"] == task and r["shots"] == shots)
-        return float(row["metrics"][metric]["value"])
-
-    def save(self, folder: Path) -> None:
-        """Write results.json and one samples file for each task and number of shots."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, samples in self.samples.items():
-            lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-            (folder / f"samples-{name}.jsonl").write_text(lines, encoding="utf-8")
-        content = {"model": self.model, "environment": self.environment, "results": self.results}
-        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+__all__ = ["Evaluation", "OnProgress", "OnScore", "evaluate", "rescore"]
 
 
 def evaluate(
-    model: Assistant | str | Path,
+    model: Model | str | Path,
     tasks: Sequence[str | TaskConfig],
     *,
-    shots: Sequence[int] = (0,),
+    shots: Sequence[int | str] = (0,),
     limit: int | None = None,
     data_root: str | Path = ".",
     out: str | Path | None = None,
-    blind: bool = False,
+    cache: str | Path | None = None,
+    blind: bool | Sequence[str] = False,
     batch_size: int = 64,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    place: tuple[int, int] | None = None,
     on_progress: OnProgress = lambda task, done, total: None,
+    on_score: OnScore | None = None,
 ) -> Evaluation:
     """Score a model on tasks.
 
     Args:
-        model: an Assistant, or the path of one.
+        model: any object that answers messages, such as an Assistant, or the name of one.
         tasks: names of tasks that come with mmgpt, YAML files, or TaskConfigs.
-        shots: numbers of solved examples before each question.
+        shots: solved examples before each question: numbers, or names.
         limit: only the first so many items of each task.
         data_root: the folder that the tasks' paths are relative to.
-        out: where to write results.json and the samples.
-        blind: score the same questions with media removed, and the best guess from the words alone.
+        out: where to write results.json, the samples and, as they come, the answers. An evaluation that was stopped
+            goes on there: what was answered by the same model to the same prompt is not asked again.
+        cache: a folder of answers that evaluations of several `out` share.
+        blind: score again with media removed, or in the modes given by name, and the best guess from the words alone.
         batch_size: questions at a time; scores do not depend on it.
         seed: of the choice of exemplars.
-        on_progress: called with task, questions answered, questions in all.
+        seeds: several of them, in place of `seed`; a task without exemplars is run once.
+        place: rank and number of the processes that share the work; if not given, those of torchrun. All but the first
+            come back without results.
+        on_progress: called with task, questions answered, and questions in all, of this process.
+        on_score: called with task, name and running value of the task's first metric.
     Raises:
-        UserError: on an unknown task, absent data, or prompts that do not fit the context.
+        UserError: on an unknown task, absent data, or a prompt that does not fit the context, with its item's key.
+        FloatingPointError: if the model's logits are not numbers, with the item's key.
+        TimeoutError: if another process stopped to answer.
     """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} leaves nothing to score; give 1 or more, or None for all")
-    configs = [task if isinstance(task, TaskConfig) else load_task(task) for task in tasks]
-    opened = [Task(config, data_root) for config in configs]
-    assistant = model if isinstance(model, Assistant) else load(model)
-    found = Evaluation(assistant.name, environment())
-    for task in opened:
-        items = task.items(limit)
-        for count in shots:
-            scorer = _Scorer(assistant, task, batch_size, seed, count, on_progress)
-            result, samples = scorer.score(items, blind)
-            found.results.append(result)
-            found.samples[f"{task.config.name}-{count}"] = samples
-    if out is not None:
+    rank, world = place or place_of_process()
+    own_seeds = list(dict.fromkeys(seeds)) if seeds is not None else [seed]
+    _check(limit, world, out, own_seeds)
+    wanted = [Shots.parse(str(one)) for one in dict.fromkeys(shots)]
+    opened = _open_tasks(tasks, data_root, with_pool=bool(blind) or any(one.count for one in wanted))
+    under_test: Model = open_model(str(model)) if isinstance(model, str | Path) else model
+    modes = ("removed",) if blind is True else tuple(blind or ())
+    fingerprint = under_test.fingerprint() if out is not None or cache is not None else ""
+    kept = Answers(out, cache, fingerprint, rank)
+    setting = Setting(under_test, fingerprint, kept, rank, world, batch_size, modes, on_progress, on_score)
+    found = Evaluation(under_test.name, environment())
+    try:
+        for task in opened:
+            Scorer(setting, task, task.items(limit)).run(wanted, own_seeds, found)
+    finally:
+        kept.close()
+    if out is not None and rank == 0:
         found.save(Path(out))
     return found
 
 
-@dataclass
-class _Scorer:
-    assistant: Assistant
-    task: Task
-    batch_size: int
-    seed: int
-    shots: int
-    on_progress: OnProgress
-
-    def score(self, items: Sequence[Item], blind: bool) -> tuple[Record, list[Record]]:
-        config, started = self.task.config, time.perf_counter()
-        pool: Exemplars | EpisodePrompts = Exemplars(self.task.pool, config.name, config.shots, self.seed)
-        if isinstance(self.task.test, EpisodeSource):
-            pool = EpisodePrompts(self.task.test)
-        shown = [pool.prompt(item, Shots(str(self.shots), self.shots)) for item in items]
-        prompts = [one.messages for one in shown]
-        predictions = self._answer(prompts, items)
-        statistics = self._statistics(items, predictions)
-        digest = hashlib.sha256()
-        samples = []
-        for number, (item, prompt) in enumerate(zip(items, shown, strict=True)):
-            messages = [message.to_dict() for message in prompt.messages]
-            digest.update(json.dumps([messages, item.choices]).encode())
-            sample = {"key": item.key, "messages": messages, "exemplars": list(prompt.exemplars)}
-            sample |= {"choices": list(item.choices)} if item.choices else {}
-            scores = {name: float(statistics[name][number, 0]) for name in config.metrics}
-            sample |= {"prediction": predictions[number], "reference": item.reference}
-            sample |= {"references": list(item.references), "scores": scores}
-            samples.append(sample)
-        result = {
-            "task": config.name,
-            "version": config.version,
-            "shots": self.shots,
-            "n": len(items),
-            "metrics": {name: summary(METRICS[name], statistics[name]) for name in config.metrics},
-            "blind": self._blind(items, prompts) if blind else None,
-            "seconds": round(time.perf_counter() - started, 2),
-            "prompt_sha256": digest.hexdigest(),
-        }
-        return result, samples
-
-    def _answer(self, prompts: Sequence[tuple[Message, ...]], items: Sequence[Item]) -> list[str]:
-        answers: list[str] = []
-        config = self.task.config
-        for at in range(0, len(items), self.batch_size):
-            chunk = list(prompts[at : at + self.batch_size])
-            if config.kind == "choose":
-                choices = [list(item.choices) for item in items[at : at + self.batch_size]]
-                answers += [c.text for c in self.assistant.choose(chunk, choices, normalise=config.normalise)]
-            else:
-                options = config.generate.model_dump() | {"seed": config.generate.seed + at}
-                replies = self.assistant.chat(chunk, batch_size=self.batch_size, **options)
-                answers += [reply.text for reply in replies]
-            self.on_progress(config.name, len(answers), len(items))
-        return answers
-
-    def _statistics(self, items: Sequence[Item], predictions: Sequence[str]) -> dict[str, Floats]:
-        answered = [
-            Answered(prediction, item.references, item.choices, tags=dict(item.tags))
-            for item, prediction in zip(items, predictions, strict=True)
-        ]
-        return {name: METRICS[name].statistics(answered) for name in self.task.config.metrics}
-
-    def _summaries(self, items: Sequence[Item], predictions: Sequence[str]) -> Record:
-        return {name: summary(METRICS[name], found) for name, found in self._statistics(items, predictions).items()}
-
-    def _blind(self, items: Sequence[Item], prompts: Sequence[tuple[Message, ...]]) -> Record:
-        removed = self._answer([without_media(prompt) for prompt in prompts], items)
-        record = dict(self._summaries(items, removed))
-        if self.task.pool is not None:
-            guess = TextOnlyGuess(self.task.pool)
-            record["text_only"] = self._summaries(items, [guess.answer(item) for item in items])
-        return record
+def _check(limit: int | None, world: int, out: str | Path | None, seeds: Sequence[int]) -> None:
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} leaves nothing to score; give 1 or more, or None for all")
+    if world > 1 and out is None:
+        raise UserError(f"{world} processes share their answers in files; give out, the folder for them (--out)")
+    if not seeds:
+        raise UserError("seeds are none; give at least one, or leave them out")
 
 
-def environment() -> Record:
-    """What a figure depends on besides the model."""
-    return {
-        "mmgpt": version("mmgpt"),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def rescore(samples: Path) -> Record:
-    """Scores of a samples file, computed again from its predictions without the model.
-
-    Raises:
-        UserError: if the file is absent or empty.
-    """
-    if not samples.is_file() or not samples.stat().st_size:
-        raise UserError(f"{samples}: no samples there; give a samples-TASK-SHOTS.jsonl that `mmgpt eval --out` wrote")
-    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    answered = [Answered(row["prediction"], tuple(row["references"])) for row in rows]
-    return {name: summary(METRICS[name], METRICS[name].statistics(answered)) for name in rows[0]["scores"]}
+def _open_tasks(tasks: Sequence[str | TaskConfig], data_root: str | Path, with_pool: bool) -> list[Task]:
+    """All tasks, so that a wrong one is told before any is scored."""
+    configs = [task if isinstance(task, TaskConfig) else load_task(task) for task in tasks]
+    names = [config.name for config in configs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{names.count(name)} tasks are called {name}, as would be their files; rename one")
+    return [Task(config, data_root, with_pool=with_pool) for config in configs]

@@ -28,8 +28,8 @@ class Asked:
 
 def answer(
     engine: Engine, asked: Sequence[Asked], batch_size: int, draft: MultimodalModel | None = None
-) -> list[Reply]:
-    """The reply to each prompt, in their order.
+) -> Iterator[Reply]:
+    """The reply to each prompt, in their order, each as soon as it and those before it are there.
 
     Args:
         engine: of the model.
@@ -41,19 +41,17 @@ def answer(
     """
     if draft is None and any(one.options.speculation == "draft" for one in asked):
         raise UserError("speculation: draft needs a small model; give chat(..., draft=mmgpt.load(SMALL)), or lookup")
-    replies: list[Reply] = []
     for (beams, speculation), group in groupby(asked, lambda one: (one.options.num_beams > 1, one.options.speculation)):
         alike = list(group)
         if not beams and not speculation:
-            replies += _by_engine(engine, alike, batch_size)
+            yield from _by_engine(engine, alike, batch_size)
             continue
         for options, same in groupby(alike, lambda one: one.options):
             many = list(same)
             for at in range(0, len(many), batch_size):
                 chunk = many[at : at + batch_size]
                 by = _by_beams if beams else _by_guesses
-                replies += by(engine, chunk, options, draft)
-    return replies
+                yield from by(engine, chunk, options, draft)
 
 
 def _by_engine(engine: Engine, asked: Sequence[Asked], batch_size: int) -> Iterator[Reply]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.decoder import cached_visible
-from mmgpt.model.layers import KVCache
+from mmgpt.model.cache import KVCache
+from mmgpt.model.decoder import Decoder, cached_visible
 from mmgpt.model.multimodal import MultimodalModel
 
 
@@ -84,11 +84,17 @@ def extend(
 @torch.inference_mode()
 def decode_one(model: MultimodalModel, cache: KVCache, ids_B: Tensor) -> Tensor:
     """Append one token to every row; the logits (B, V) that follow."""
-    positions_B1 = cache.lengths_B[:, None]
-    visible = cached_visible(positions_B1, int(cache.lengths_B.max()) + 1)
-    hidden_B1D = model.decoder(model.decoder.embed(ids_B[:, None]), positions_B1, visible, cache=cache)
+    logits_BV = one_step(model.decoder, cache, ids_B, int(cache.lengths_B.max()) + 1)
     cache.lengths_B = cache.lengths_B + 1
-    return model.decoder.logits(hidden_B1D[:, 0])
+    return logits_BV
+
+
+def one_step(decoder: Decoder, cache: KVCache, ids_B: Tensor, reach: int) -> Tensor:
+    """The logits (B, V) after one more token a row; `reach` slots of the cache are looked at, the new ones included."""
+    positions_B1 = cache.lengths_B[:, None]
+    visible = cached_visible(positions_B1, reach)
+    hidden_B1D = decoder(decoder.embed(ids_B[:, None]), positions_B1, visible, cache=cache)
+    return decoder.logits(hidden_B1D[:, 0])
 
 
 def text_of(tokenizer: Tokenizer, tokens: Sequence[int], stops: Sequence[str]) -> str:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from mmgpt.config import UserError
+from mmgpt.generation.compiled import Step
 from mmgpt.generation.decode import Reply, cut_at, decode_one, text_of
 from mmgpt.generation.reading import Reader, Text
 from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser, next_tokens, token_scores
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.layers import KVCache
+from mmgpt.model.cache import KVCache
 from mmgpt.model.multimodal import MultimodalModel
 
 BUCKET = 64  # the cache grows by so many slots
@@ -60,15 +61,17 @@ class Request:
 class Engine:
     """A model with a running batch; calls from several threads take turns, a step each."""
 
-    def __init__(self, model: MultimodalModel, tokenizer: Tokenizer, end: int) -> None:
+    def __init__(self, model: MultimodalModel, tokenizer: Tokenizer, end: int, step: Step | None = None) -> None:
         """An idle engine.
 
         Args:
             model: it is set to evaluation.
             tokenizer: of the replies' texts.
             end: the token that ends a reply.
+            step: adds a token to every row; `decode_one` if not given.
         """
         self.model, self.tokenizer, self.end = model, tokenizer, end
+        self.decode = step or decode_one
         self.reader = Reader(model)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request of row i of the cache
@@ -164,7 +167,7 @@ class Engine:
         lengths = [len(one.text) - 1 for one in rows]  # the last token is not in the cache yet
         cache.lengths_B = torch.tensor(lengths, device=self.model.device)
         ids_B = torch.tensor([one.text.tokens[-1] for one in rows], device=self.model.device)
-        self._choose(rows, decode_one(self.model, cache, ids_B))
+        self._choose(rows, self.decode(self.model, cache, ids_B))
 
     def _choose(self, rows: list[Request], logits_BV: Tensor) -> None:
         sums_B = logits_BV.logsumexp(dim=-1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmgpt.generation.decode import extend
 from mmgpt.inputs.batch import collate_media
 from mmgpt.inputs.chat import Medium, Rendered
-from mmgpt.model.layers import KVCache
+from mmgpt.model.cache import KVCache
 from mmgpt.model.multimodal import MultimodalModel
 
 LEAST_SHARED = 16  # tokens; a shorter beginning is computed again, which takes less than finding and copying it

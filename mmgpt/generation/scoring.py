@@ -4,21 +4,48 @@ Shape letters: B rows, T tokens, N scored positions, D width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mmgpt.config import UserError
 from mmgpt.generation.decode import extend
 from mmgpt.generation.reading import Reader
 from mmgpt.inputs.chat import Rendered
+from mmgpt.model.cache import KVCache
 from mmgpt.model.decoder import Decoder
-from mmgpt.model.layers import KVCache
 
 SLOTS_AT_ONCE = 1 << 13  # of the cache, prompts included, in which continuations are scored together
 LOGITS_AT_ONCE = 1 << 24  # numbers
 
 Pair = tuple[int, int]  # row of a prompt in its group, number of a continuation
+
+
+class Window(NamedTuple):
+    """A stretch of a long text: tokens from `start` are read, those from `first` to `stop` are scored."""
+
+    start: int
+    first: int
+    stop: int
+
+
+def windows(first: int, length: int, context: int) -> Iterator[Window]:
+    """Windows in which the tokens from `first` to the end of a text are scored once each.
+
+    The first window is a whole context, each later one scores half a context after the half before it.
+
+    Raises:
+        UserError: if what stands before `first` leaves no room in the context.
+    """
+    if first >= context:
+        raise UserError(f"{first} tokens before the text, over the context of {context}; shorten them")
+    stop = min(context, length)
+    yield Window(0, first, stop)
+    while stop < length:
+        first, stop = stop, min(stop + max(1, context // 2), length)
+        yield Window(stop - context, first, stop)
 
 
 @torch.inference_mode()

@@ -20,8 +20,8 @@ from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.sampling import Chooser, check_logits
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.model.cache import KVCache
 from mmgpt.model.decoder import cached_visible
-from mmgpt.model.layers import KVCache
 from mmgpt.model.multimodal import MultimodalModel
 
 LONGEST = 3  # tokens that the end of a text must share with an earlier place, tried from here down to 1

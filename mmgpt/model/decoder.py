@@ -6,11 +6,11 @@ Shape letters: B rows, T tokens, S cached tokens, D width, V vocabulary.
 import torch
 from torch import Tensor, nn
 
+from mmgpt.model.cache import KVCache
 from mmgpt.model.layers import (
     Attention,
     DecoderConfig,
     FeedForward,
-    KVCache,
     PassInputs,
     TokenShift,
     make_norm,
@@ -143,8 +143,15 @@ class Decoder(nn.Module):
 
     def new_cache(self, rows: int, size: int) -> KVCache:
         """An empty cache for `rows` texts of up to `size` tokens."""
-        weight = self.embedding.weight
-        return KVCache(self.config, rows, size, weight.device, weight.dtype)
+        config, weight = self.config, self.embedding.weight
+
+        def stores(count: int, *shape: int) -> list[Tensor]:
+            return [torch.zeros(shape, device=weight.device, dtype=weight.dtype) for _ in range(count)]
+
+        shape = (rows, config.num_kv_heads, size, config.num_per_head)
+        shifted = stores(config.depth if config.token_shift else 0, rows, size, config.width)
+        lengths_B = torch.zeros(rows, dtype=torch.long, device=weight.device)
+        return KVCache(stores(config.depth, *shape), stores(config.depth, *shape), shifted, lengths_B)
 
 
 def _as_bias(visible: Tensor | None, dtype: torch.dtype, nearby: Tensor | None) -> tuple[Tensor, Tensor]:

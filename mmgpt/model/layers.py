@@ -1,9 +1,8 @@
-"""The parts of a decoder block: norms, attention over a cache, token shift, feed-forward.
+"""The parts of a decoder block: norms, attention, token shift, feed-forward.
 
 Shape letters: B rows, T tokens, S cached tokens, H heads, K key heads, E width of a head, D width of the model.
 """
 
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -14,6 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor, nn
 
 from mmgpt.config import PretrainedConfig
+from mmgpt.model.cache import KVCache
 from mmgpt.model.rope import RopeScaling, rotate
 
 
@@ -112,79 +112,6 @@ def make_norm(config: DecoderConfig, width: int) -> nn.Module:
         return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=config.norm_scale, bias=config.bias is True)
     kind = PlusOneRMSNorm if config.norm == "rms_plus_one" and config.norm_scale else nn.RMSNorm
     return kind(width, eps=config.norm_eps, elementwise_affine=config.norm_scale)
-
-
-class KVCache:
-    """Keys and values of the tokens so far, in room for `size` tokens a row.
-
-    A row's next token goes to slot `lengths_B[row]`, so rows of any length share a batch without left padding. What
-    lies behind a row's length is never seen: a row is shortened by its length alone.
-    """
-
-    def __init__(self, config: DecoderConfig, rows: int, size: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.depth, rows, config.num_kv_heads, size, config.num_per_head)
-        self.keys_LBKSE = torch.zeros(shape, device=device, dtype=dtype)
-        self.values_LBKSE = torch.zeros(shape, device=device, dtype=dtype)
-        shifted = (config.depth if config.token_shift else 0, rows, size, config.width)
-        self.shifted_LBSD = torch.zeros(shifted, device=device, dtype=dtype)  # what token shift mixes in
-        self.lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
-
-    @property
-    def rows(self) -> int:
-        """Texts that it has room for."""
-        return self.keys_LBKSE.shape[1]
-
-    @property
-    def size(self) -> int:
-        """Tokens that a row has room for."""
-        return self.keys_LBKSE.shape[3]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of what is held."""
-        return self.keys_LBKSE.nbytes + self.values_LBKSE.nbytes + self.shifted_LBSD.nbytes
-
-    def write(self, layer: int, keys_BKTE: Tensor, values_BKTE: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values at `slots_BT`; returns the layer's whole (B, K, S, E) store."""
-        slots_BKTE = slots_BT[:, None, :, None].expand_as(keys_BKTE)
-        keys = self.keys_LBKSE[layer].scatter_(2, slots_BKTE, keys_BKTE.to(self.keys_LBKSE.dtype))
-        values = self.values_LBKSE[layer].scatter_(2, slots_BKTE, values_BKTE.to(self.values_LBKSE.dtype))
-        return keys, values
-
-    def shift(self, layer: int, x_BTD: Tensor, slots_BT: Tensor) -> Tensor:
-        """Store a layer's input at `slots_BT`; returns what came a slot earlier (B, T, D), zeros at the start."""
-        store_BSD, rows_B = self.shifted_LBSD[layer], torch.arange(len(x_BTD), device=x_BTD.device)
-        first_B = slots_BT[:, 0]
-        before_BD = store_BSD[rows_B, first_B - 1] * (first_B > 0)[:, None]
-        store_BSD[rows_B[:, None], slots_BT] = x_BTD.to(store_BSD.dtype)
-        return torch.cat((before_BD[:, None].to(x_BTD.dtype), x_BTD[:, :-1]), dim=1)
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these, in this order."""
-        self.keys_LBKSE, self.values_LBKSE = self.keys_LBKSE[:, rows], self.values_LBKSE[:, rows]
-        self.shifted_LBSD, self.lengths_B = self.shifted_LBSD[:, rows], self.lengths_B[rows]
-
-    def part(self, start: int, rows: int, size: int | None = None) -> "KVCache":
-        """Some rows, up to a length, over the same memory; the lengths are a copy."""
-        view = copy(self)
-        view.keys_LBKSE = self.keys_LBKSE[:, start : start + rows, :, :size]
-        view.values_LBKSE = self.values_LBKSE[:, start : start + rows, :, :size]
-        view.shifted_LBSD = self.shifted_LBSD[:, start : start + rows, :size]
-        view.lengths_B = self.lengths_B[start : start + rows].clone()
-        return view
-
-    def fill(self, row: int, other: "KVCache", length: int) -> None:
-        """Copy the first tokens of another cache's only row into a row."""
-        self.keys_LBKSE[:, row, :, :length] = other.keys_LBKSE[:, 0, :, :length]
-        self.values_LBKSE[:, row, :, :length] = other.values_LBKSE[:, 0, :, :length]
-        self.shifted_LBSD[:, row, :length] = other.shifted_LBSD[:, 0, :length]
-
-    def clone(self) -> "KVCache":
-        """The same in memory of its own."""
-        own = copy(self)
-        own.keys_LBKSE, own.values_LBKSE = self.keys_LBKSE.clone(), self.values_LBKSE.clone()
-        own.shifted_LBSD, own.lengths_B = self.shifted_LBSD.clone(), self.lengths_B.clone()
-        return own
 
 
 @dataclass(frozen=True)

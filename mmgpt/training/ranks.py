@@ -112,14 +112,24 @@ def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 def is_main() -> bool:
     """True unless torchrun started this process as another rank than 0."""
-    return _place()[0] == 0
+    return place()[0] == 0
 
 
-def _place() -> tuple[int, int]:
+def place() -> tuple[int, int]:
     """Rank and number of the processes, as torchrun tells them; some clusters set WORLD_SIZE alone, for other ends."""
     if "RANK" not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def own_device(device: str) -> torch.device:
+    """The device of a choice, as of `pick_device`; of several GPUs the one of this process.
+
+    Raises:
+        UserError: if this machine has no such device, or fewer GPUs than processes.
+    """
+    chosen = pick_device(device)
+    return pick_device(f"cuda:{os.environ['LOCAL_RANK']}") if chosen.type == "cuda" and place()[1] > 1 else chosen
 
 
 @contextlib.contextmanager
@@ -129,13 +139,12 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     Raises:
         UserError: if this machine has no such device, or fewer GPUs than processes.
     """
-    rank, world = _place()
-    chosen = pick_device(device)
+    rank, world = place()
+    chosen = own_device(device)
     if world == 1:
         yield Ranks(device=chosen)
         return
     if chosen.type == "cuda":
-        chosen = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:

@@ -105,6 +105,11 @@ def test_questions_stay_the_same_whatever_the_number_of_shots(root):
             assert [told(b) for b in other[index].branches] == [told(b) for b in source[index].branches]
             assert len(told(other[index].messages)) == 3 * count
             assert other[index].key == source[index].key
+    other = source.with_shots(2, draw=1)
+    assert [told(b) for i in range(20) for b in other[i].branches] == [
+        told(b) for i in range(20) for b in source[i].branches
+    ]
+    assert sum(told(other[i].messages) == told(source[i].messages) for i in range(20)) < 5
 
 
 def test_permuted_examples_are_all_labelled_wrong(root):

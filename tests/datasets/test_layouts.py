@@ -164,7 +164,7 @@ def test_official_vqa_groups_the_questions_of_a_picture_and_keeps_the_ten_answer
     with pytest.raises(UserError, match=r"no answers to 2 questions of .*: \[1, 2\]"):
         read(root, name, split="val")
     put(f"{prefix}mscoco_val2014_annotations.json", {"annotations": [{"question_id": q} for q in (1, 2, 3)]})
-    with pytest.raises(UserError, match=r"not in the official layout .KeyError: 'multiple_choice_answer'"):
+    with pytest.raises(UserError, match=r"not in the official layout .KeyError: 'answers'"):
         read(root, name, split="val")
     with pytest.raises(UserError, match="no such file"):
         read(root, name, split="test")

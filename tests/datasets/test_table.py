@@ -2,6 +2,7 @@ import json
 import zipfile
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -176,6 +177,94 @@ def test_columns_are_derived_from_lists(tmp_path):
         read(tmp_path, path="rows.json", derive={"usual": derive["usual"]}, answer="{usual}")[1]
     with pytest.raises(UserError, match=r"names \{wrong\}, the rows do not"):
         read(tmp_path, path="rows.json", derive={"word": {"column": "choices", "item": "wrong"}}, answer="x")
+
+
+def test_columns_are_derived_from_lists_as_a_whole_from_texts_that_spell_them_and_from_each_other(tmp_path):
+    rows = [{"options": "['[x] Cat', \"it's\"]", "right": "1", "grade": 2}, {"options": "[]", "right": "0", "grade": 7}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    derive = {
+        "choices": {"column": "options", "literal": True, "lower": True, "replace": {"[x] ": ""}},
+        "word": {"column": "choices", "item": "right"},
+        "lines": {"column": "choices", "lettered": True},
+        "level": {"column": "grade", "names": ["first", "second", "third"]},
+    }
+    options = {"path": "rows.json", "derive": derive, "prompt": "{lines}", "answer": "{word} {level}"}
+    source = read(tmp_path, **options, choices="choices", where={"grade": "2"})
+    assert len(source) == 1, "a row that is left out needs no columns to derive from"
+    assert talk(source[0]) == ["A. cat\nB. it's", "it's third"]
+    assert source[0].truths[0].choices == ("cat", "it's")
+    with pytest.raises(UserError, match=r"choices='\[\]' is no list of items"):
+        read(tmp_path, **options)[1]
+    with pytest.raises(UserError, match="grade=7 is not the number of one of 3 items"):
+        read(tmp_path, path="rows.json", derive={"level": derive["level"]}, answer="{level}")[1]
+    with pytest.raises(UserError, match="right='1' is no list of items"):
+        read(tmp_path, path="rows.json", derive={"w": {**derive["lines"], "column": "right"}}, answer="{w}")[0]
+    swapped = {"word": derive["word"], "choices": derive["choices"]}
+    with pytest.raises(UserError, match=r"names \{choices\}, the rows do not"):
+        read(tmp_path, path="rows.json", derive=swapped, answer="{word}")
+
+
+def test_a_list_that_python_does_not_spell_so_is_refused(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([{"options": "[a, b"}]))
+    derive = {"all": {"column": "options", "literal": True, "lettered": True}}
+    with pytest.raises(UserError, match="'\\[a, b' is no list as Python spells it; leave literal out"):
+        read(tmp_path, path="rows.json", derive=derive, answer="{all}")[0]
+
+
+@pytest.mark.parametrize("is_parquet", [True, False])
+def test_names_in_a_path_are_columns_of_the_rows_of_each_file(is_parquet, tmp_path):
+    suffix = "parquet" if is_parquet else "csv"
+    for subject, answers in (("art", "ab"), ("law", "c")):
+        (tmp_path / "exam" / subject).mkdir(parents=True)
+        file = tmp_path / f"exam/{subject}/test_{subject}-0.{suffix}"
+        if is_parquet:
+            pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pyarrow.table({"q": ["Q"] * len(answers), "a": list(answers)}), file)
+        else:
+            file.write_text("".join(f'"Q",{answer}\n' for answer in answers))
+    columns = None if is_parquet else ["q", "a"]
+    options = {"columns": columns, "prompt": "{q}", "answer": "{a} of {subject}", "tags": ["subject"], "split": "test"}
+    source = read(tmp_path, path="exam/{subject}/{split}_{subject}-*." + suffix, **options)
+    assert [talk(source[n])[1] for n in range(len(source))] == ["a of art", "b of art", "c of law"]
+    assert source[2].truths[0].tags == {"subject": "law"}
+    source = read(tmp_path, path="exam/{subject}/{split}_*." + suffix, **options, where={"subject": "law"})
+    assert [len(source), talk(source[0])] == [1, ["Q", "c of law"]]
+    with pytest.raises(UserError, match="is not named as"):
+        read(tmp_path, path="exam/{x}/{split}_{x}{x}-0." + suffix, **{**options, "tags": []})
+
+
+def test_a_csv_whose_columns_are_named_has_no_header(tmp_path):
+    (tmp_path / "rows.csv").write_text('"a, ""b""",1\nc,2\n')
+    source = read(tmp_path, path="rows.csv", columns=["q", "n"], prompt="{q}", answer="{n}")
+    assert [talk(source[n]) for n in range(2)] == [['a, "b"', "1"], ["c", "2"]]
+    with pytest.raises(UserError, match="row 0 has more or fewer fields"):
+        read(tmp_path, path="rows.csv", columns=["q"], answer="{q}")
+
+
+def test_json_lines_may_be_called_json(tmp_path):
+    (tmp_path / "rows.json").write_text('{"a": 1}\n\n{"a": 2}\n')
+    source = read(tmp_path, path="rows.json", answer="{a}")
+    assert [talk(source[n]) for n in range(2)] == [["1"], ["2"]]
+    (tmp_path / "rows.json").write_text('{"a": 1}\n{"a": 2\n')
+    with pytest.raises(UserError, match=r"rows\.json: not a readable json table"):
+        read(tmp_path, path="rows.json", answer="{a}")
+
+
+def test_several_pictures_stand_together_but_for_those_that_the_words_place(tmp_path):
+    for number, colour in enumerate(PNG_COLOURS):
+        PIL.Image.new("RGB", (4, 4), colour).save(tmp_path / f"{number}.png")
+    rows = [{"q": "Is <image 2> like <image 2>?", "a": "0.png", "b": "1.png", "c": "2.png"}]
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, {**rows[0], "b": None, "c": None}]))
+    options = {"path": "rows.json", "image": ["{a}", "{b}", "{c}"], "missing_media": "optional", "answer": "x"}
+    shown = {"prompt": "{image}{q}"}
+    tagged = read(tmp_path, **options, **shown, image_tag="<image {number}>")
+
+    def parts(sample) -> list[str]:
+        return [p.text if isinstance(p, Text) else Path(str(p.source)).name for p in sample.messages[0].parts]
+
+    assert parts(tagged[0]) == ["0.png", "2.png", "Is ", "1.png", " like ", "<image 2>", "?"]
+    assert parts(tagged[1]) == ["0.png", "Is <image 2> like <image 2>?"]
+    assert parts(read(tmp_path, **options, **shown)[0]) == ["0.png", "1.png", "2.png", rows[0]["q"]]
 
 
 @settings(max_examples=30)

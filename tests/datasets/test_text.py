@@ -104,7 +104,7 @@ def test_the_texts_of_a_column_are_cut_and_no_piece_crosses_a_row(name, tmp_path
     write_rows(tmp_path / name, rows)
     found = {
         unit: texts(open_source(TextConfig(reader="text", path=name, column="body", unit=unit, window=6), tmp_path))
-        for unit in ("row", "window", "line")
+        for unit in ("row", "window", "piece", "line")
     }
     assert found["row"] == ["caf\u00e9 au lait", "tea\nmilk"]
     assert found["window"] == [
@@ -117,6 +117,7 @@ def test_the_texts_of_a_column_are_cut_and_no_piece_crosses_a_row(name, tmp_path
         "u lait",
         *windows("tea\nmilk"),
     ]
+    assert found["piece"] == ["caf\u00e9 a", "u lait", "tea\nmi", "lk"]
     assert found["line"] == ["caf\u00e9 au lait", "tea", "milk"]
     last = TextConfig(reader="text", path=name, column="body", unit="row", span=(0.5, 1.0))
     assert texts(open_source(last, tmp_path)) == ["tea\nmilk"]
@@ -130,13 +131,22 @@ def windows(text):
     return [text[at : at + 6] for at in range(len(text) - 5)]
 
 
-@pytest.mark.parametrize("unit", ["window", "line", "paragraph"])
+@given(text=st.text(st.sampled_from("a\u00e9\u4e00\n"), min_size=1, max_size=40), window=st.integers(1, 9))
+def test_pieces_are_the_text_each_character_once(text, window, tmp_path_factory):
+    root = tmp_path_factory.mktemp("pieces")
+    (root / "text.txt").write_text(text, encoding="utf-8")
+    found = texts(open_source(TextConfig(reader="text", path="text.txt", unit="piece", window=window), root))
+    assert "".join(found) == text
+    assert [len(piece) for piece in found[:-1]] == [window] * (len(found) - 1)
+
+
+@pytest.mark.parametrize("unit", ["window", "piece", "line", "paragraph"])
 def test_a_text_is_read_by_place_so_that_memory_does_not_grow_with_it(unit, tmp_path, monkeypatch):
     monkeypatch.setattr(text_module, "CHUNK", 1 << 16)
     (tmp_path / "long.txt").write_text(("\u4e00" * 9_999 + "\n\n") * 200, encoding="utf-8")  # 6 MB
     tracemalloc.start()
     source = open_source(TextConfig(reader="text", path="long.txt", unit=unit, window=9_999, stride=9_999), tmp_path)
-    assert source[len(source) - 1].messages[0].text.count("\u4e00") > 9_000
+    assert source[len(source) - 2].messages[0].text.count("\u4e00") > 9_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000

@@ -6,12 +6,12 @@ import pytest
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
-from mmgpt.datasets.sample import Message
-from mmgpt.evaluation.blind import TextOnlyGuess
+from mmgpt.datasets.sample import Message, Sample
 from mmgpt.evaluation.item import Item, items_of
-from mmgpt.evaluation.metrics import exact_match
-from mmgpt.evaluation.shots import Exemplars
-from mmgpt.evaluation.task import Task, TaskConfig, load_task
+from mmgpt.evaluation.pool import media_of
+from mmgpt.evaluation.shots import Exemplars, ShotConfig, Shots
+from mmgpt.evaluation.task import Task, load_task
+from mmgpt.generation.prompts import with_exemplars, without_media
 
 
 @pytest.fixture
@@ -71,41 +71,120 @@ def test_more_shots_than_the_pool_holds_are_refused(count, told, task):
         Exemplars(None, "easy_vqa").of(task.items()[0], count)
 
 
-def test_the_text_only_guess_equals_a_count_by_hand(task, easy_vqa):
-    rows = json.loads((easy_vqa / "easy_vqa" / "train" / "questions.json").read_text())
-    guess = TextOnlyGuess(task.pool)
-    hits = 0
+def configured(**options) -> ShotConfig:
+    return build(ShotConfig, options, "shots")
+
+
+CONFIGS = [
+    {},
+    {"pick": "balanced"},
+    {"pick": "similar"},
+    {"labels": "permuted"},
+    {"pick": "balanced", "labels": "permuted", "media": False},
+]
+
+
+@pytest.mark.parametrize("options", CONFIGS)
+def test_prompts_are_the_same_in_any_order_and_for_any_share_of_the_items(options, task, answerer):
+    items = task.items()[::3]
+    shots = Shots.parse("3")
+
+    def prompts(own, pool=None):
+        pool = pool or Exemplars(task.pool, "easy_vqa", configured(**options), seed=5)
+        return {item.key: (shown := pool.prompt(item, shots, answerer, 4)).exemplars + talk(shown) for item in own}
+
+    def talk(shown):
+        return tuple(str(message.to_dict()) for message in shown.messages)
+
+    whole = prompts(items)
+    assert prompts(items[::-1]) == whole
+    assert {**prompts(items[1::2]), **prompts(items[::2])} == whole
+    seeded = Exemplars(task.pool, "easy_vqa", configured(**options), seed=1).seeded(5)
+    assert prompts(items, seeded) == whole
+
+
+def test_balanced_shows_as_many_of_each_answer_in_an_order_of_its_own(task):
+    answers = "aaaaaaaaaaaaaaaabbbbccc"
+    source = [
+        Sample((Message.of("user", "?"), Message.of("assistant", one)), key=f"{n}") for n, one in enumerate(answers)
+    ]
+    pool = Exemplars(source, "letters", configured(pick="balanced"))
+    shown = {}
+    for count, per_answer in ((3, [1, 1, 1]), (4, [1, 1, 2]), (9, [3, 3, 3]), (12, [3, 4, 5])):
+        for item in task.items():
+            picked = pool.of(item, count)
+            said = "".join(one.messages[-1].text for one in picked)
+            assert sorted(Counter(said).values()) == per_answer
+            assert len({one.key for one in picked}) == count
+            shown[count, item.key] = said
+    assert len({said for (count, _), said in shown.items() if count == 3}) == 6  # all orders of three
+
+
+def test_permuted_labels_are_those_of_the_same_exemplars_and_wrong(task):
+    true = Exemplars(task.pool, "easy_vqa")
+    wrong = Exemplars(task.pool, "easy_vqa", configured(labels="permuted"))
+    known = {item.reference for n in range(12) for item in items_of(task.pool[n])}
     for item in task.items():
-        counts = Counter(answer for question, answer, _ in rows if question == item.question)
-        assert counts[guess.answer(item)] == max(counts.values())
-        hits += guess.answer(item) == item.reference
-    # by hand, of seven pictures: circles 2 (21, 24); the colour of 20, 24 is red; no circle in 5
-    assert hits == 2 + 2 + 5
+        for count in (1, 2, 4, 8):
+            ours, theirs = true.of(item, count), wrong.of(item, count)
+            assert [one.key for one in ours] == [one.key for one in theirs]
+            assert [one.messages[:-1][0].text for one in ours] == [one.messages[0].text for one in theirs]
+            said, told = ([one.messages[-1].text for one in shown] for shown in (ours, theirs))
+            if len(set(said)) > 1:
+                assert Counter(said) == Counter(told)
+            if 2 * max(Counter(said).values()) <= count or len(set(said)) == 1:
+                assert not any(a == b for a, b in zip(said, told, strict=True))
+            assert set(told) <= known
 
 
-def test_words_never_seen_get_the_most_frequent_answer_of_all(task):
-    assert TextOnlyGuess(task.pool).answer(Item("k", (Message.of("user", "why?"),), "", ())) == "no"
+@pytest.mark.parametrize("pick", ["random", "balanced"])
+def test_an_item_of_the_pool_is_shown_with_other_samples(pick, task):
+    pool = Exemplars(task.pool, "easy_vqa", configured(pick=pick))
+    for index in range(12):
+        for item in items_of(task.pool[index]):
+            renamed = Item("another key", item.messages, item.reference, item.references)
+            for asked in (item, renamed):
+                shown = [key.partition("#")[0] for key, _ in pool.of(asked, 6)]
+                assert item.key.partition("#")[0] not in shown
+                assert len(set(shown)) == 6
 
 
-def test_a_question_never_asked_is_cut_to_the_longest_beginning_that_was(task):
-    guess = TextOnlyGuess(task.pool)
-    same = Item("k", (Message.of("user", "what is the color of the shape?"),), "", ())
-    longer = Item("k", (Message.of("user", "what is the color of this thing?"),), "", ())
-    assert guess.answer(longer) == guess.answer(same) == "red"
-    assert guess.answer(Item("k", (Message.of("user", "what shape?"),), "", ())) != "red"
+def test_shots_are_named_by_their_number_or_flamingo_0():
+    assert [Shots.parse(name) for name in ("0", "04")] == [Shots("0", 0), Shots("4", 4)]
+    assert Shots.parse("flamingo-0") == Shots("flamingo-0", 2, with_media=False)
+    for name in ("-1", "four", "flamingo", "²", ""):
+        with pytest.raises(UserError, match="are not known; give a number, as in 0 or 4, or flamingo-0"):
+            Shots.parse(name)
 
 
-def test_the_guess_among_choices_is_the_one_most_frequent_in_training(tmp_path, easy_vqa):
-    config = load_task("easy_vqa").model_dump() | {"kind": "choose", "choices": ["circle", "yes", "no"]}
-    task = Task(build(TaskConfig, config, "made"), easy_vqa)
-    item = Item("k", list(items_of(task.test[0]))[2].messages, "no", ("no",), ("circle", "yes", "no"))
-    assert TextOnlyGuess(task.pool).answer(item) == "no"
+@pytest.mark.parametrize(("options", "name"), [({}, "flamingo-0"), ({"media": False}, "2")])
+def test_examples_in_words_alone_are_those_of_two_shots_without_their_media(options, name, task):
+    item = task.items()[0]
+    shown = Exemplars(task.pool, "easy_vqa", configured(**options)).prompt(item, Shots.parse(name))
+    two = Exemplars(task.pool, "easy_vqa").prompt(item, Shots.parse("2"))
+    assert shown.exemplars == two.exemplars
+    assert shown.messages == (*without_media(two.messages[:4]), *item.messages)
+    assert len(media_of(shown.messages)) == 1
 
 
-def test_the_text_only_guess_of_easy_vqa_is_the_published_one(data_packs):
-    task = Task(load_task("easy_vqa"), data_packs)
-    items = task.items()
-    assert len(items) == 9_673
-    guess = TextOnlyGuess(task.pool)
-    share = sum(exact_match(guess.answer(item), item.references) for item in items) / len(items)
-    assert 100 * share == pytest.approx(67.00, abs=0.01)
+def test_whole_exemplars_go_from_the_first_until_the_prompt_fits(task, answerer):
+    pool, item = Exemplars(task.pool, "easy_vqa"), task.items()[0]
+    whole = pool.prompt(item, Shots.parse("8"))
+    for kept in range(9):
+        expected = with_exemplars([one.messages for one in pool.of(item, 8)][8 - kept :], item.messages)
+        room = -answerer.excess(expected, 0)  # the longest answer for which so many fit
+        shown = pool.prompt(item, Shots.parse("8"), answerer, room)
+        spelt_out = [[message.to_dict() for message in messages] for messages in (shown.messages, expected)]
+        assert spelt_out[0] == spelt_out[1]
+        assert (shown.dropped, shown.exemplars) == (8 - kept, whole.exemplars[8 - kept :])
+        assert answerer.excess(shown.messages, room) == 0
+
+
+@pytest.mark.parametrize("name", ["0", "4"])
+def test_an_item_that_does_not_fit_alone_is_refused_with_its_key(name, task, answerer):
+    item = task.items()[0]
+    room = 1 - answerer.excess(item.messages, 0)
+    with pytest.raises(
+        UserError, match=f"{item.key}: 1 tokens over the context, without any exemplars and with {room}"
+    ):
+        Exemplars(task.pool, "easy_vqa").prompt(item, Shots.parse(name), answerer, room)

@@ -1,20 +1,21 @@
 import json
 from pathlib import Path
 
+import PIL.Image
 import pytest
+import yaml
 from pydantic import TypeAdapter
 
 import mmgpt.configs
 from mmgpt.config import UserError, build, read_yaml
 from mmgpt.datasets.media import Audio, Media
-from mmgpt.datasets.readers import EpisodesOfConfig
 from mmgpt.datasets.sample import Message, Sample, Text
 from mmgpt.evaluation.item import items_of
 from mmgpt.evaluation.task import Task, TaskConfig, load_task
 
 TASKS = sorted(path.stem for path in (Path(mmgpt.configs.__file__).parent / "tasks").glob("*.yaml"))
-EPISODES = {name for name in TASKS if name.startswith("omniglot")}
-NOT_AT_HAND = {"fsdd", "noto_emoji", "cifar10", "easy_vqa", "digits_and_shapes"}
+NOT_AT_HAND = {"fsdd", "noto_emoji", "cifar10", "easy_vqa", "digits_and_shapes", "flickr8k"}
+GENERATED = {name for name in TASKS if read_yaml(name, "tasks")["data"]["reader"] == "world"}
 
 
 def make_task(tree: dict, root: Path) -> Task:
@@ -32,14 +33,10 @@ def write_answers(root: Path, answers: list[str]) -> None:
 def test_every_task_that_comes_with_mmgpt_builds_under_its_own_name(name):
     config = load_task(name)
     assert config.name == name
-    if isinstance(config.data, EpisodesOfConfig):
-        assert config.data.of.split == "evaluation"
-        return
-    assert config.exemplars is not None
-    assert (config.exemplars.split, config.data.split) == ("train", "test")
+    assert config.exemplars != config.data
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name not in NOT_AT_HAND | EPISODES])
+@pytest.mark.parametrize("name", sorted(GENERATED))
 def test_a_task_without_files_opens_and_asks_questions(name):
     items = Task(load_task(name)).items(limit=20)
     assert len(items) == 20
@@ -79,18 +76,125 @@ def test_a_task_may_be_a_file_of_one_s_own(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"kind": "choose"}, "kind=choose needs either choices or distractors"),
+        ({"kind": "classify"}, "kind=classify needs choices, or exemplars whose answers are the classes"),
+        ({"kind": "rank", "candidates": 1}, "candidates=1: Input should be greater than or equal to 2"),
+        ({"candidates": 4}, "candidates is for kind=rank, not generate; leave it out or change kind"),
+        ({"kind": "rank", "distractors": 4}, "distractors is for kind=choose, not rank"),
+        ({"kind": "score", "choices": ["a", "b"]}, "choices is for kind=choose or classify or rank, not score"),
+        ({"exemplar_split": "train"}, "exemplars are the test data itself; name another split or file"),
+        ({"exemplar_split": "test", "exemplars": {"reader": "world", "name": "scenes"}}, "say the same in two ways"),
         ({"kind": "choose", "choices": ["a", "b"], "distractors": 1}, "either choices or distractors"),
+        ({"kind": "rank", "choices": ["a", "b"], "candidates": 2}, "kind=rank needs either choices or candidates"),
         ({"kind": "choose", "choices": ["a"]}, "choices"),
-        ({"metrics": ["exactmatch"]}, "metric 'exactmatch' does not exist; known: exact_match"),
+        ({"metrics": ["exactmatch"]}, "metric 'exactmatch' does not exist; did you mean exact_match"),
         ({"metrics": []}, "metrics"),
         ({"metric": ["exact_match"]}, "metric is not a field of TaskConfig; did you mean metrics"),
+        ({"promt": "{question}"}, "promt is not a field of TaskConfig; did you mean prompt"),
+        ({"answer": "{a}"}, "made.yaml: answer is not a field of WorldConfig"),
     ],
 )
 def test_a_task_that_does_not_fit_together_is_refused(changes, told):
     tree = {"name": "made", "data": {"reader": "world", "name": "scene_questions"}, **changes}
     with pytest.raises(UserError, match=told):
         build(TaskConfig, tree, "made.yaml")
+
+
+CHART_QA = """
+name: chart_qa
+reader: {kind: jsonl, path: data/chart_qa/test.jsonl}
+prompt: "{image}\\n{question}\\nAnswer with one number or one word."
+answer: "{answer}"
+generate: {max_new_tokens: 16, temperature: 0.0}
+metrics: [exact_match]
+version: 1
+"""
+
+
+def write_charts(root: Path, splits=("test",)) -> None:
+    (root / "data/chart_qa").mkdir(parents=True)
+    PIL.Image.new("RGB", (8, 8), "red").save(root / "data/chart_qa/1.png")
+    row = {"image": "data/chart_qa/1.png", "question": "How many?", "human": ["4", "four"], "kind": "bar"}
+    for split in splits:
+        rows = [{**row, "answer": "4"}, {**row, "answer": split}]
+        (root / f"data/chart_qa/{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+
+
+def test_a_task_may_tell_its_data_by_keys_of_its_own(tmp_path):
+    write_charts(tmp_path)
+    (tmp_path / "chart_qa.yaml").write_text(CHART_QA)
+    items = Task(load_task(tmp_path / "chart_qa.yaml"), tmp_path).items()
+    assert [(item.key, item.reference) for item in items] == [("chart_qa/test/0", "4"), ("chart_qa/test/1", "test")]
+    picture, *words = items[0].messages[0].parts
+    assert picture.load().size == (8, 8)
+    assert "".join(part.text for part in words) == "\nHow many?\nAnswer with one number or one word."
+
+
+def test_the_short_keys_say_what_data_and_exemplars_would(tmp_path):
+    write_charts(tmp_path, ("dev", "train"))
+    path = "data/chart_qa/{split}.jsonl"
+    more = {"split": "dev", "exemplar_split": "train", "answers": "human", "tags": ["kind"], "image": "{image}"}
+    tree = {**yaml.safe_load(CHART_QA), "reader": {"kind": "jsonl", "path": path}, **more, "choices": "human"}
+    config = build(TaskConfig, tree, "made.yaml")
+    table = {"reader": "table", "label": "chart_qa", "path": path, "image": "{image}", "answer": "{answer}"}
+    table |= {"prompt": tree["prompt"], "answers": "human", "choices": "human", "tags": ["kind"]}
+    long = {key: tree[key] for key in ("name", "generate", "metrics", "version")}
+    long |= {"data": {**table, "split": "dev"}, "exemplars": {**table, "split": "train"}}
+    assert config == build(TaskConfig, long, "long.yaml")
+    assert build(TaskConfig, config.model_dump(), "again") == config
+    task = Task(config, tmp_path)
+    (item, _) = task.items()
+    assert (item.references, item.choices, item.tags) == (("4", "four"), ("4", "four"), {"kind": "bar"})
+    assert next(items_of(task.pool[1])).reference == "train"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reader": {"kind": "jsnl", "path": "a"}}, "made.yaml: reader.kind=jsnl is not known; did you mean jsonl"),
+        ({"reader": {"path": "a"}}, r"reader has no kind; write reader: {kind: jsonl, path: FILE}"),
+        ({"reader": {"kind": "jsonl", "pth": "a"}}, r"reader.pth is not a field of TableConfig; did you mean path\?"),
+        ({"reader": {"kind": "jsonl"}}, "made.yaml: reader.path is missing"),
+        ({"answer": 7}, "made.yaml: answer.*=7: Input should be"),
+        ({"exemplar_split": 7}, "made.yaml: exemplar_split=7: Input should be a valid string"),
+        ({"data": {"reader": "text", "path": "a"}}, "reader and data say the same in two ways; give one of them"),
+        ({"metrics": ["exact"]}, "metric 'exact' does not exist"),
+    ],
+)
+def test_a_fault_of_a_short_key_is_told_by_that_key(changes, told):
+    with pytest.raises(UserError, match=told):
+        build(TaskConfig, {**yaml.safe_load(CHART_QA), **changes}, "made.yaml")
+
+
+def test_a_missing_answer_is_missed_where_it_would_be_written():
+    tree = yaml.safe_load(CHART_QA)
+    del tree["answer"]
+    with pytest.raises(UserError, match=r"^made.yaml: answer is missing"):
+        build(TaskConfig, tree, "made.yaml")
+
+
+def test_a_prompt_lays_over_the_data_that_is_included(easy_vqa, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\ndata: {include: data/easy_vqa.yaml, split: test}\nexemplar_split: train\n"
+        'prompt: "Look: {image} {question}"\n'
+    )
+    task = Task(load_task(tmp_path / "mine.yaml"), easy_vqa)
+    assert task.items(limit=1)[0].question == "Look:  what shape is in the image?"
+    assert next(items_of(task.pool[0])).question.startswith("Look: ")
+    assert (task.test[0].key, task.pool[0].key) == ("easy_vqa/test/20", "easy_vqa/train/0")
+
+
+def test_choices_may_be_templates_or_a_column_of_each_row(tmp_path):
+    row = {"q": "Which?", "A": "ice", "B": "fire", "all": ["fire", "ice"], "right": "fire"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    tree = {"name": "made", "reader": {"kind": "jsonl", "path": "rows.jsonl"}, "prompt": "{q}", "answer": "{right}"}
+    for given, choices in ((["{A}", "{B}"], ("ice", "fire")), ("all", ("fire", "ice"))):
+        config = build(TaskConfig, {**tree, "kind": "choose", "choices": given}, "made")
+        assert Task(config, tmp_path).items()[0].choices == choices
+    with pytest.raises(UserError, match="task made: kind=choose needs either choices or distractors"):
+        Task(build(TaskConfig, {**tree, "kind": "choose"}, "made"), tmp_path)
+    config = build(TaskConfig, {**tree, "kind": "choose", "choices": ["{A}", "{q}"]}, "made")
+    with pytest.raises(UserError, match="reference 'fire' is not among the choices: ice, Which"):
+        Task(config, tmp_path).items()
 
 
 def test_branches_of_a_sample_are_items_of_their_own_with_the_picture_in_each(scenes):
@@ -107,7 +211,12 @@ def test_an_earlier_exchange_stays_in_the_question():
     assert (item.messages, item.question, item.reference) == (tuple(turns), "c", "d")
 
 
-@pytest.mark.parametrize("messages", [(Message.of("user", "a"),), (Message.of("assistant", "a"),), ()])
+def test_a_text_alone_is_a_document():
+    (item,) = items_of(Sample((Message.of("assistant", "once"),), key="k"))
+    assert (item.messages, item.question, item.reference) == ((), "", "once")
+
+
+@pytest.mark.parametrize("messages", [(Message.of("user", "a"),), ()])
 def test_a_sample_without_a_reference_is_refused_by_its_key(messages):
     with pytest.raises(UserError, match="pets/7: a task's sample must end with an assistant turn"):
         list(items_of(Sample(messages, key="pets/7")))

@@ -10,6 +10,7 @@ from mmgpt.datasets.sample import Message, Sample
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.sampling import Chooser, next_tokens, token_scores
+from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.multimodal import MultimodalModel
@@ -81,3 +82,17 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[int]], No
 
 def noise(seed: int) -> Image:
     return Image(np.random.default_rng(seed).integers(0, 255, (16, 16, 3)))
+
+
+@pytest.fixture
+def logprobs_of() -> Callable[[Assistant, Rendered, list[int]], list[float]]:
+    def compute(assistant: Assistant, prompt: Rendered, ids: list[int]) -> list[float]:
+        """Log-probabilities of `ids` after a prompt, by one plain pass over both."""
+        whole = [*prompt.ids, *ids]
+        row = Rendered(whole, [-100] * len(whole), [0] * len(whole), list(range(len(whole))), prompt.media, "", "")
+        model = assistant.model.eval()
+        logits_TV = model.decoder.logits(model.hidden(collate([row])))[0]
+        found = logits_TV[len(prompt.ids) - 1 : -1].log_softmax(dim=-1)
+        return found[range(len(ids)), ids].tolist()
+
+    return compute

@@ -17,7 +17,7 @@ from mmgpt.datasets.sample import Message
 from mmgpt.files import write_folder
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered, TooLong
+from mmgpt.inputs.chat import TooLong
 from mmgpt.model.weights import save_bundle
 
 QUESTION = "How many red shapes are there?"
@@ -33,16 +33,6 @@ def said(reply) -> tuple[str, list[int], str]:
 
 
 @torch.no_grad()
-def logprobs_of(assistant: Assistant, prompt: Rendered, ids: list[int]) -> list[float]:
-    """Log-probabilities of `ids` after a prompt, by one plain pass over both."""
-    whole = [*prompt.ids, *ids]
-    row = Rendered(whole, [-100] * len(whole), [0] * len(whole), list(range(len(whole))), prompt.media, "", "")
-    model = assistant.model.eval()
-    logits_TV = model.decoder.logits(model.hidden(collate([row])))[0]
-    found = logits_TV[len(prompt.ids) - 1 : -1].log_softmax(dim=-1)
-    return found[range(len(ids)), ids].tolist()
-
-
 def test_one_conversation_gives_a_reply_and_a_list_gives_a_list(assistant, conversations):
     one = assistant.chat(conversations[0], max_new_tokens=6)
     many = assistant.chat(conversations, max_new_tokens=6)
@@ -139,7 +129,7 @@ def test_a_wrong_prompt_or_option_is_refused_before_the_first_piece_is_asked_for
 
 @pytest.mark.parametrize("template", ["plain", "chatml", "llama3"])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_choose_picks_what_separate_passes_pick(normalise, template, make_assistant, conversations):
+def test_choose_picks_what_separate_passes_pick(normalise, template, make_assistant, conversations, logprobs_of):
     assistant = make_assistant(template=template)
     choices = ["yes", "no", "a large blue circle in the middle", "", "3"]
     ends = assistant.tokenizer.encode_markup(assistant.renderer.template.end)
@@ -169,23 +159,6 @@ def test_choose_takes_one_conversation_a_list_or_a_list_of_lists(assistant, conv
 def test_choices_that_are_too_few_are_refused(choices, assistant, conversations):
     with pytest.raises(UserError, match="at least two choices"):
         assistant.choose(conversations[:2], choices)
-
-
-def test_score_is_the_log_softmax_of_a_full_pass_over_both_strings(assistant):
-    context, continuation = "There is a red circle", " in the middle and <|end|> a square."
-    head, tail = (list(assistant.tokenizer.encode(text)) for text in (context, continuation))
-    row = Rendered(head, [-100] * len(head), [0] * len(head), list(range(len(head))), [], "", "")
-    wanted = logprobs_of(assistant, row, tail)
-    assert assistant.score(context, continuation) == pytest.approx(wanted, abs=1e-5)
-    pairs = assistant.score([context, "2 + 2"], [continuation, " = 4"])
-    assert pairs[0] == pytest.approx(wanted, abs=1e-5)
-    assert len(pairs[1]) == len(assistant.tokenizer.encode(" = 4"))
-
-
-@pytest.mark.parametrize("pair", [("", "a"), ("a", ""), (["a"], ["b", "c"]), ("a", ["b"]), ([], [])])
-def test_score_refuses_what_is_no_pair_of_texts(pair, assistant):
-    with pytest.raises(UserError, match=r"empty|two strings"):
-        assistant.score(*pair)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_name(assistant):

@@ -119,7 +119,7 @@ def test_rows_that_end_leave_the_cache_and_do_not_disturb_the_others(assistant, 
     original = decode_one
 
     def watched(model, cache, ids_B):
-        heights.append((len(ids_B), cache.keys_LBKSE.shape[1]))
+        heights.append((len(ids_B), cache.rows))
         return original(model, cache, ids_B)
 
     monkeypatch.setattr("mmgpt.generation.engine.decode_one", watched)

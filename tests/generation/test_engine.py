@@ -11,6 +11,7 @@ import torch
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message
+from mmgpt.generation.answering import Asked, answer
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.decode import Reply, decode_one
 from mmgpt.generation.engine import Engine, Request
@@ -83,7 +84,7 @@ def gap(assistant: Assistant, prompt: Rendered, ids: list[int]) -> float:
     return first - second
 
 
-def test_200_mixed_prompts_have_the_same_answers_alone_batched_joining_and_after_a_known_prefix(hearing):
+def test_200_mixed_prompts_have_the_same_answers_alone_batched_joining_after_a_known_prefix_and_guessed(hearing):
     prompts = rendered(hearing, mixed(200))
     assert {len(one.media) for one in prompts} >= {0, 1, 2, 3}
     budget = [config.max_new_tokens for _, config in varied(prompts)]
@@ -96,8 +97,11 @@ def test_200_mixed_prompts_have_the_same_answers_alone_batched_joining_and_after
     batched = [r.tokens for r in drain(engine, [engine.submit(*one) for one in varied(prompts)])]
     cached = [reply.tokens for reply in engine.answer(varied(prompts), 7)]  # joins mid-way, beginnings known
     assert len(engine.reader.prefixes) > 10
+    lookup = {"speculation": "lookup"}
+    asked = [Asked(lambda one=one: one, options.model_copy(update=lookup), 0) for one, options in varied(prompts)]
+    guessed = [reply.tokens for reply in answer(engine_of(hearing), asked, 32)]
     ties = 0
-    for other in (batched, cached):
+    for other in (batched, cached, guessed):
         for prompt, one, two in zip(prompts, alone, other, strict=True):
             if one != two:
                 at = next(i for i, (a, b) in enumerate(zip(one, two, strict=True)) if a != b)
@@ -264,7 +268,7 @@ def test_a_prompt_that_does_not_fit_the_memory_alone_is_told_and_the_engine_goes
     assert run(engine, prompts, 2) == wanted
 
 
-def test_logits_that_are_not_numbers_end_their_request_alone(hearing, monkeypatch):
+def test_logits_that_are_not_numbers_end_their_request_alone(hearing):
     prompts = rendered(hearing, mixed(3))
     wanted = run(engine_of(hearing), prompts, 3)
     engine, original, calls = engine_of(hearing), decode_one, []
@@ -276,7 +280,7 @@ def test_logits_that_are_not_numbers_end_their_request_alone(hearing, monkeypatc
             logits_BV[1, 7] = float("nan")
         return logits_BV
 
-    monkeypatch.setattr("mmgpt.generation.engine.decode_one", broken)
+    engine.decode = broken
     requests = [engine.submit(one, GenerateConfig(max_new_tokens=8)) for one in prompts]
     while not all(one.is_done for one in requests):
         engine.step()

@@ -9,10 +9,13 @@ Shape letters: N samples, S statistics of a sample, R resamples, M media, K text
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # slow to import, and here for its name alone
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
@@ -50,16 +53,22 @@ class Metric:
         figure: of the sums (S,) over so many samples.
         is_share: the figure is a mean of scores between 0 and 1.
         higher_is_better: which of two systems has won.
+        in_percent: a table shows a hundred times the figure.
     """
 
     statistics: Callable[[Sequence[Answered]], Floats]
     figure: Callable[[Floats, int], float] = _mean
     is_share: bool = False
     higher_is_better: bool = True
+    in_percent: bool = True
 
     def value(self, answered: Sequence[Answered]) -> float:
         """The figure over these samples."""
         return self.figure(self.statistics(answered).sum(axis=0), len(answered))
+
+    def each(self, statistics_NS: Floats) -> list[float]:
+        """The figure of every sample alone."""
+        return [self.figure(statistics_S, 1) for statistics_S in statistics_NS]
 
 
 def share(score: Callable[[str, tuple[str, ...]], float]) -> Metric:
@@ -98,7 +107,7 @@ def wilson(mean: float, count: int) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def recall_at_k(scores_MK: Tensor, matches_MK: Tensor, k: int) -> float:
+def recall_at_k(scores_MK: "Tensor", matches_MK: "Tensor", k: int) -> float:
     """The share of media for which one of the k texts with the highest scores is a match.
 
     Args:

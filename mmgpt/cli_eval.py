@@ -1,0 +1,175 @@
+"""`mmgpt eval`: a model scored on tasks, and the table of scores."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+
+from mmgpt.config import UserError
+
+if TYPE_CHECKING:
+    from mmgpt.evaluation.results import Evaluation, Record
+
+out_console = Console()
+TOLD = TextColumn("{task.fields[told]}")  # of a progress bar: the running score
+
+DataRoot = Annotated[Path, typer.Option(help="Folder that the paths in a recipe or task are relative to.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint, or an exported model folder.", show_default=False)],
+    tasks: Annotated[str, typer.Option(help="Task names or YAML files, with commas between them.")],
+    shots: Annotated[
+        str, typer.Option(help="Numbers of solved examples in the prompt, with commas between them.")
+    ] = "0",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each task.", min=1)] = None,
+    data_root: DataRoot = Path("."),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results.json and the answers; a stopped evaluation goes on there.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of answers that evaluations of a model share.")] = None,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Also score without media, and the best guess from words.")
+    ] = False,
+    blind_modes: Annotated[
+        str | None, typer.Option(help="Blind in these ways, with commas between them, as in removed,shuffled.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions at a time.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Of the choice of examples.", min=0)] = 0,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several such seeds, with commas between them: their mean and deviation.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Score a model on tasks, zero- or few-shot. Under torchrun, all processes answer."""
+    from mmgpt.evaluation.models import open_model
+    from mmgpt.evaluation.run import evaluate as run
+    from mmgpt.training.ranks import is_main
+
+    several = _listed(seeds or str(seed))
+    if not all(one.isdecimal() for one in several):
+        raise UserError(f"--seeds {seeds}: give numbers with commas between them, as in 0,1,2")
+    terminal = Console(stderr=True)
+    shown = terminal.is_interactive and is_main()
+    out_console.quiet = not is_main()
+    with Progress(*Progress.get_default_columns(), TOLD, console=terminal, transient=True, disable=not shown) as bars:
+        progress = Bars(bars)
+        found = run(
+            open_model(model, device),
+            _listed(tasks),
+            shots=_listed(shots),
+            limit=limit,
+            data_root=data_root,
+            out=out,
+            cache=cache,
+            blind=_listed(blind_modes) if blind_modes else blind,
+            batch_size=batch_size,
+            seeds=[int(one) for one in several],
+            on_progress=progress,
+            on_score=progress.score if shown else None,
+        )
+    out_console.print(score_table(found))
+    for result in found.results:
+        if result["groups"]:
+            out_console.print(group_table(result))
+    if out:
+        out_console.print(f"answers and scores: {out}")
+
+
+class Bars:
+    """A progress bar for each task of an evaluation, with the running score."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars, self.tasks, self.told = bars, dict[str, Any](), dict[str, str]()
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        if task not in self.tasks:
+            self.bars.start()
+            self.tasks[task] = self.bars.add_task(task, total=total, told="")
+        self.bars.update(self.tasks[task], completed=done, total=total, told=self.told.get(task, ""))
+
+    def score(self, task: str, metric: str, value: float) -> None:
+        self.told[task] = f"{metric} {_figure(metric, value)}"
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _figure(metric: str, value: float) -> str:
+    """A score as it is shown: a share in percent."""
+    from mmgpt.evaluation.metrics import METRICS
+
+    return f"{100 * value:.1f}" if METRICS[metric].is_share else f"{value:.4g}"
+
+
+def score_table(found: "Evaluation") -> Table:
+    """Scores with half their 95 % interval; beside them the scores blind and the best guess from words."""
+    table = Table(title="scores in %", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    told = [name for result in found.results for name in result["blind"] or () if name not in result["metrics"]]
+    modes = [name for name in dict.fromkeys(told) if name != "text_only"]
+    for name in ("task", "shots", "n", "metric", "score", "blind", *modes, "text-only"):
+        table.add_column(name, justify="left" if name in ("task", "metric") else "right", no_wrap=True)
+    several = {(one["task"], one["shots"]) for one in found.over_seeds}
+    for result in found.results:
+        blind = result["blind"] or {}
+        shots = str(result["shots"])
+        shots += f" seed {result['seed']}" if (result["task"], result["shots"]) in several else ""
+        for metric, score in result["metrics"].items():
+            low, high = score["ci95"]
+            guesses = [blind.get(metric), *(blind.get(name, {}).get(metric) for name in (*modes, "text_only"))]
+            table.add_row(
+                result["task"],
+                shots,
+                f"{result['n']:,}",
+                metric,
+                f"[bold]{_figure(metric, score['value'])}[/bold] \u00b1{_figure(metric, (high - low) / 2)}",
+                *(_figure(metric, guess["value"]) if guess else "-" for guess in guesses),
+            )
+    for mean in found.over_seeds:
+        for metric, own in mean["metrics"].items():
+            score = f"[bold]{_figure(metric, own['mean'])}[/bold] \u00b1{_figure(metric, own['deviation'])}"
+            table.add_row(mean["task"], f"{mean['shots']} mean", "", metric, score, *["-"] * (2 + len(modes)))
+    table.caption, table.caption_justify = "".join(_notes(found)), "left"
+    return table
+
+
+def group_table(result: "Record") -> Table:
+    """The scores of one row of results by each value of each tag."""
+    title = f"{result['task']}, {result['shots']} shots, in %"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("group", "", "n", *result["metrics"]):
+        table.add_column(name, justify="left" if name in ("group", "") else "right", no_wrap=True)
+    for tag, values in result["groups"].items():
+        for value, own in values.items():
+            scores = (_figure(metric, own[metric]["value"]) for metric in result["metrics"])
+            table.add_row(tag, escape(value), f"{own['n']:,}", *scores)
+    return table
+
+
+def _notes(found: "Evaluation") -> Iterator[str]:
+    """What has to be known to read the table."""
+    from mmgpt.evaluation.metrics import METRICS
+
+    if any(result["blind"] for result in found.results):
+        yield "blind: media removed; text-only: best answer to the same words in training\n"
+    plain = {metric for result in found.results for metric in result["metrics"] if not METRICS[metric].is_share}
+    if plain:
+        yield f"no shares, and not in %: {', '.join(sorted(plain))}\n"
+    if found.over_seeds:
+        yield "mean: over the seeds, with their standard deviation\n"
+    for result in found.results:
+        name = f"{result['task']}, {result['shots']} shots"
+        if result["empty"]:
+            yield f"{name}: {len(result['empty']):,} answers are empty, the first to {result['empty'][0]}\n"
+        if result["dropped"]:
+            yield (
+                f"{name}: {result['dropped']:,} examples of {result['n']:,} prompts were left out to fit the context\n"
+            )

@@ -1,0 +1,84 @@
+"""`mmgpt score`: scores of results files that any system wrote."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(help="Score results files in the official layouts of VQA and of COCO captions.", no_args_is_help=True)
+out_console = Console()
+
+Results = Annotated[Path, typer.Option(help="The results file, JSON, gzip or not.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Partial = Annotated[bool, typer.Option("--partial", help="Score results for a part, and say of how many.")]
+
+
+@app.command()
+def vqa(
+    questions: Annotated[Path, typer.Option(help="The official questions file.", show_default=False)],
+    annotations: Annotated[Path, typer.Option(help="The official annotations file.", show_default=False)],
+    results: Results,
+    per_question: Annotated[bool, typer.Option("--per-question", help="Also the score of each question.")] = False,
+    partial: Partial = False,
+    as_json: AsJson = False,
+) -> None:
+    """VQA accuracy in percent, as the official tool computes it."""
+    from mmgpt.evaluation.score import score_vqa
+
+    found = score_vqa(questions, annotations, results, partial=partial)
+    if not per_question:
+        del found["per_question"]
+    if as_json:
+        _print_json(found)
+        return
+    rows = [("overall", found["overall"])]
+    for name in ("per_answer_type", "per_question_type", "per_question"):
+        rows += [
+            (f"{name.removeprefix('per_').replace('_', ' ')}: {key}", one) for key, one in found.get(name, {}).items()
+        ]
+    _print_table(f"VQA accuracy in %, {found['scored']:,} questions", [(key, f"{one:.2f}") for key, one in rows])
+    _print_notes(found["notes"])
+
+
+@app.command()
+def captions(
+    references: Annotated[Path, typer.Option(help="References in the COCO captions layout.", show_default=False)],
+    results: Results,
+    partial: Partial = False,
+    meteor_jar: Annotated[Path | None, typer.Option(help="meteor-1.5.jar, for METEOR; needs Java.")] = None,
+    spice_jar: Annotated[Path | None, typer.Option(help="spice-1.0.jar, for SPICE; needs Java.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """BLEU, ROUGE-L and CIDEr-D as the COCO caption evaluation computes them, without Java."""
+    from mmgpt.evaluation.score import score_captions
+
+    found = score_captions(references, results, partial=partial, meteor_jar=meteor_jar, spice_jar=spice_jar)
+    if as_json:
+        _print_json(found)
+        return
+    scores = [(name, one) for name, one in found.items() if name not in ("scored", "images", "notes")]
+    shown = [(name, "absent" if one is None else f"{one:.4f}") for name, one in scores]
+    _print_table(f"captions of {found['scored']:,} images", shown)
+    _print_notes(found["notes"])
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    out_console.print(json.dumps(found, ensure_ascii=False, indent=1), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("score", justify="right")
+    for name, score in rows:
+        table.add_row(name, score)
+    out_console.print(table)
+
+
+def _print_notes(notes: list[str]) -> None:
+    for note in notes:
+        out_console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,131 @@
+"""What an evaluation found: rows of results.json, and rows of the samples that they can be computed from again.
+
+Shape letters: N samples, S statistics of a sample.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from mmgpt.config import UserError
+from mmgpt.evaluation.answering import Answer
+from mmgpt.evaluation.item import Item
+from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
+from mmgpt.evaluation.shots import Prompt
+from mmgpt.evaluation.task import TaskConfig
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        results: as in results.json, a row for each task, number of shots and seed.
+        samples: rows by the name of their file, as in `samples-NAME.jsonl`.
+        over_seeds: mean and deviation of what was run with several seeds.
+    """
+
+    model: str
+    environment: Record
+    results: list[Record] = field(default_factory=list)
+    samples: dict[str, list[Record]] = field(default_factory=dict)
+    over_seeds: list[Record] = field(default_factory=list)
+
+    def value(self, task: str, metric: str = "exact_match", shots: int | str = 0) -> float:
+        """One score; of several seeds, their mean."""
+        rows = [r for r in self.results if r["task"] == task and r["shots"] == shots]
+        return fmean(float(row["metrics"][metric]["value"]) for row in rows)
+
+    def save(self, folder: Path) -> None:
+        """Write results.json and the samples files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, samples in self.samples.items():
+            lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+            (folder / f"samples-{name}.jsonl").write_text(lines, encoding="utf-8")
+        content = {"model": self.model, "environment": self.environment, "results": self.results}
+        content |= {"over_seeds": self.over_seeds} if self.over_seeds else {}
+        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def answered(item: Item, answer: Answer) -> Answered:
+    """An answer beside what is known about the right one."""
+    return Answered(answer.prediction, item.references, item.choices, answer.logprobs, dict(item.tags))
+
+
+def statistics_of(config: TaskConfig, some: Sequence[Answered]) -> dict[str, Floats]:
+    """The statistics (N, S) of each metric of a task."""
+    return {name: METRICS[name].statistics(some) for name in config.metrics}
+
+
+def summaries(statistics: Mapping[str, Floats]) -> Record:
+    """Figure, standard error and interval of each metric."""
+    return {name: summary(METRICS[name], found_NS) for name, found_NS in statistics.items()}
+
+
+def groups(statistics: Mapping[str, Floats], items: Sequence[Item]) -> Record:
+    """The same by each value of each tag, with the number of samples that have it."""
+    places: dict[str, dict[str, list[int]]] = {}
+    for number, item in enumerate(items):
+        for tag, value in item.tags.items():
+            places.setdefault(tag, {}).setdefault(value, []).append(number)
+    return {
+        tag: {
+            value: {"n": len(own), **summaries({name: found_NS[own] for name, found_NS in statistics.items()})}
+            for value, own in sorted(values.items())
+        }
+        for tag, values in places.items()
+    }
+
+
+def sample_row(item: Item, prompt: Prompt, answer: Answer, scores: Mapping[str, float]) -> Record:
+    """All that is known of a sample: enough to score it again without the model."""
+    row: Record = {
+        "key": item.key,
+        "messages": [message.to_dict() for message in prompt.messages],
+        "exemplars": list(prompt.exemplars),
+    }
+    row |= {"choices": list(item.choices)} if item.choices else {}
+    row |= {"prediction": answer.prediction}
+    row |= {"logprobs": list(answer.logprobs)} if answer.logprobs else {}
+    row |= {"reference": item.reference, "references": list(item.references)}
+    row |= {"tags": dict(item.tags)} if item.tags else {}
+    return row | {"scores": dict(scores)}
+
+
+def over_seeds(rows: Sequence[Record]) -> Record:
+    """Mean and standard deviation, over the seeds of the choice of exemplars, of one task's figures."""
+    first = rows[0]
+    values = {name: [row["metrics"][name]["value"] for row in rows] for name in first["metrics"]}
+    return {
+        "task": first["task"],
+        "shots": first["shots"],
+        "seeds": [row["seed"] for row in rows],
+        "metrics": {name: {"mean": fmean(own), "deviation": stdev(own), "values": own} for name, own in values.items()},
+    }
+
+
+def rescore(samples: Path) -> Record:
+    """Scores of a samples file, computed again from its predictions without the model.
+
+    Raises:
+        UserError: if the file is absent or empty.
+    """
+    if not samples.is_file() or not samples.stat().st_size:
+        raise UserError(f"{samples}: no samples there; give a samples-TASK-SHOTS.jsonl that `mmgpt eval --out` wrote")
+    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    some = [
+        Answered(
+            row["prediction"],
+            tuple(row["references"]),
+            tuple(row.get("choices", ())),
+            tuple(row.get("logprobs", ())),
+            row.get("tags", {}),
+        )
+        for row in rows
+    ]
+    return summaries({name: METRICS[name].statistics(some) for name in rows[0]["scores"]})
