@@ -124,7 +124,7 @@ class ViTEncoder(nn.Module):
             num_classes=0,
             global_pool="",
             class_token=False,
-            embed_layer=partial(ConvStem, convs=config.stem_convs) if config.stem == "conv" else PatchEmbed,  # type: ignore[arg-type]
+            embed_layer=partial(ConvStem, convs=config.stem_convs) if config.stem == "conv" else PatchEmbed,
         )
 
     def normalise(self, pixels_MCHW: Tensor) -> Tensor:
