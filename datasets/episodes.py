@@ -42,7 +42,7 @@ class EpisodesConfig(SourceConfig):
     labels: Literal["made_up", "real", "permuted"] = "made_up"  # permuted: made up, and every example's is wrong
     words: list[str] = Field(list(MADE_UP), min_length=2)  # made-up labels
     bursty: float = Field(default=1.0, ge=0, le=1)  # share of episodes that ask about classes they show
-    turns: Literal[1, 4, 8] = 1  # ways to lay a picture: upright, turned by 90 degrees, mirrored too; each a class
+    rotations: Literal[1, 4, 8] = 1  # of all pictures of an episode: none, by 90 degrees, and mirrored; each a class
     side: PositiveInt | None = None  # pixels: pictures are decoded once, made squares of this side, and kept
     size: PositiveInt = 100_000  # episodes
     seed: int = 0
@@ -80,6 +80,7 @@ class EpisodeSource(Source):
 
     def __init__(self, config: EpisodesConfig, source: Source, examples: list[Example] | None = None) -> None:
         """Open over a source; `examples` if they have been read from it before."""
+        self.draw = 0  # what is shown of the classes, not what is asked, depends on it
         self.config, self.source, self.name = config, source, config.label or f"{source.name}_episodes"
         self.examples = examples or [one for index in range(len(source)) for one in self._examples(source[index])]
         classes: dict[str, list[int]] = defaultdict(list)
@@ -94,28 +95,30 @@ class EpisodeSource(Source):
             groups[self._group(numbers[0])].append(name)
         self.spare = int(config.bursty < 1)  # classes that are asked about and not shown
         self.groups = list(groups.values())
-        if max(map(len, self.groups), default=0) < most + self.spare:
-            where = f"no {config.within}" if config.within else "it"
+        largest = max(map(len, self.groups), default=0)
+        if largest < most + self.spare:
+            where = f" within one {config.within}" if config.within else ""
             raise UserError(
-                f"{self.name}: episodes of {most} ways need as many classes of {needed} samples each; of "
-                f"{source.name}'s {len(classes)} classes {len(self.classes)} have them, and {where} has enough of "
-                "these; lower ways, shots or queries"
+                f"{self.name}: episodes of {most} ways need {most + self.spare} classes of {needed} samples each"
+                f"{where}, {source.name} has {largest}; lower ways, shots or queries"
             )
         self.kept: dict[Image, np.ndarray] = {}
         super().__init__(config, config.size, self.name)
 
-    def with_shots(self, count: int) -> "EpisodeSource":
-        """The same questions after other numbers of examples.
+    def with_shots(self, count: int, draw: int = 0) -> "EpisodeSource":
+        """The same questions after other numbers of examples; another `draw` shows others.
 
         Raises:
             UserError: if the classes do not have so many.
         """
-        return EpisodeSource(self.config.model_copy(update={"shots": count}), self.source, self.examples)
+        other = EpisodeSource(self.config.model_copy(update={"shots": count}), self.source, self.examples)
+        other.draw = draw
+        return other
 
     def __getitem__(self, index: int) -> Sample:
         config = self.config
         rng = random.Random(f"{config.seed}/{index}")
-        ways, turn = rng.choice(_several(config.ways)), rng.randrange(config.turns)
+        ways, rotation = rng.choice(_several(config.ways)), rng.randrange(config.rotations)
         groups = [names for names in self.groups if len(names) >= ways + self.spare]
         group = rng.choices(groups, [len(names) for names in groups])[0]
         is_bursty = config.bursty == 1 or rng.random() < config.bursty
@@ -124,15 +127,17 @@ class EpisodeSource(Source):
         if config.labels != "real":
             labels = dict(zip(named, rng.sample(config.words, ways), strict=True))
         asked = self._asked(named if is_bursty else named[ways:], rng)
+        if self.draw:
+            rng = random.Random(f"{config.seed}/{index}/{self.draw}")
         shown = self._shown(named[:ways], set(asked), rng)  # drawn last: other numbers of shots leave the questions
         told = labels
         if config.labels == "permuted":
             shift = rng.randrange(1, ways)
             told = {name: labels[named[(at + shift) % ways]] for at, name in enumerate(named)}
-        context = [message for number in shown for message in self._turns(number, told, turn)]
+        context = [message for number in shown for message in self._turns(number, told, rotation)]
         if config.form == "line":
             context = [Message("user", tuple(part for message in context for part in message.parts))]
-        branches = tuple(self._turns(number, labels, turn) for number in asked)
+        branches = tuple(self._turns(number, labels, rotation) for number in asked)
         choices = tuple(sorted(labels.values()))
         truths = tuple(Truth(choices=choices, tags=self.examples[number].tags) for number in asked)
         return Sample(
@@ -172,33 +177,33 @@ class EpisodeSource(Source):
             shown += [number for number in drawn if number not in asked][:shots]
         return rng.sample(shown, len(shown))
 
-    def _turns(self, number: int, labels: Mapping[str, str], turn: int) -> tuple[Message, Message]:
+    def _turns(self, number: int, labels: Mapping[str, str], rotation: int) -> tuple[Message, Message]:
         example = self.examples[number]
-        parts = tuple(self._laid(part, turn, example.of_class) for part in example.parts)
+        parts = tuple(self._laid(part, rotation, example.of_class) for part in example.parts)
         return Message("user", parts), Message.of("assistant", labels[example.of_class])
 
-    def _laid(self, part: Part, turn: int, of_class: str) -> Part:
+    def _laid(self, part: Part, rotation: int, of_class: str) -> Part:
         """A part as the episode shows it; media know their class."""
         if isinstance(part, Text):
             return part
-        group = f"{of_class}/{turn}"
-        if not isinstance(part, Image) or (not turn and not self.config.side):
+        group = f"{of_class}/{rotation}"
+        if not isinstance(part, Image) or (not rotation and not self.config.side):
             return replace(part, group=group)
         if not self.config.side:
-            return Image(partial(_load_turned, part, turn), label=part.name(), group=group)
+            return Image(partial(_load_rotated, part, rotation), label=part.name(), group=group)
         if part not in self.kept:
             self.kept[part] = np.asarray(part.load().resize((self.config.side,) * 2, PIL.Image.Resampling.BICUBIC))
-        return Image(_turned(self.kept[part], turn), label=part.name(), group=group)
+        return Image(_rotated(self.kept[part], rotation), label=part.name(), group=group)
 
 
 def _several(values: int | list[int]) -> list[int]:
     return values if isinstance(values, list) else [values]
 
 
-def _turned(pixels_HWC: np.ndarray, turn: int) -> np.ndarray:
-    turned_HWC = np.rot90(pixels_HWC, turn % 4)
-    return turned_HWC[:, ::-1] if turn >= 4 else turned_HWC
+def _rotated(pixels_HWC: np.ndarray, rotation: int) -> np.ndarray:
+    rotated_HWC = np.rot90(pixels_HWC, rotation % 4)
+    return rotated_HWC[:, ::-1] if rotation >= 4 else rotated_HWC
 
 
-def _load_turned(image: Image, turn: int) -> PIL.Image.Image:
-    return PIL.Image.fromarray(np.ascontiguousarray(_turned(np.asarray(image.load()), turn)))
+def _load_rotated(image: Image, rotation: int) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.ascontiguousarray(_rotated(np.asarray(image.load()), rotation)))

@@ -54,6 +54,7 @@ SOURCES: dict[type[SourceConfig], Any] = {
     ShardsConfig: ShardSource,
     ComposedConfig: ComposedSource,
     WorldConfig: WorldSource,
+    EpisodesOfConfig: lambda config, data_root: EpisodeSource(config, open_source(config.of, data_root)),
 }
 
 
@@ -77,7 +78,5 @@ def open_source(config: SourceConfig, data_root: Path | str = ".") -> Source:
     Raises:
         UserError: if its files are absent, of another kind, or hold no samples.
     """
-    if isinstance(config, EpisodesOfConfig):
-        return EpisodeSource(config, open_source(config.of, data_root))
     source: Source = SOURCES[type(config)](config, Path(data_root))
     return source

@@ -1,30 +1,41 @@
 """Prompts of tasks whose data are episodes, which bring their own examples: shots of each class."""
 
+from pathlib import Path
+
+from mmgpt.config import UserError
 from mmgpt.datasets.episodes import EpisodeSource
 from mmgpt.evaluation.item import Item, items_of
 from mmgpt.evaluation.models import Model
-from mmgpt.evaluation.shots import Prompt, Shots
+from mmgpt.evaluation.shots import Exemplars, Prompt, Shots
+from mmgpt.evaluation.task import Task
 
 
-class EpisodePrompts:
-    """Stands where `Exemplars` does for other tasks; the data's own seed chooses the examples."""
+class EpisodePrompts(Exemplars):
+    """Stands where the exemplars of a pool do for other tasks; the seed chooses what is shown, not what is asked."""
 
-    def __init__(self, source: EpisodeSource) -> None:
-        self.source, self.seed = source, source.config.seed
-        self.by_shots: dict[int, dict[str, Item]] = {}
-
-    def seeded(self, seed: int) -> "EpisodePrompts":
-        """The same."""
-        return self
+    def __init__(self, source: EpisodeSource, task: str) -> None:
+        super().__init__(None, task)
+        self.source = source
+        self.episodes: dict[tuple[int, int], dict[str, Item]] = {}  # by shots and seed
 
     def prompt(self, item: Item, shots: Shots, model: Model | None = None, room: int = 0) -> Prompt:
-        """An item's question after `shots.count` examples of each class of its episode.
+        """An item's question after `shots.count` examples of each class of its episode, all of them.
 
         Raises:
-            UserError: if the classes do not have so many.
+            UserError: if the classes do not have so many, or their media are to be left out.
         """
-        if shots.count not in self.by_shots:
-            source = self.source.with_shots(shots.count)
+        if not shots.with_media:
+            raise UserError(f"task {self.task}: {shots.name} shows examples in words, and those of episodes are media")
+        wanted = (shots.count, self.seed)
+        if wanted not in self.episodes:
+            source = self.source.with_shots(shots.count, self.seed)
             items = [one for index in range(len(source)) for one in items_of(source[index])]
-            self.by_shots[shots.count] = {one.key: one for one in items}
-        return Prompt(self.by_shots[shots.count][item.key].messages, ())
+            self.episodes[wanted] = {one.key: one for one in items}
+        return Prompt(self.episodes[wanted][item.key].messages)
+
+
+def exemplars_of(task: Task, cache: Path | None = None) -> Exemplars:
+    """What makes the prompts of a task; `cache` is a folder for the vectors of its pool."""
+    if isinstance(task.test, EpisodeSource):
+        return EpisodePrompts(task.test, task.config.name)
+    return Exemplars(task.pool, task.config.name, task.config.shots, cache=cache)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mmgpt.config import UserError
-from mmgpt.datasets.episodes import EpisodeSource
 from mmgpt.datasets.media import MediaError
 from mmgpt.evaluation.answering import Answer, Question, answers, check_items, room_of
 from mmgpt.evaluation.blind import TextOnlyGuess, blinded
-from mmgpt.evaluation.episode_prompts import EpisodePrompts
+from mmgpt.evaluation.episode_prompts import exemplars_of
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
 from mmgpt.evaluation.models import Model
@@ -69,12 +68,7 @@ class Scorer:
 
     def run(self, wanted: Sequence[Shots], seeds: Sequence[int], found: Evaluation) -> None:
         """Add the rows and samples of all shots and seeds to what was found."""
-        source = self.task.test
-        pool: Exemplars | EpisodePrompts
-        if isinstance(source, EpisodeSource):
-            pool, seeds = EpisodePrompts(source), seeds[:1]
-        else:
-            pool = Exemplars(self.task.pool, self.config.name, self.config.shots, cache=self.setting.kept.folder)
+        pool = exemplars_of(self.task, self.setting.kept.folder)
         if self.config.kind == "score":  # a text has no examples before it
             wanted = [Shots.parse("0")]
         for shots in wanted:
@@ -200,7 +194,7 @@ class Scorer:
 class _Prompts:
     """The prompts of a task's items for one number of shots and one seed, each made when it is first asked for."""
 
-    def __init__(self, scorer: Scorer, pool: Exemplars | EpisodePrompts, shots: Shots) -> None:
+    def __init__(self, scorer: Scorer, pool: Exemplars, shots: Shots) -> None:
         self.scorer, self.config, self.items = scorer, scorer.config, scorer.items
         self.pool, self.shots = pool, shots
         self.made: dict[int, Prompt] = {}

@@ -115,8 +115,8 @@ class StageConfig(Config):
     @property
     def head_weights(self) -> dict[str, float]:
         """The weight of each kind of head whose loss this stage takes."""
-        own: dict[str, float] = {kind: 1.0 for kind in get_args(HeadKind) if kind == self.objective}
-        return own | dict(self.auxiliary.items())
+        own = {kind: 1.0 for kind in get_args(HeadKind) if kind == self.objective}
+        return own | {str(kind): weight for kind, weight in self.auxiliary.items()}
 
 
 class Recipe(Config):

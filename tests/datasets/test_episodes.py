@@ -105,6 +105,11 @@ def test_questions_stay_the_same_whatever_the_number_of_shots(root):
             assert [told(b) for b in other[index].branches] == [told(b) for b in source[index].branches]
             assert len(told(other[index].messages)) == 3 * count
             assert other[index].key == source[index].key
+    other = source.with_shots(2, draw=1)
+    assert [told(b) for i in range(20) for b in other[i].branches] == [
+        told(b) for i in range(20) for b in source[i].branches
+    ]
+    assert sum(told(other[i].messages) == told(source[i].messages) for i in range(20)) < 5
 
 
 def test_permuted_examples_are_all_labelled_wrong(root):
@@ -143,7 +148,7 @@ def test_real_labels_are_the_answers_and_may_be_asked_without_an_example(root):
 
 
 def test_turned_pictures_are_classes_of_their_own(root):
-    plain, turned = episodes(root, side=8), episodes(root, side=8, turns=8)
+    plain, turned = episodes(root, side=8), episodes(root, side=8, rotations=8)
     groups, pixels = set(), set()
     for index in range(60):
         for upright, image in zip(plain[index].messages[::2], turned[index].messages[::2], strict=True):
@@ -152,7 +157,7 @@ def test_turned_pictures_are_classes_of_their_own(root):
             assert upright.parts[0].group.endswith("/0")
     assert {group[-1] for group in groups} == set("01234567")
     assert len(pixels) > 20  # than which there are no more upright ones
-    late = episodes(root, turns=8)
+    late = episodes(root, rotations=8)
     for index in range(10):
         for one, other in zip(late[index].messages[::2], turned[index].messages[::2], strict=True):
             assert np.array_equal(one.parts[0].load(), other.parts[0].load())
@@ -169,9 +174,9 @@ def test_pictures_are_decoded_once_and_made_small(root, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ways": 9}, "episodes of 9 ways need as many classes of 3 samples each; .* 8 classes 8 have them"),
-        ({"shots": 5}, "need as many classes of 6 samples each; .* 8 classes 0 have them"),
-        ({"ways": [2, 5], "within": "alphabet"}, "no alphabet has enough"),
+        ({"ways": 9}, "episodes of 9 ways need 9 classes of 3 samples each, letters has 8; lower ways"),
+        ({"shots": 5}, "need 3 classes of 6 samples each, letters has 0"),
+        ({"ways": [2, 5], "within": "alphabet"}, "need 5 classes of 3 samples each within one alphabet, letters has 4"),
         ({"classes": ["letters"]}, "has no tag 'letters', only alphabet, letter"),
         ({"words": ["dax", "wug"]}, "ways=3 needs as many made-up labels, words has 2"),
         ({"bursty": 0.5}, "only real labels can be asked for without an example"),

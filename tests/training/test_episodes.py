@@ -82,7 +82,6 @@ def test_a_tiny_model_learns_from_the_examples_in_its_prompt(colors, tmp_path):
     scores = {
         (name, shots): found.value(name, "choice_accuracy", shots) for name in ("colors", "lies") for shots in (0, 1, 2)
     }
-    print(scores)
     assert 0.2 < scores["colors", 0] < 0.47
     assert scores["colors", 1] > 0.75
     assert scores["colors", 2] > 0.75
