@@ -210,7 +210,7 @@ def _crop(preprocessor: Mapping[str, Any], image_size: int, where: str) -> dict[
         )
     return {
         "image_size": image_size,
-        "crop": "center" if keeps_ratio else "squash",
+        "crop": "center_down" if keeps_ratio else "squash",
         "crop_pct": _share(image_size, before.pop()),
     }
 
@@ -297,9 +297,9 @@ def _processor(config: TimmConfig) -> dict[str, Any]:
         }
     before = math.floor(config.image_size / config.crop_pct)
     return {
-        "image_processor_type": "CLIPImageProcessor" if config.crop == "center" else "SiglipImageProcessor",
-        "size": {"shortest_edge": before} if config.crop == "center" else {"height": before, "width": before},
-        "do_center_crop": config.crop == "center" or before != config.image_size,
+        "image_processor_type": "SiglipImageProcessor" if config.crop == "squash" else "CLIPImageProcessor",
+        "size": {"height": before, "width": before} if config.crop == "squash" else {"shortest_edge": before},
+        "do_center_crop": config.crop != "squash" or before != config.image_size,
         "crop_size": {"height": config.image_size, "width": config.image_size},
         **shared,
     }

@@ -36,7 +36,9 @@ class TowerConfig(PiecesConfig):
     mean: tuple[float, float, float]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     interpolation: Interpolation
-    crop: Literal["center", "squash"]  # center: the ratio is kept and the longer side cut; squash: all is kept
+    # center: the ratio is kept and the longer side cut, half a pixel going to the even side, as torchvision cuts;
+    # center_down: it goes to the start, as transformers cuts; squash: all is kept
+    crop: Literal["center", "center_down", "squash"]
     crop_pct: float = Field(default=1.0, gt=0, le=1)  # share of the resized picture that the crop keeps
     layer: NegativeInt = -1  # whose output is taken: -1 the last block, -2 the one before (LLaVA, arXiv:2304.08485) ...
     post_norm: bool = True  # after the last block, the tower's last norm; there is none after the others
@@ -85,11 +87,12 @@ class TowerConfig(PiecesConfig):
             return resize(pixels_CHW, (rows * self.image_size, columns * self.image_size), self.interpolation)
         before_crop = math.floor(self.image_size / self.crop_pct)
         size = (before_crop, before_crop)
-        if self.crop == "center":
+        if self.crop != "squash":
             short = min(height, width)
             size = (before_crop * height // short, before_crop * width // short)
         resized_CHW = resize(pixels_CHW, size, self.interpolation)
-        top, left = (round((side - self.image_size) / 2) for side in size)
+        halves = ((side - self.image_size) / 2 for side in size)
+        top, left = (math.floor(half) if self.crop == "center_down" else round(half) for half in halves)
         return resized_CHW[:, top : top + self.image_size, left : left + self.image_size]
 
 

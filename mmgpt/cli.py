@@ -15,6 +15,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from mmgpt import cli_compare, cli_data, cli_eval, cli_score
+from mmgpt.cli_console import out_console
 from mmgpt.cli_eval import Bars, DataRoot, Device, score_table
 from mmgpt.config import UserError
 
@@ -31,7 +32,6 @@ app = typer.Typer(
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_score.app, name="score")
 cli_compare.add_to(app)
-out_console = Console()
 
 Checkpoint = Annotated[
     Path, typer.Argument(help="A run, a checkpoint, or an exported model folder.", show_default=False)

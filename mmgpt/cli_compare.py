@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from mmgpt.cli_console import out_console
 
 if TYPE_CHECKING:
     from mmgpt.evaluation.compare import Compared, Comparison
 
-out_console = Console()
 Evaluation = Annotated[Path, typer.Argument(help="A folder that `mmgpt eval --out` wrote.", show_default=False)]
 
 

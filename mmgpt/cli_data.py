@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mmgpt.cli_console import out_console
 from mmgpt.config import UserError, find_config
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from mmgpt.evaluation.data_stats import Record
 
 app = typer.Typer(help="Look at a recipe's data as the model will get it.", no_args_is_help=True)
-out_console = Console()
 SHOWN_KEYS = 3  # of a group of findings
 
 Recipe = Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with mmgpt.")]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -11,44 +11,70 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
+from mmgpt.cli_console import out_console
 from mmgpt.config import UserError
 
 if TYPE_CHECKING:
     from mmgpt.evaluation.results import Evaluation, Record
+    from mmgpt.evaluation.task import TaskConfig
 
-out_console = Console()
 TOLD = TextColumn("{task.fields[told]}")  # of a progress bar: the running score
 
 DataRoot = Annotated[Path, typer.Option(help="Folder that the paths in a recipe or task are relative to.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 
 
+Tested = Annotated[
+    str,
+    typer.Argument(
+        help="A run, a checkpoint, an exported folder, openai:URL, or hf:FOLDER_OR_NAME.", show_default=False
+    ),
+]
+Tasks = Annotated[str, typer.Option(help="Task names or YAML files, with commas between them.")]
+Imported = Annotated[
+    list[Path] | None, typer.Option("--import", help="A task of lm-evaluation-harness or lmms-eval, its YAML.")
+]
+ShotNames = Annotated[
+    str, typer.Option(help="Numbers of solved examples, with commas between them; flamingo-0 is two in words.")
+]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many questions of each task.", min=1)]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for results.json and the answers; a stopped evaluation goes on there.")
+]
+Cache = Annotated[Path | None, typer.Option(help="Folder of answers that evaluations of a model share.")]
+Blind = Annotated[bool, typer.Option("--blind", help="Also score without media, and the best guess from words.")]
+BlindModes = Annotated[
+    str | None, typer.Option(help="Blind in these ways, with commas between them: removed, shuffled, noise.")
+]
+BatchSize = Annotated[int, typer.Option(help="Questions at a time.", min=1)]
+Seed = Annotated[int, typer.Option(help="Of the choice of examples.", min=0)]
+Seeds = Annotated[
+    str | None, typer.Option(help="Several such seeds, with commas between them: their mean and deviation.")
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Decode by a compiled step: slower to start, for many answers.")
+]
+
+
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run, a checkpoint, or an exported model folder.", show_default=False)],
-    tasks: Annotated[str, typer.Option(help="Task names or YAML files, with commas between them.")],
-    shots: Annotated[
-        str, typer.Option(help="Numbers of solved examples in the prompt, with commas between them.")
-    ] = "0",
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each task.", min=1)] = None,
+    model: Tested,
+    tasks: Tasks = "",
+    imported: Imported = None,
+    shots: ShotNames = "0",
+    limit: Limit = None,
     data_root: DataRoot = Path("."),
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for results.json and the answers; a stopped evaluation goes on there.")
-    ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of answers that evaluations of a model share.")] = None,
-    blind: Annotated[
-        bool, typer.Option("--blind", help="Also score without media, and the best guess from words.")
-    ] = False,
-    blind_modes: Annotated[
-        str | None, typer.Option(help="Blind in these ways, with commas between them, as in removed,shuffled.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions at a time.", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="Of the choice of examples.", min=0)] = 0,
-    seeds: Annotated[
-        str | None, typer.Option(help="Several such seeds, with commas between them: their mean and deviation.")
-    ] = None,
+    out: Out = None,
+    cache: Cache = None,
+    blind: Blind = False,
+    blind_modes: BlindModes = None,
+    batch_size: BatchSize = 64,
+    seed: Seed = 0,
+    seeds: Seeds = None,
     device: Device = "auto",
+    compile: Compile = False,
 ) -> None:
     """Score a model on tasks, zero- or few-shot. Under torchrun, all processes answer."""
+    from mmgpt.evaluation.importing import import_task
     from mmgpt.evaluation.models import open_model
     from mmgpt.evaluation.run import evaluate as run
     from mmgpt.training.ranks import is_main
@@ -56,14 +82,18 @@ def evaluate(
     several = _listed(seeds or str(seed))
     if not all(one.isdecimal() for one in several):
         raise UserError(f"--seeds {seeds}: give numbers with commas between them, as in 0,1,2")
+    wanted: list[str | TaskConfig] = [*_listed(tasks)]
+    wanted += [import_task(path, data_root) for path in imported or []]
+    if not wanted:
+        raise UserError("no task to score; give --tasks NAMES, or --import FILE.yaml")
     terminal = Console(stderr=True)
     shown = terminal.is_interactive and is_main()
     out_console.quiet = not is_main()
     with Progress(*Progress.get_default_columns(), TOLD, console=terminal, transient=True, disable=not shown) as bars:
         progress = Bars(bars)
         found = run(
-            open_model(model, device),
-            _listed(tasks),
+            open_model(model, device, compile=compile),
+            wanted,
             shots=_listed(shots),
             limit=limit,
             data_root=data_root,
@@ -100,14 +130,14 @@ class Bars:
 
 
 def _listed(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def _figure(metric: str, value: float) -> str:
     """A score as it is shown: a share in percent."""
     from mmgpt.evaluation.metrics import METRICS
 
-    return f"{100 * value:.1f}" if METRICS[metric].is_share else f"{value:.4g}"
+    return f"{100 * value:.1f}" if METRICS[metric].in_percent else f"{value:.4g}"
 
 
 def score_table(found: "Evaluation") -> Table:
@@ -116,7 +146,9 @@ def score_table(found: "Evaluation") -> Table:
     told = [name for result in found.results for name in result["blind"] or () if name not in result["metrics"]]
     modes = [name for name in dict.fromkeys(told) if name != "text_only"]
     for name in ("task", "shots", "n", "metric", "score", "blind", *modes, "text-only"):
-        table.add_column(name, justify="left" if name in ("task", "metric") else "right", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if name in ("task", "metric") else "right"
+        is_text = name in ("task", "shots", "metric")  # these are folded where a terminal is narrow
+        table.add_column(name, justify=justify, no_wrap=not is_text, overflow="fold" if is_text else "ellipsis")
     several = {(one["task"], one["shots"]) for one in found.over_seeds}
     for result in found.results:
         blind = result["blind"] or {}
@@ -160,15 +192,15 @@ def _notes(found: "Evaluation") -> Iterator[str]:
 
     if any(result["blind"] for result in found.results):
         yield "blind: media removed; text-only: best answer to the same words in training\n"
-    plain = {metric for result in found.results for metric in result["metrics"] if not METRICS[metric].is_share}
+    plain = {metric for result in found.results for metric in result["metrics"] if not METRICS[metric].in_percent}
     if plain:
-        yield f"no shares, and not in %: {', '.join(sorted(plain))}\n"
+        yield f"not in %: {', '.join(sorted(plain))}\n"
     if found.over_seeds:
         yield "mean: over the seeds, with their standard deviation\n"
     for result in found.results:
         name = f"{result['task']}, {result['shots']} shots"
         if result["empty"]:
-            yield f"{name}: {len(result['empty']):,} answers are empty, the first to {result['empty'][0]}\n"
+            yield f"{name}: empty answers: {len(result['empty']):,}, the first to {result['empty'][0]}\n"
         if result["dropped"]:
             yield (
                 f"{name}: {result['dropped']:,} examples of {result['n']:,} prompts were left out to fit the context\n"

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from mmgpt.cli_console import out_console
+
 app = typer.Typer(help="Score results files in the official layouts of VQA and of COCO captions.", no_args_is_help=True)
-out_console = Console()
 
 Results = Annotated[Path, typer.Option(help="The results file, JSON, gzip or not.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

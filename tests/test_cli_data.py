@@ -30,11 +30,11 @@ def test_check_exits_with_1_if_there_is_a_fault_and_writes_all_findings(mmgpt_sa
     assert (code, told) == (1, "")
     assert "a picture or sound cannot be used" in said
     assert "rows[a]" in said
-    assert "bad.png: not a picture that can be read" in " ".join(said.split())
     assert "5 samples of 1 sources with 5 media" in said
     assert "faults: 1, warnings: 3" in said
     findings = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
     assert [one["key"] for one in findings if one["is_fault"]] == ["rows[a]/4"]
+    assert "bad.png: not a picture that can be read" in next(one["message"] for one in findings if one["is_fault"])
 
 
 def test_check_exits_with_0_where_warnings_are_all(mmgpt_says, recipe):

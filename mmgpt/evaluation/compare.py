@@ -77,9 +77,16 @@ def open_folder(path: str | Path) -> Folder:
         raise UserError(f"{path}: no results.json; give the folder that `mmgpt eval --out` wrote")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return Folder(Path(path), content["model"], content["results"], content.get("environment", {}))
+        results = [{**one, "shots": _shots_of(one)} for one in content["results"]]
+        return Folder(Path(path), content["model"], results, content.get("environment", {}))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file}: not the results of an evaluation; evaluate again") from None
+
+
+def _shots_of(result: Record) -> Any:
+    """A result's shots, with the seed where there are several: "2-seed0", as in the name of its samples' file."""
+    named = str(result.get("samples", "")).removeprefix(f"samples-{result['task']}-").removesuffix(".jsonl")
+    return named if "-seed" in named else result["shots"]
 
 
 def answered_of(row: Record) -> Answered:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation.hf_model import open_hf
 from mmgpt.evaluation.openai_model import OpenAIModel
@@ -45,7 +46,7 @@ class Model(Protocol):
         """By how many tokens a talk with an answer of `room` tokens is over the context; 0 or less if it fits."""
 
 
-def open_model(name: str | Path, device: str = "auto") -> Model:
+def open_model(name: str | Path, device: str = "auto", *, compile: bool = False) -> Model:
     """The model of a name.
 
     `openai:URL` or `openai:URL#MODEL` is behind a server of OpenAI's kind (the key, if it wants one, is in the
@@ -53,10 +54,12 @@ def open_model(name: str | Path, device: str = "auto") -> Model:
     an exported folder. Of several GPUs a process takes its own.
 
     Raises:
-        UserError: if there is no such model; OSError: if the server cannot be reached.
+        UserError: if there is no such model, or it cannot be compiled; OSError: if the server cannot be reached.
     """
     kind, _, rest = str(name).partition(":")
+    if compile and kind in ("openai", "hf"):
+        raise UserError(f"{name}: compile is for mmgpt's own models; leave it out")
     if kind == "openai":
         url, _, model = rest.partition("#")
         return OpenAIModel(url, model or None, key=os.environ.get("OPENAI_API_KEY"))
-    return open_hf(rest, device) if kind == "hf" else load(name, device=str(own_device(device)))
+    return open_hf(rest, device) if kind == "hf" else load(name, device=str(own_device(device)), compile=compile)

@@ -69,6 +69,8 @@ class Scorer:
     def run(self, wanted: Sequence[Shots], seeds: Sequence[int], found: Evaluation) -> None:
         """Add the rows and samples of all shots and seeds to what was found."""
         pool = exemplars_of(self.task, self.setting.kept.folder)
+        if self.config.kind == "score":  # a text has no examples before it
+            wanted = [Shots.parse("0")]
         for shots in wanted:
             own = seeds if shots.count else seeds[:1]
             rows = []
@@ -197,8 +199,6 @@ class _Prompts:
         self.pool, self.shots = pool, shots
         self.made: dict[int, Prompt] = {}
         self.asked: dict[tuple[int, str | None], Question] = {}
-        if self.config.kind == "score" and shots.count:
-            raise UserError(f"task {self.config.name}: kind=score takes no shots, {shots.name} asked for; give 0")
 
     def of(self, number: int) -> Prompt:
         """An item after its solved examples."""

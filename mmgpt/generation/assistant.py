@@ -285,7 +285,7 @@ class Assistant:
         for number, (ids, own) in enumerate(zip(contexts, each, strict=True)):
             config = self._options(dict(own))
             asked.append(Asked(partial(_plain, list(ids), [], f"text {number}"), config, config.seed + number))
-        return answer(self.engine, asked, batch_size)
+        return list(answer(self.engine, asked, batch_size))
 
     def _options(self, options: dict[str, Any]) -> GenerateConfig:
         return build(GenerateConfig, options, "generation options")

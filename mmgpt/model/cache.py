@@ -84,5 +84,5 @@ class KVCache:
 
     def clone(self) -> "KVCache":
         """The same in memory of its own."""
-        stores = ([one.clone() for one in held] for held in (self.keys, self.values, self.shifted))
-        return KVCache(*stores, self.lengths_B.clone())
+        keys, values, shifted = ([one.clone() for one in held] for held in (self.keys, self.values, self.shifted))
+        return KVCache(keys, values, shifted, self.lengths_B.clone())

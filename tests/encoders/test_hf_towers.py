@@ -110,7 +110,7 @@ def test_a_tower_comes_back_bitwise_with_a_config_that_transformers_reads(model,
 
 
 @pytest.mark.parametrize("model", [CLIP, SIGLIP])
-@pytest.mark.parametrize("size", [(300, 200), (61, 90), (20, 11)])
+@pytest.mark.parametrize("size", [(300, 200), (61, 90), (90, 73), (20, 11)])
 def test_pixels_are_those_of_transformers_processors(model, size, tmp_path, save, read_tower, photograph):
     _, processor = save(model)
     encoder, picture = read_tower(tmp_path), photograph(*size)

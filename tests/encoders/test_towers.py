@@ -62,7 +62,7 @@ def noise(height, width, seed=0):
 def batch_of(config, *pictures):
     """Pixels and shapes as a batch holds them."""
     media = [
-        SimpleNamespace(modality="image", values=config.prepare(one), num_tokens=0, name="", text=None)
+        SimpleNamespace(modality="image", values=config.prepare(one), num_tokens=0, name="", text=None, group=None)
         for one in pictures
     ]
     image = collate([SimpleNamespace(**EMPTY, media=media)]).media["image"]

@@ -74,8 +74,8 @@ def test_documents_are_scored_as_plain_text_without_blind_baselines(answerer, tm
     assert found.value("lines", "nats") == pytest.approx(total, abs=1e-6)
     assert found.results[0]["blind"] is None
     assert rescore(tmp_path / "out" / "samples-lines-0.jsonl") == found.results[0]["metrics"]
-    with pytest.raises(UserError, match="kind=score takes no shots, 2 asked for"):
-        evaluate(answerer, [config], shots=[2], data_root=tmp_path)
+    asked_with_shots = evaluate(answerer, [config], shots=[0, 2], data_root=tmp_path)
+    assert [row["shots"] for row in asked_with_shots.results] == [0]  # a text has no examples before it
 
 
 def _per_token(sums_S, count: int) -> float:

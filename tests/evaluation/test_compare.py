@@ -7,7 +7,9 @@ import pytest
 
 from mmgpt.config import UserError
 from mmgpt.evaluation.compare import compare, mcnemar, paired_test
+from mmgpt.evaluation.leaderboard import write_leaderboard
 from mmgpt.evaluation.metrics import METRICS, Metric
+from mmgpt.evaluation.run import evaluate
 
 PROMPT = [{"role": "user", "content": [{"type": "text", "text": "Which colour?"}]}]
 
@@ -200,3 +202,13 @@ def test_an_evaluation_compares_with_one_of_fewer_questions(answerer, easy_vqa, 
     assert (row.n, row.only_a, row.only_b, row.difference) == (8, 13, 0, 0.0)
     found = evaluate(answerer, ["easy_vqa"], limit=8, data_root=easy_vqa).value("easy_vqa")
     assert row.a == found  # over the eight that both have
+
+
+def test_evaluations_of_several_seeds_are_compared_and_shown_seed_by_seed(answerer, easy_vqa, tmp_path):
+    for name in ("a", "b"):
+        evaluate(answerer, ["easy_vqa"], shots=[0, 1], seeds=[0, 1], data_root=easy_vqa, out=tmp_path / name)
+    rows = compare(tmp_path / "a", tmp_path / "b").rows
+    assert [row.shots for row in rows] == [0, "1-seed0", "1-seed1"]
+    assert all(row.difference == 0 for row in rows)
+    page = write_leaderboard([tmp_path / "a", tmp_path / "b"], tmp_path / "board.html")
+    assert "1-seed1" in page.read_text()

@@ -9,12 +9,11 @@ import torch
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
-from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Message
-from mmgpt.datasets.table import TableConfig
-from mmgpt.evaluation.item import items_of
 from mmgpt.evaluation.lm_eval_adapter import MmgptLM
 from mmgpt.evaluation.plain import choose_plain, plain_text
+from mmgpt.evaluation.run import evaluate
+from mmgpt.evaluation.task import TaskConfig
 from mmgpt.generation.assistant import Assistant
 
 try:
@@ -71,29 +70,29 @@ def harness(reads, file, shots=0, **options):
     return found["results"]["made"], sorted(found["samples"]["made"], key=lambda sample: sample["doc_id"])
 
 
-def items(file):
-    row = {"reader": "table", "path": file.name, "prompt": "{question}", "answer": "{answer}", "choices": "choices"}
-    source = open_source(build(TableConfig, row, "made"), file.parent)
-    return [item for index in range(len(source)) for item in items_of(source[index])]
+def evaluated(model, file, normalise):
+    """The samples of an evaluation of the same items."""
+    reader = {"kind": "jsonl", "path": file.name}
+    keys = {"prompt": "{question}", "answer": "{answer}", "choices": "choices", "raw": True, "normalise": normalise}
+    task = {"name": "made", "kind": "choose", "reader": reader, **keys, "metrics": ["choice_accuracy"]}
+    found = evaluate(model, [build(TaskConfig, task, "made")], data_root=file.parent)
+    return found.value("made", "choice_accuracy"), found.samples["made-0"]
 
 
 @needs_harness
 def test_multiple_choice_items_are_scored_as_by_the_harness_item_for_item(reads, questions, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     results, samples = harness(reads, questions)
-    asked = items(questions)
-    assert len(samples) == len(asked) == ITEMS
     for normalise, metric in ((False, "acc"), (True, "acc_norm")):
-        talks, choices = [item.messages for item in asked], [item.choices for item in asked]
-        chosen = choose_plain(reads, talks, choices, normalise=normalise)
-        right = [choice.text == item.reference for choice, item in zip(chosen, asked, strict=True)]
-        assert right == [sample[metric] == 1 for sample in samples]
-        assert sum(right) / ITEMS == pytest.approx(results[f"{metric},none"])
-        for item, choice, sample in zip(asked, chosen, samples, strict=True):
+        accuracy, ours = evaluated(reads, questions, normalise)
+        assert len(samples) == len(ours) == ITEMS
+        assert [row["scores"]["choice_accuracy"] for row in ours] == [sample[metric] for sample in samples]
+        assert accuracy == pytest.approx(results[f"{metric},none"])
+        for row, sample in zip(ours, samples, strict=True):
             theirs = np.array([float(one[0][0]) for one in sample["resps"]])
-            lengths = np.array([len(text) for text in item.choices]) if normalise else 1
-            np.testing.assert_allclose(choice.logprobs, theirs / lengths, atol=1e-4)
-            assert choice.index == np.argmax(theirs / lengths)
+            lengths = np.array([len(text) for text in row["choices"]]) if normalise else 1
+            np.testing.assert_allclose(row["logprobs"], theirs / lengths, atol=1e-4)
+            assert row["prediction"] == row["choices"][np.argmax(theirs / lengths)]
     assert 0 < results["acc,none"] < 1
 
 

@@ -15,7 +15,7 @@ from mmgpt.evaluation.task import Task, TaskConfig, load_task
 
 TASKS = sorted(path.stem for path in (Path(mmgpt.configs.__file__).parent / "tasks").glob("*.yaml"))
 NOT_AT_HAND = {"fsdd", "noto_emoji", "cifar10", "easy_vqa", "digits_and_shapes", "flickr8k"}
-GENERATED = {name for name in TASKS if read_yaml(name, "tasks")["data"]["reader"] == "world"}
+GENERATED = {name for name in TASKS if read_yaml(name, "tasks")["data"].get("reader") == "world"}
 
 
 def make_task(tree: dict, root: Path) -> Task:
