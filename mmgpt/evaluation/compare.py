@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics import METRICS, Answered, Floats, Metric
+from mmgpt.evaluation.metrics import METRICS, Floats, Metric
 from mmgpt.evaluation.metrics.metric import resampled_sums
+from mmgpt.evaluation.results import answered_of
 
 PERMUTATIONS = 9999
 AT_ONCE = 1 << 22  # numbers
@@ -87,17 +88,6 @@ def _shots_of(result: Record) -> Any:
     """A result's shots, with the seed where there are several: "2-seed0", as in the name of its samples' file."""
     named = str(result.get("samples", "")).removeprefix(f"samples-{result['task']}-").removesuffix(".jsonl")
     return named if "-seed" in named else result["shots"]
-
-
-def answered_of(row: Record) -> Answered:
-    """A sample's row as metrics take it."""
-    return Answered(
-        row["prediction"],
-        tuple(row["references"]),
-        tuple(row.get("choices", ())),
-        tuple(row.get("logprobs") or ()),
-        row.get("tags") or {},
-    )
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,17 @@ def over_seeds(rows: Sequence[Record]) -> Record:
     }
 
 
+def answered_of(row: Record) -> Answered:
+    """A sample's row as metrics take it."""
+    return Answered(
+        row["prediction"],
+        tuple(row["references"]),
+        tuple(row.get("choices", ())),
+        tuple(row.get("logprobs") or ()),
+        row.get("tags") or {},
+    )
+
+
 def rescore(samples: Path) -> Record:
     """Scores of a samples file, computed again from its predictions without the model.
 
@@ -118,14 +129,5 @@ def rescore(samples: Path) -> Record:
     if not samples.is_file() or not samples.stat().st_size:
         raise UserError(f"{samples}: no samples there; give a samples-TASK-SHOTS.jsonl that `mmgpt eval --out` wrote")
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    some = [
-        Answered(
-            row["prediction"],
-            tuple(row["references"]),
-            tuple(row.get("choices", ())),
-            tuple(row.get("logprobs", ())),
-            row.get("tags", {}),
-        )
-        for row in rows
-    ]
+    some = [answered_of(row) for row in rows]
     return summaries({name: METRICS[name].statistics(some) for name in rows[0]["scores"]})
