@@ -26,6 +26,7 @@ class SourceConfig(Config):
     steps: PositiveInt | None = None  # of its stage, and then no more; all of them if not given
     split: str = "train"  # fills {split} in paths; worlds and holdouts know train and test
     limit: int | None = Field(default=None, gt=0)  # read only the first so many samples
+    ignore: list[str] = []  # globs of keys, columns or members of its rows that are left out; others must be used
 
 
 class Source(ABC):
