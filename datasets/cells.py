@@ -1,4 +1,4 @@
-"""What a cell of a row holds: whether it is missing, how it is written as text, and which keys of a row nobody reads."""
+"""What a cell of a row holds: whether it is missing, how it is written, and which keys of a row nobody reads."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -9,7 +9,7 @@ from mmgpt.config import UserError, did_you_mean
 
 
 def is_missing(cell: Any) -> bool:
-    """True for what stands for no value: None, an empty or blank string, and NaN of any float type (pandas' NaT too)."""
+    """True for what stands for no value: None, an empty or blank string, NaN of any float type, pandas' NaT."""
     if cell is None:
         return True
     if isinstance(cell, str | bytes):

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     "config configs",
-    "files",
+    "files processor",
     "renaming hub",
     "encoders datasets",
     "inputs",

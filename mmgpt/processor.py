@@ -1,0 +1,133 @@
+"""What this machine computes fast: the one place where a precision is chosen, or judged where a user chose it.
+
+Products in bfloat16 or int8 pay where the processor has units for them (AVX512-BF16 or AMX, VNNI; ARM's; a GPU's).
+Elsewhere libraries emulate them, number by number: on an AVX2 processor without units bfloat16 takes 3 to 50 times as
+long as float32, int8 3 to 26 times. Restricting a processor (ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2) makes
+it one of the other kind here as well.
+"""
+
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+PROBE = (32, 256, 256)  # rows, inputs and outputs of the product that is timed: large enough that its units show
+TIMES = 5
+
+
+class SlowPrecision(UserWarning):
+    """A precision that was asked for and that this machine computes slowly; told once."""
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """True where products in bfloat16 are at least as fast as in float32; elsewhere float32 is to be chosen."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return _slowdown("bfloat16", device) <= 1
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # which heeds ONEDNN_MAX_CPU_ISA
+        return False
+    return not _is_x86() or (
+        _has_avx512() and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    )
+
+
+def has_int8_units(device: torch.device) -> bool:
+    """True where products of int8 numbers are worth their rounding; elsewhere weights become float32 before them."""
+    if device.type != "cpu":
+        return False
+    return _has_avx512() and torch.cpu._is_vnni_supported() if _is_x86() else _slowdown("int8", device) <= 1
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The type for products in which bfloat16 is precise enough."""
+    return torch.bfloat16 if has_bf16_units(device) else torch.float32
+
+
+def warn_of_slow_bf16(what: str, device: torch.device, remedy: str) -> None:
+    """Say once what bfloat16 costs here, where a user asked for it and the device has no units for it.
+
+    Args:
+        what: the setting, as the user wrote it.
+        device: where it runs.
+        remedy: what to write instead.
+    """
+    if not has_bf16_units(device):
+        _warn_once(what, device, remedy)
+
+
+@lru_cache
+def _warn_once(what: str, device: torch.device, remedy: str) -> None:
+    factor = _slowdown("bfloat16", device)
+    message = (
+        f"{what}: this {device.type} has no units for bfloat16, a product takes {factor:.0f} x as long as in "
+        f"float32; {remedy}"
+    )
+    warnings.warn(message, SlowPrecision, stacklevel=3)
+
+
+def describe_cpu() -> str:
+    """The processor's name, the units that decide what is fast, and whether it was restricted; for figures."""
+    units = [
+        name
+        for name, is_there in (
+            ("AMX", torch.cpu._is_amx_tile_supported()),
+            ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported()),
+            ("VNNI", torch.cpu._is_vnni_supported()),
+            ("AVX-512", torch.cpu._is_avx512_supported()),
+            ("AVX2", torch.cpu._is_avx2_supported()),
+        )
+        if is_there
+    ]
+    limits = [f"{name}={os.environ[name]}" for name in RESTRICTIONS if name in os.environ]
+    return ", ".join([_model_name(), " ".join(units) or platform.machine(), *limits])
+
+
+RESTRICTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+
+
+def _model_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64", "i686")
+
+
+def _has_avx512() -> bool:
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()  # which heeds ATEN_CPU_CAPABILITY
+
+
+@lru_cache
+def _slowdown(kind: str, device: torch.device) -> float:
+    """How many times as long a product takes in a type as in float32, measured once."""
+    rows, inputs, outputs = PROBE
+    x_NI, weight_OI = torch.ones(rows, inputs, device=device), torch.ones(outputs, inputs, device=device)
+    if kind == "int8":
+        x8_NI, weight8_IO = x_NI.to(torch.int8), weight_OI.to(torch.int8).T
+        seconds = _seconds(lambda: torch._int_mm(x8_NI, weight8_IO), device)
+    else:
+        x16_NI, weight16_IO = x_NI.bfloat16(), weight_OI.bfloat16().T
+        seconds = _seconds(lambda: x16_NI @ weight16_IO, device)
+    return seconds / _seconds(lambda: x_NI @ weight_OI.T, device)
+
+
+def _seconds(product: Callable[[], Tensor], device: torch.device) -> float:
+    times = []
+    for _ in range(TIMES + 1):
+        started = time.perf_counter()
+        product()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])  # the first one also prepares
