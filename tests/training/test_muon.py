@@ -1,9 +1,12 @@
 import pytest
 import torch
 
+from mmgpt.training import muon
 from mmgpt.training.muon import Muon, orthogonalise
 
 SHAPES = [(8, 8), (8, 8), (24, 8), (8, 24), (24, 8)]
+TORCHS = ((3.4445, -4.7750, 2.0315),) * 5  # torch.optim.Muon's iteration
+DTYPES = [torch.float32, torch.bfloat16]
 
 
 def weights() -> list[torch.nn.Parameter]:
@@ -11,9 +14,11 @@ def weights() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
 
 
-def test_updates_are_those_of_torchs_muon():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_updates_are_those_of_torchs_muon_where_it_iterates_alike(dtype, monkeypatch):
+    monkeypatch.setattr(muon, "COEFFICIENTS", TORCHS)
     ours, theirs = weights(), weights()
-    our = Muon(ours, lr=0.02, momentum=0.95, weight_decay=0.1)
+    our = Muon(ours, lr=0.02, momentum=0.95, weight_decay=0.1, dtype=dtype)
     their = torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="original")
     for step in range(5):
         for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
@@ -22,12 +27,13 @@ def test_updates_are_those_of_torchs_muon():
         our.step()
         their.step()
     for a, b, start in zip(ours, theirs, weights(), strict=True):
-        torch.testing.assert_close(a, b, atol=0.02 * 5 * 0.02, rtol=0)  # both round to bfloat16, in another order
+        torch.testing.assert_close(a, b, atol=0.02 * 5 * 0.02, rtol=0)  # torch rounds to bfloat16
         assert (a - start).abs().max() > 0.02
         torch.testing.assert_close(our.state[a]["momentum_buffer"], their.state[b]["momentum_buffer"])
 
 
-def test_a_kernel_is_updated_as_the_matrix_of_its_outputs_by_the_rest():
+def test_a_kernel_is_updated_as_the_matrix_of_its_outputs_by_the_rest(monkeypatch):
+    monkeypatch.setattr(muon, "COEFFICIENTS", TORCHS)
     generator = torch.Generator().manual_seed(1)
     kernel = torch.nn.Parameter(torch.randn(6, 2, 3, 3, generator=generator))
     matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
@@ -40,11 +46,45 @@ def test_a_kernel_is_updated_as_the_matrix_of_its_outputs_by_the_rest():
     torch.testing.assert_close(kernel.flatten(1), matrix, atol=0.02 * 3 * 0.02, rtol=0)
 
 
-def test_singular_values_come_near_one():
-    matrices = torch.randn(3, 20, 12)
-    values = torch.linalg.svdvals(orthogonalise(matrices).float())
-    assert values.min() > 0.5
-    assert values.max() < 1.3
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 16, 16), (3, 20, 12), (3, 12, 20), (2, 12, 60), (2, 60, 12)])
+def test_a_matrix_becomes_its_polar_factor(shape, dtype):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(matrices.double(), full_matrices=False)
+    found = torch.einsum("krs,krc,ksc->ks", left, orthogonalise(matrices.to(dtype)).double(), right)
+    regular = values > 0.01 * values.norm(dim=-1, keepdim=True)
+    assert regular.float().mean() > 0.9
+    assert found[regular].min() > (0.84 if dtype == torch.float32 else 0.75)  # bfloat16 rounds the small ones
+    assert found[regular].max() < 1.16
+
+
+def test_iterating_on_gram_matrices_gives_what_iterating_on_the_matrices_gives():
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-3, 0, 24)  # spread as in gradients
+    x = torch.linalg.qr(torch.randn(24, 24, generator=generator))[0] * scales @ torch.randn(24, 96, generator=generator)
+    x = (x / x.norm())[None]
+    torch.testing.assert_close(muon._by_gram(x), muon._by_products(x), atol=2e-3, rtol=0)
+
+
+def test_singular_values_end_nearer_to_one_than_by_torchs_iteration(monkeypatch):
+    values = torch.logspace(-2.5, -0.5, 50)
+    matrix = torch.diag(values / values.norm())[None]
+    ours = torch.linalg.svdvals(orthogonalise(matrix))
+    monkeypatch.setattr(muon, "COEFFICIENTS", TORCHS)
+    theirs = torch.linalg.svdvals(orthogonalise(matrix))
+    assert (ours - 1).abs().max() < 0.16
+    assert (theirs - 1).abs().max() > 0.25
+
+
+def test_the_precision_is_that_which_the_machine_computes_fast(monkeypatch):
+    seen = []
+    monkeypatch.setattr(muon, "orthogonalise", lambda x: seen.append(x.dtype) or x)
+    for has_units, dtype in [(True, torch.bfloat16), (False, torch.float32)]:
+        monkeypatch.setattr("mmgpt.processor.has_bf16_units", lambda device, answer=has_units: answer)
+        parameter = torch.nn.Parameter(torch.ones(4, 4))
+        parameter.grad = torch.eye(4)
+        Muon([parameter]).step()
+        assert seen.pop() == dtype
 
 
 def test_a_matrix_without_a_gradient_stays_and_keeps_no_state():
