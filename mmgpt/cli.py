@@ -4,6 +4,8 @@ Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong, 130 stopped 
 """
 
 import sys
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -233,11 +235,16 @@ def _show_where(finished: "Finished") -> None:
     )
 
 
+def _show_warning(terminal: Console, message: Warning | str, *where: Any) -> None:
+    terminal.print(f"note: {message}", style="yellow", markup=False, highlight=False)
+
+
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
     from mmgpt.training.interrupt import Interrupted
 
     errors = Console(stderr=True, soft_wrap=True)
+    warnings.showwarning = partial(_show_warning, errors)
     try:
         app()
     except UserError as error:

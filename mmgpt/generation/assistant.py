@@ -23,7 +23,8 @@ from mmgpt.generation.speculate import check_draft
 from mmgpt.inputs.chat import IGNORED, Medium, Rendered, TooLong
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.quantize import Quantization, pick_scheme
-from mmgpt.model.weights import load_bundle, pick_device, pick_dtype
+from mmgpt.model.weights import load_bundle, pick_device, pick_dtype, widen
+from mmgpt.processor import has_bf16_units, warn_of_slow_bf16
 
 T = TypeVar("T")
 
@@ -333,7 +334,8 @@ def load(
         path: the folder, or organisation/name on the hub.
         revision: a branch, tag or commit of the hub.
         device: `cpu`, `cuda`, or `auto`.
-        dtype: of the weights: `float32`, `bfloat16`, or `auto` for what is stored.
+        dtype: of the weights: `float32`, `bfloat16`, or `auto` for what is stored, but float32 where the device has no
+            units for bfloat16.
         verify: compute the checkpoint's golden logits again and compare.
         quantize: hold the weights of the decoder's blocks in few bits: `int8`, `int4` or `int8-dynamic`.
         compile: decode by a compiled step, which takes some seconds at the first answer and then is up to 1.6 x as
@@ -342,7 +344,12 @@ def load(
         UserError: if the folder is incomplete, damaged, its weights do not fit its config, or there is no such device.
     """
     wanted = Quantization(scheme=pick_scheme(quantize)) if quantize else None
-    bundle = load_bundle(path, pick_device(device), verify, revision=revision, dtype=pick_dtype(dtype))
+    place = pick_device(device)
+    bundle = load_bundle(path, place, verify, revision=revision, dtype=pick_dtype(dtype))
+    if dtype == "bfloat16":
+        warn_of_slow_bf16("dtype bfloat16", place, "load it with dtype float32, or auto")
+    if dtype == "auto" and not has_bf16_units(place):
+        widen(bundle.model)
     if wanted:
         bundle.quantize(wanted)
     return Assistant(bundle, str(path), compile=compile)

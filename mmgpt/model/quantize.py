@@ -1,6 +1,7 @@
 """Linear layers with weights of 8 or 4 bits, for inference.
 
-On a CPU the products are torch's integer kernels, and a row's result does not depend on the rows beside it:
+On a CPU the products are exact, so a row's result depends neither on the rows beside it nor on the processor: torch's
+integer kernels where it has units for int8, elsewhere float32, in which integers up to 2^24 are exact.
 
 - `int8`: a scale a row of the weight. Inputs are written as two int8 digits (16 bits a number, a scale a token), whose
   products with the weights are exact integers.
@@ -24,12 +25,14 @@ from torch import Tensor, nn
 
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.files import first_of
+from mmgpt.processor import has_int8_units
 
 Scheme = Literal["int8", "int4", "int8-dynamic"]
 BLOCKS = ("decoder.blocks.*",)
 GROUP = 32  # inputs that share a scale in int4
 OUTPUTS = 16  # int4: the kernel takes so many rows of a weight at a time
 STEPS = 127  # int8 on either side of zero
+EXACT = 2**24 // STEPS**2  # products of two such numbers whose sum float32 holds exactly, in any order
 TINY = torch.finfo(torch.float32).tiny  # stands for the scale of a row of zeros
 
 
@@ -111,11 +114,10 @@ class QuantizedLinear(nn.Module):
         steps_NI = x_NI.float() / scales_N1
         digit_NI = steps_NI.round()
         if self.scheme == "int8-dynamic":
-            sums_NO = torch._int_mm(digit_NI.to(torch.int8), self.values.T).float()
+            sums_NO = _product(digit_NI, self.values)
         else:
             lower_NI = (steps_NI - digit_NI).mul_(2 * STEPS).round_()  # from -127 to 127
-            digits_2I = torch.cat((digit_NI, lower_NI)).to(torch.int8)
-            sums_NO, lower_NO = torch._int_mm(digits_2I, self.values.T).float().chunk(2)
+            sums_NO, lower_NO = _product(torch.cat((digit_NI, lower_NI)), self.values).chunk(2)
             sums_NO = sums_NO.add(lower_NO, alpha=1 / (2 * STEPS))
         return sums_NO.mul_(scales_N1).mul_(self.scales)
 
@@ -128,6 +130,17 @@ class QuantizedLinear(nn.Module):
 
     def _nibbles(self) -> Tensor:
         return torch.stack((self.values & 15, self.values >> 4), dim=2).flatten(1)
+
+
+def _product(digits_NI: Tensor, values_OI: Tensor) -> Tensor:
+    """The exact sums (N, O), as float32, of integers from -127 to 127 times int8 weights."""
+    if has_int8_units(digits_NI.device):
+        return torch._int_mm(digits_NI.to(torch.int8), values_OI.T).float()
+    pieces = zip(digits_NI.split(EXACT, dim=1), values_OI.split(EXACT, dim=1), strict=True)
+    first_NO, *others = (F.linear(digits, values.float()) for digits, values in pieces)
+    if not others:
+        return first_NO
+    return sum((piece_NO.int() for piece_NO in others), first_NO.int()).float()
 
 
 def pick_scheme(name: str) -> Scheme:

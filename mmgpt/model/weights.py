@@ -131,6 +131,16 @@ def _read_own(folder: Path, described: dict[str, Any]) -> tuple[Bundle, dict[str
     return bundle, load_weights(folder)
 
 
+def widen(model: MultimodalModel) -> None:
+    """Hold weights of bfloat16 in float32, which has all their values; numbers of layers of few bits stay."""
+    kept = numbers_of(model)
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        if weight.dtype == torch.bfloat16 and name not in kept:
+            weight.data = weight.data.float()
+    for layer in quantized_layers(model).values():
+        layer.dtype = torch.float32
+
+
 def pick_dtype(name: str) -> torch.dtype | None:
     """The type of a name; None for `auto`, which leaves weights as they are stored.
 

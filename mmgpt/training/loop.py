@@ -25,6 +25,7 @@ from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.pretrained import load_parts, rows_for
 from mmgpt.model.weights import save_bundle
+from mmgpt.processor import warn_of_slow_bf16
 from mmgpt.training import checkpoint, lora
 from mmgpt.training.distill import open_teacher
 from mmgpt.training.ema import Average
@@ -96,6 +97,8 @@ def _check_stages(recipe: Recipe, ranks: Ranks) -> None:
             )
         if stage.lora:
             lora.import_peft()  # or say now that it is not installed
+        if stage.precision == "bfloat16" and ranks.is_main:
+            warn_of_slow_bf16(f"stages.{stage.name}.precision bfloat16", ranks.device, "write float32")
 
 
 def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_record: OnRecord) -> None:

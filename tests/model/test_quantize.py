@@ -10,7 +10,15 @@ from mmgpt.config import UserError
 from mmgpt.files import write_folder
 from mmgpt.inputs.batch import collate
 from mmgpt.model.export import convert, export
-from mmgpt.model.quantize import GROUP, Quantization, QuantizedLinear, quantize_model, quantized_layers
+from mmgpt.model.quantize import (
+    EXACT,
+    GROUP,
+    Quantization,
+    QuantizedLinear,
+    _product,
+    quantize_model,
+    quantized_layers,
+)
 from mmgpt.model.weights import golden_logits, load_bundle, save_bundle
 from mmgpt.training.loop import train
 
@@ -80,6 +88,28 @@ def test_a_row_alone_is_bitwise_the_row_among_others(scheme):
         assert torch.equal(layer(x[rows]), together[rows])
 
 
+@pytest.mark.parametrize("inputs", [64, EXACT - 1, EXACT, EXACT + 1, 3000])
+def test_sums_are_exact_with_and_without_units_for_int8(inputs, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    digits = torch.randint(-127, 128, (5, inputs), generator=generator)
+    values = torch.randint(-127, 128, (16, inputs), generator=generator)
+    digits[0], values[0] = 127, 127  # the largest sum there is
+    expected = (digits @ values.T).float()
+    for has_units in (True, False):
+        monkeypatch.setattr("mmgpt.model.quantize.has_int8_units", lambda device, answer=has_units: answer)
+        assert torch.equal(_product(digits.float(), values.to(torch.int8)), expected)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+def test_a_layer_gives_the_same_with_and_without_units_for_int8(scheme, monkeypatch):
+    layer, x = layer_of(nn.Linear(2000, 32), scheme), torch.randn(7, 2000)
+    found = []
+    for has_units in (True, False):
+        monkeypatch.setattr("mmgpt.model.quantize.has_int8_units", lambda device, answer=has_units: answer)
+        found.append(layer(x))
+    assert torch.equal(*found)
+
+
 def test_int8_is_within_two_steps_of_torchaos():
     quantization = pytest.importorskip("torchao.quantization")
     linear = nn.Linear(64, 32, bias=False)
@@ -132,6 +162,19 @@ def test_encoders_adapters_and_the_output_layer_are_quantised_when_asked_for(sch
     with torch.no_grad():
         assert load_bundle(tmp_path / "all").model(batch).total.item() == after
         load_bundle(tmp_path / "all", dtype=torch.bfloat16).model(batch)
+
+
+def test_weights_of_bfloat16_are_held_in_float32_where_there_are_no_units_for_them(folder, tmp_path, monkeypatch):
+    convert(folder, tmp_path / "half", dtype="bfloat16", quantize="int4")
+    for has_units, dtype in [(True, torch.bfloat16), (False, torch.float32)]:
+        monkeypatch.setattr("mmgpt.generation.assistant.has_bf16_units", lambda device, answer=has_units: answer)
+        model = mmgpt.load(tmp_path / "half").model
+        stored = load_bundle(tmp_path / "half").model.state_dict()
+        assert model.decoder.embedding.weight.dtype == dtype
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, stored[name])  # as numbers; those of few bits keep their type too
+            assert weight.dtype == (stored[name].dtype if name.endswith((".values", ".scales", ".zeros")) else dtype)
+        assert model.decoder.blocks[0].mlp.up.weight.dtype == dtype
 
 
 def test_a_quantised_model_in_bfloat16_keeps_its_numbers(folder, tmp_path):
