@@ -54,6 +54,11 @@ def _single(process: int) -> ThreadPoolExecutor:
 def _opened(process: int) -> ThreadPoolExecutor:
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(1, "media")
-    pool.submit(torch.set_num_threads, 1).result()
+    pool.submit(_keep_to_one).result()
     torch.set_num_threads(threads)  # which the next Python thread begins with
     return pool
+
+
+def _keep_to_one() -> None:
+    torch.get_num_threads()  # at this a thread takes the process's number, once: later it would undo the next line
+    torch.set_num_threads(1)
