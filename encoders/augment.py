@@ -43,7 +43,7 @@ class PictureTransform(Config):
             raise UserError(f"augment: {self.name} is no transform of torchvision; {did_you_mean(self.name, known)}")
         kind, given = kinds[self.name], dict(self.model_extra or {})
         parameters = inspect.signature(kind).parameters
-        for key in given.keys() - parameters.keys():
+        for key in sorted(given.keys() - parameters.keys()):
             raise UserError(f"augment: {key} is not an argument of {self.name}; {did_you_mean(key, parameters)}")
         if "size" in parameters and parameters["size"].default is inspect.Parameter.empty:
             given.setdefault("size", size)

@@ -13,6 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor
 
 from mmgpt.encoders.mel import PLAIN, FrontConfig, log_mel
+from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.pieces import Grid
 from mmgpt.encoders.sound import SoundConfig
 
@@ -85,6 +86,7 @@ class ConformerConfig(SoundConfig):
         """How the features of a clip whose tensor has the shape (F, T) lie: in one row, (frames,)."""
         return ((math.ceil(shape[-1] / self.subsampling),),)
 
+    @in_one_thread
     def prepare(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
         """Resample a mono sound (samples, rate) and make its log-mel features: float32 (mels, T).
 

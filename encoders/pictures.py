@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
+from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.pieces import Grid, PiecesConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -66,6 +67,7 @@ class TowerConfig(PiecesConfig):
         grid = (side, side) if self.tokens == "patch" else (self.prefix_tokens + side**2,)
         return (grid,) * (1 if tiles == 1 else tiles + 1)
 
+    @in_one_thread
     def prepare(self, picture: PIL.Image.Image, rng: random.Random | None = None) -> Tensor:
         """Resize and crop an RGB picture as its tower wants it: bytes (3, H, W), which the encoder normalises.
 

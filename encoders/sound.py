@@ -16,6 +16,7 @@ from torchaudio.functional import resample
 
 from mmgpt.config import UserError
 from mmgpt.encoders.augment import add_noise, change_speed
+from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.pieces import PiecesConfig
 
 
@@ -58,6 +59,7 @@ class SoundConfig(PiecesConfig):
         return resampled(samples_S, rate, self.rate)
 
 
+@in_one_thread
 def resampled(samples_S: Tensor, rate: int, target_rate: int) -> Tensor:
     """A sound at another rate, by a windowed sinc; odd ratios of rates to 0.05 %."""
     return samples_S if rate == target_rate else resample(samples_S, *_small_terms(rate, target_rate))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.encoders.augment import PictureTransform, WarpConfig, check_transforms, transform_picture, warp_pictures
+from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.pictures import normalised
 from mmgpt.encoders.pieces import Grid, PiecesConfig
 
@@ -68,6 +69,7 @@ class ViTConfig(PiecesConfig):
         """Rows and columns of the features of a picture whose tensor has the shape (C, H, W): one piece."""
         return ((shape[-2] // self.patch_size, shape[-1] // self.patch_size),)
 
+    @in_one_thread
     def prepare(self, picture: PIL.Image.Image, rng: random.Random | None = None) -> Tensor:
         """Resize an RGB picture (bicubic, aspect ratio not kept): bytes (3, image_size, image_size).
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.encoders.mel import slaney_filters
+from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.pieces import Grid
 from mmgpt.encoders.settings import Settings, preprocessor_of
 from mmgpt.encoders.sound import SoundConfig, is_real
@@ -83,6 +84,7 @@ class WhisperConfig(SoundConfig):
         """How the features of a clip whose tensor has the shape (S,) lie: in one row, (features,)."""
         return ((self.features(shape[-1]),),)
 
+    @in_one_thread
     def prepare(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
         """Resample a mono sound (samples, rate): float32 (S,), filled with silence where it is too short for a feature.
 

@@ -18,6 +18,7 @@ import torch
 
 from mmgpt.datasets.media import Audio, Image, Media, Sound
 from mmgpt.encoders.mel import log_mel
+from mmgpt.encoders.one_thread import in_one_thread
 
 SIDE, STRETCHES = 16, 32  # cells of a picture's side and bands of a sound; stretches of a sound
 BITS = 64
@@ -73,6 +74,7 @@ def _cells(picture: PIL.Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB").resize((SIDE, SIDE), PIL.Image.Resampling.BILINEAR)).reshape(-1)
 
 
+@in_one_thread
 def _energies(sound: Sound) -> np.ndarray:
     samples_S = torch.from_numpy(sound.samples)
     samples_S = samples_S / (samples_S.square().mean().sqrt() + 1e-6)  # the mel's floor is not to depend on loudness
