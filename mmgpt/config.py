@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import core_schema
 
 from mmgpt.config_faults import explain
@@ -22,6 +22,7 @@ from mmgpt.yaml_reader import YamlError, dump, parse
 __all__ = [
     "Config",
     "PretrainedConfig",
+    "Seed",
     "UserError",
     "apply_overrides",
     "build",
@@ -31,6 +32,7 @@ __all__ = [
     "read_yaml",
     "to_yaml",
 ]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of torch's generators
 NOT_SCHEMAS = {"default", "expected", "metadata", "serialization"}  # of a pydantic schema: what only looks like one
 
 
@@ -193,7 +195,9 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         if not equals or not names:
             raise UserError(f"{override!r} is not an override; write KEY=VALUE, as in stages.0.steps=10")
         if not text.strip():
-            raise UserError(f"override {key}: has no value; write {key}=null for none, or {key}=\"''\" for an empty text")
+            raise UserError(
+                f"override {key}: has no value; write {key}=null for none, or {key}=\"''\" for an empty text"
+            )
         try:
             value = parse(text)
         except YamlError as error:

@@ -1,4 +1,4 @@
-"""What is wrong with a config, a line a fault: the key as the user wrote it, its value, the rule, the nearest right name.
+"""What is wrong with a config, a line a fault: the key as the user wrote it, its value, the rule, the right name.
 
 Pydantic tells a place by fields, indexes, keys and, inside of unions, by the tag or the type of the member it tried;
 the last two are no words of the user's and are left out. A validator of a whole section tells its key in its words:
@@ -19,7 +19,9 @@ SECTIONS = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping of keys to values"),
     **dict.fromkeys(("list_type", "tuple_type"), "a list"),
 }
-BOOLEANS = dict.fromkeys(("yes", "on", "y", "1", "true"), "true") | dict.fromkeys(("no", "off", "n", "0", "false"), "false")
+BOOLEANS = dict.fromkeys(("yes", "on", "y", "1", "true"), "true") | dict.fromkeys(
+    ("no", "off", "n", "0", "false"), "false"
+)
 NUMBERS = ("int_type", "float_type")
 
 
@@ -31,28 +33,47 @@ def explain(cls: type[BaseModel], tree: Any, error: ValidationError, where: str)
 
 def _explain(cls: type[BaseModel], tree: Any, fault: Mapping[str, Any]) -> str:
     parts, here, holder, _ = _walk(cls, fault["loc"])
+    kind, value, message = fault["type"], fault["input"], fault["msg"].removeprefix("Value error, ")
+    is_of_section = kind == "value_error" and isinstance(value, Mapping | BaseModel)
+    if is_of_section and _is_config(here) and (key := re.match(r"\w+", message)) and key[0] in here.model_fields:
+        parts, message = [*parts, key[0]], message[key.end() :]
+    elif is_of_section and parts:
+        message = f": {message}"
     if parts and isinstance(tree, Mapping):
         parts = cls.written(parts, tree)  # type: ignore[attr-defined]
-    path, kind, value = ".".join(parts), fault["type"], fault["input"]
+    path = ".".join(parts)
+    if is_of_section:
+        return f"{path}{message}"
+    return f"{path}{_rule(cls, tree, parts, fault, holder)}"
+
+
+def _rule(cls: type[BaseModel], tree: Any, parts: list[str], fault: Mapping[str, Any], holder: Any) -> str:
+    """What is wrong at a path, and the remedy."""
+    kind, value, message = fault["type"], fault["input"], fault["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         title, fields = (holder.__name__, holder.model_fields) if _is_config(holder) else ("this part", {})
-        return f"{path} is not a field of {title}; {did_you_mean(parts[-1], fields)}"
+        return f" is not a field of {title}; {did_you_mean(parts[-1], fields)}"
     if kind == "missing":
-        return f"{path} is missing; it has no default, so give it a value"
-    if kind == "union_tag_invalid":
-        tag, name = fault["ctx"]["tag"], fault["ctx"]["discriminator"].strip("'")
-        return f"{path}.{name}={tag} is not known; {did_you_mean(tag, _tags_known(fault))}"
-    if kind == "union_tag_not_found":
-        name = fault["ctx"]["discriminator"].strip("'")
-        return f"{path}{_shown(value)} without {name}; {_beside(tree, parts) or f'give it {name}: ...'}"
-    message = fault["msg"].removeprefix("Value error, ")
-    if kind == "value_error" and isinstance(value, Mapping | BaseModel):
-        first = re.match(r"\w+", message)
-        names_its_key = first and _is_config(here) and first[0] in here.model_fields
-        return f"{path}{'.' if names_its_key else ': '}{message}" if path else message
+        return " is missing; it has no default, so give it a value"
+    if kind.startswith("union_tag"):
+        return _wrong_tag(tree, parts, fault)
+    if fault["loc"] and fault["loc"][-1] == "[key]":
+        return f" is no key here: {message}{_nearest(fault)}"
+    name = "" if parts else cls.__name__
     if kind in SECTIONS:
-        return f"{path or cls.__name__}{_shown(value)}: {SECTIONS[kind]} is wanted here{_spacing(value)}"
-    return f"{path or cls.__name__}{_shown(value)}: {message}{_remedy(kind, value)}"
+        return f"{name}{_shown(value)}: {SECTIONS[kind]} is wanted here{_spacing(value)}"
+    if isinstance(value, Mapping) and kind.endswith("_type"):
+        return " is a mapping: a single value is wanted here; a key that holds dots stands in quotes"
+    return f"{name}{_shown(value)}: {message}{_remedy(kind, value)}{_nearest(fault)}"
+
+
+def _wrong_tag(tree: Any, parts: Sequence[str], fault: Mapping[str, Any]) -> str:
+    """Of a union whose members differ by their kind: it is not given, or not known."""
+    name = fault["ctx"]["discriminator"].strip("'")
+    if fault["type"] == "union_tag_not_found":
+        return f"{_shown(fault['input'])} without {name}; {_beside(tree, parts) or f'give it {name}: ...'}"
+    tag, tags = fault["ctx"]["tag"], fault["ctx"]["expected_tags"].split(",")
+    return f".{name}={tag} is not known; {did_you_mean(tag, [known.strip(' ' + chr(39)) for known in tags])}"
 
 
 def _shown(value: Any) -> str:
@@ -78,13 +99,17 @@ def _remedy(kind: str, value: Any) -> str:
     return ""
 
 
+def _nearest(fault: Mapping[str, Any]) -> str:
+    """The nearest of the words that a field takes."""
+    if fault["type"] != "literal_error" or not isinstance(fault["input"], str):
+        return ""
+    near = did_you_mean(fault["input"], re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
+    return f"; {near}" if near.startswith("did you mean") else ""
+
+
 def _spacing(value: Any) -> str:
     is_key = isinstance(value, str) and re.match(r"[A-Za-z_]+:\S", value)
     return "; a space follows the colon of a key" if is_key else ""
-
-
-def _tags_known(fault: Mapping[str, Any]) -> list[str]:
-    return [expected.strip(" '") for expected in fault["ctx"]["expected_tags"].split(",")]
 
 
 def _beside(tree: Any, parts: Sequence[str]) -> str:

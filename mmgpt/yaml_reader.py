@@ -72,7 +72,9 @@ def parse(content: bytes | str, tags: Tags | None = None) -> Any:
         return _Values(tags or {}).value(root, "")
     except yaml.reader.ReaderError as error:
         line = 1 + text[: error.position].count("\n")
-        raise YamlError(f"line {line}: holds a control character, U+{_number(error.character):04X}; take it out") from None
+        raise YamlError(
+            f"line {line}: holds a control character, U+{_number(error.character):04X}; take it out"
+        ) from None
     except yaml.MarkedYAMLError as error:
         raise YamlError(_told(error)) from None
     except RecursionError:
@@ -90,7 +92,9 @@ def _decode(content: bytes) -> str:
         return content.decode("utf-16" if is_wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = 1 + content[: error.start].count(b"\n")
-        raise YamlError(f"line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+        raise YamlError(
+            f"line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
 
 
 def _number(character: Any) -> int:
@@ -145,7 +149,9 @@ class _Values:
 
     def _unknown_tag(self, node: yaml.Node, path: str) -> YamlError:
         tag = node.tag.replace(TAG, "!!")
-        return YamlError(f"line {_line(node)}: {path or 'it'} has the tag {tag}; plain values alone are read, take it out")
+        return YamlError(
+            f"line {_line(node)}: {path or 'it'} has the tag {tag}; plain values alone are read, take it out"
+        )
 
     def _scalar(self, node: yaml.ScalarNode, path: str) -> Any:
         text = str(node.value)

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     "errors",
-    "config_faults yaml_reader",
+    "arguments config_faults yaml_reader",
     "config configs",
     "files",
     "renaming hub",
