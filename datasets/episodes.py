@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import PIL.Image
@@ -35,8 +35,8 @@ class EpisodesConfig(SourceConfig):
     reader: Literal["episodes"]
     classes: list[str] = []  # tags of the source's samples that name a class together; its answer if none are given
     within: str | None = None  # a tag that all classes of an episode share
-    ways: PositiveInt | list[PositiveInt] = 5  # classes of an episode
-    shots: NonNegativeInt | list[NonNegativeInt] = 1  # examples of each
+    ways: PositiveInt | Annotated[list[PositiveInt], Field(min_length=1)] = 5  # classes of an episode
+    shots: NonNegativeInt | Annotated[list[NonNegativeInt], Field(min_length=1)] = 1  # examples of each
     queries: PositiveInt | None = None  # questions of an episode, evenly of its classes; one of each if not given
     form: Literal["turns", "line"] = "turns"  # examples as earlier exchanges, or in one user turn, labels behind them
     labels: Literal["made_up", "real", "permuted"] = "made_up"  # permuted: made up, and every example's is wrong

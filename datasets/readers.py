@@ -1,6 +1,6 @@
 """The one list of all readers. A new reader is a config class, a source class, and a line in `SOURCES`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +61,11 @@ SOURCES: dict[type[SourceConfig], Any] = {
 class _Alone(Config):
     source: AnySource
 
+    @classmethod
+    def written(cls, path: list[str], tree: Mapping[str, Any]) -> list[str]:
+        """Its file holds the source alone."""
+        return path[1:] or path
+
 
 def load_source(path: str | Path, overrides: Sequence[str] = ()) -> SourceConfig:
     """Read a file that holds one source, such as configs/data/fsdd.yaml, and lay overrides like `split=test` over it.
@@ -68,7 +73,7 @@ def load_source(path: str | Path, overrides: Sequence[str] = ()) -> SourceConfig
     Raises:
         UserError: if the file is absent, not YAML, or does not fit its reader.
     """
-    tree = apply_overrides(read_yaml(path), list(overrides))
+    tree = apply_overrides(read_yaml(path), overrides)
     return build(_Alone, {"source": tree}, str(find_config(path))).source
 
 

@@ -85,6 +85,16 @@ class TableConfig(SourceConfig):
             raise ValueError("group_by and a list of answers make branches of one prompt; give a prompt")
         return self
 
+    @model_validator(mode="after")
+    def templates_are_whole(self) -> Self:
+        for name in ("path", "prompt", "answer", "key", *MEDIA):
+            for template in _many(getattr(self, name) or []):
+                try:
+                    fields_of(template)
+                except ValueError as error:
+                    raise ValueError(f"{name}={template!r}: {error}; write {{{{ or }}}} for a brace") from None
+        return self
+
 
 class TableSource(Source):
     """Samples of a table. A reader whose files need joining first hands in its own rows."""

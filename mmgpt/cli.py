@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from mmgpt import cli_compare, cli_data, cli_eval, cli_score
 from mmgpt.cli_console import out_console
-from mmgpt.cli_eval import Bars, DataRoot, Device, score_table
+from mmgpt.cli_eval import Bars, DataRoot, Device, PlainBars, score_table
 from mmgpt.config import UserError
 
 if TYPE_CHECKING:
@@ -205,8 +205,8 @@ def _run_recipe(config: str, overrides: list[str], out: Path | None, data_root: 
             data_root=data_root,
             device=device,
             on_record=display.on_record,
-            on_progress=(progress := Bars(display.bars)),
-            on_score=progress.score if display.console.is_interactive else None,
+            on_progress=(progress := PlainBars(display.console) if display.is_plain else Bars(display.bars)),
+            on_score=progress.score,
         )
     if finished.evaluation:
         out_console.print(score_table(finished.evaluation))

@@ -1,5 +1,6 @@
 """`mmgpt eval`: a model scored on tasks, and the table of scores."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mmgpt.evaluation.results import Evaluation, Record
     from mmgpt.evaluation.task import TaskConfig
 
+LONGEST_SILENCE = 30.0  # seconds of an evaluation without a terminal
 TOLD = TextColumn("{task.fields[told]}")  # of a progress bar: the running score
 
 DataRoot = Annotated[Path, typer.Option(help="Folder that the paths in a recipe or task are relative to.")]
@@ -88,9 +90,9 @@ def evaluate(
         raise UserError("no task to score; give --tasks NAMES, or --import FILE.yaml")
     terminal = Console(stderr=True)
     shown = terminal.is_interactive and is_main()
-    out_console.quiet = not is_main()
+    out_console.quiet = terminal.quiet = not is_main()
     with Progress(*Progress.get_default_columns(), TOLD, console=terminal, transient=True, disable=not shown) as bars:
-        progress = Bars(bars)
+        progress = Bars(bars) if shown else PlainBars(terminal)
         found = run(
             open_model(model, device, compile=compile),
             wanted,
@@ -103,7 +105,7 @@ def evaluate(
             batch_size=batch_size,
             seeds=[int(one) for one in several],
             on_progress=progress,
-            on_score=progress.score if shown else None,
+            on_score=progress.score if is_main() else None,
         )
     out_console.print(score_table(found))
     for result in found.results:
@@ -126,6 +128,35 @@ class Bars:
         self.bars.update(self.tasks[task], completed=done, total=total, told=self.told.get(task, ""))
 
     def score(self, task: str, metric: str, value: float) -> None:
+        self.told[task] = f"{metric} {_figure(metric, value)}"
+
+
+class PlainBars:
+    """The same where there is no terminal: a line at each tenth of a task, and at the least one in half a minute."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.told = console, dict[str, str]()
+        self.shown: dict[str, tuple[int, float]] = {}  # tenths that were told of a task, and when
+        self.started: dict[str, tuple[int, float]] = {}  # of a task: what was answered before, and when it was
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        """Tell a task's progress, if there is something to tell."""
+        from mmgpt.training.progress import in_clock
+
+        now = time.monotonic()
+        before, begun = self.started.setdefault(task, (done, now))
+        tenths, last = self.shown.get(task, (0, begun))
+        is_new = 10 * done // max(total, 1) > tenths or now - last > LONGEST_SILENCE
+        if not is_new or done == before == 0:
+            return
+        self.shown[task] = (10 * done // max(total, 1), now)
+        parts = [f"{task}  {done:,}/{total:,}", self.told.get(task, "")]
+        if before < done < total:
+            parts.append(f"{in_clock((now - begun) / (done - before) * (total - done))} left")
+        self.console.print("  ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
+
+    def score(self, task: str, metric: str, value: float) -> None:
+        """Keep the running score for the next line."""
         self.told[task] = f"{metric} {_figure(metric, value)}"
 
 

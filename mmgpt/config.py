@@ -1,28 +1,80 @@
 """Configs: YAML files read into frozen, checked classes.
 
 The classes themselves stand beside the parts they build; this file only knows how to read, merge and check.
-Every mapping may hold `include: FILE`, which is replaced by that file's mapping with the other keys laid over it.
+Every mapping may hold `include: FILE`, which is replaced by that file's mapping with the other keys laid over it;
+of several, `include: [FIRST, SECOND]`, each lies over those before it.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import core_schema
+
+from mmgpt.config_faults import explain
+from mmgpt.errors import UserError, did_you_mean
+from mmgpt.yaml_reader import YamlError, dump, parse
+
+__all__ = [
+    "Config",
+    "PretrainedConfig",
+    "Seed",
+    "UserError",
+    "apply_overrides",
+    "build",
+    "did_you_mean",
+    "find_config",
+    "included",
+    "read_yaml",
+    "to_yaml",
+]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of torch's generators
+NOT_SCHEMAS = {"default", "expected", "metadata", "serialization"}  # of a pydantic schema: what only looks like one
 
 
-class UserError(ValueError):
-    """Something the user can mend: the message holds the value, the rule and the remedy. The CLI exits with 2."""
+def _with_strict_scalars(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_with_strict_scalars(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kind = schema.get("type")
+    if kind in ("bool", "int", "float"):
+        strict = {**schema, "strict": True}
+        plain = _whole if kind == "int" else _real
+        return strict if kind == "bool" else core_schema.no_info_before_validator_function(plain, strict)
+    skipped = NOT_SCHEMAS if isinstance(kind, str) else set()  # fields may have any name
+    return {key: value if key in skipped else _with_strict_scalars(value) for key, value in schema.items()}
+
+
+def _whole(value: Any) -> Any:
+    """A whole number of any type, 1e3 among them, as an int; all else as it is."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) or float(value).is_integer() else value
+
+
+def _real(value: Any) -> Any:
+    """A number of numpy as Python's own; all else as it is."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 
 
 class Config(BaseModel):
-    """Base of every config: immutable, unknown keys refused."""
+    """Base of every config: immutable, unknown keys refused, numbers finite, nothing taken for what it is not.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A boolean is true or false, never yes or 1; a number is none in quotes; 1e3 and numpy's numbers are whole numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """The schema of the class, its scalars strict."""
+        made: core_schema.CoreSchema = _with_strict_scalars(handler(source))
+        return made
 
     @classmethod
     def written(cls, path: list[str], tree: Mapping[str, Any]) -> list[str]:
@@ -41,24 +93,6 @@ class PretrainedConfig(Config):
 C = TypeVar("C", bound=Config)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `3e-3` is a number, which YAML 1.1 reads as a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)$|^[-+]?[0-9][0-9_]*\.[0-9_]*$"),
-    list("-+0123456789."),
-)
-
-
-def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """The tail of an error message: the nearest right spelling, or all of them."""
-    known = sorted(options)
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-
-
 def find_config(path: str | Path, folder: str = "") -> Path:
     """The file at `path`, or the one of that name among the configs that come with mmgpt.
 
@@ -68,6 +102,8 @@ def find_config(path: str | Path, folder: str = "") -> Path:
     Raises:
         UserError: if there is neither.
     """
+    if not isinstance(path, str | Path) or not str(path):
+        raise UserError(f"{path!r} is no config; give the path of a YAML file, or the name of one that mmgpt brings")
     if Path(path).is_file():
         return Path(path)
     packaged = Path(str(resources.files("mmgpt.configs")))
@@ -82,7 +118,11 @@ def find_config(path: str | Path, folder: str = "") -> Path:
 
 
 def read_yaml(path: str | Path, folder: str = "") -> dict[str, Any]:
-    """Read a YAML mapping with its includes expanded."""
+    """Read a YAML mapping with its includes expanded.
+
+    Raises:
+        UserError: if it or an include is absent, not YAML, no mapping, or has a key twice.
+    """
     return _read(find_config(path, folder), ())
 
 
@@ -90,11 +130,13 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if file.resolve() in above:
         raise UserError(f"{file}: includes itself; take one of the includes out")
     try:
-        loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        loaded = parse(file.read_bytes())
+    except YamlError as error:
+        raise UserError(f"{file}: not valid YAML: {error}") from None
     if not isinstance(loaded, dict):
-        raise UserError(f"{file}: holds a {type(loaded).__name__}; a config is a mapping of keys to values")
+        is_key = isinstance(loaded, str) and re.match(r"\w+:\S", loaded)
+        spacing = "; a space follows the colon of a key" if is_key else ""
+        raise UserError(f"{file}: holds a {type(loaded).__name__}; a config is a mapping of keys to values{spacing}")
     expanded: dict[str, Any] = _expand(loaded, file, (*above, file.resolve()))
     return expanded
 
@@ -104,54 +146,104 @@ def _expand(node: Any, file: Path, above: tuple[Path, ...]) -> Any:
         return [_expand(item, file, above) for item in node]
     if not isinstance(node, dict):
         return node
-    node = {key: _expand(value, file, above) for key, value in node.items()}
-    if "include" not in node:
-        return node
-    wanted = node.pop("include")
-    beside = file.parent / wanted
-    return {**_read(beside if beside.is_file() else find_config(wanted), above), **node}
+    merged: dict[str, Any] = {}
+    for name in included(node, file):
+        merged |= _read(_find_include(name, file), above)
+    return merged | {key: _expand(value, file, above) for key, value in node.items() if key != "include"}
+
+
+def included(node: Mapping[str, Any], file: Path) -> list[str]:
+    """The names under `include` of a mapping in `file`, one or a list of them.
+
+    Raises:
+        UserError: if it holds something else, or a name twice.
+    """
+    given = node.get("include", [])
+    names = given if isinstance(given, list) else [given]
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{file}: include={name!r}: is no file name; write include: FILE, or a list of files")
+        if names.count(name) > 1:
+            raise UserError(f"{file}: include names {name} twice; keep one of them")
+    return names
+
+
+def _find_include(name: str, file: Path) -> Path:
+    beside = file.parent / name
+    try:
+        return beside if beside.is_file() else find_config(name)
+    except UserError as error:
+        raise UserError(f"{file}: include: {beside} does not exist, and {error}") from None
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Set dotted keys: `stages.0.steps=10 model.decoder.width=64`; the values are YAML.
 
+    A key that holds dots stands in quotes, `stages.0.learning_rates."encoders.*"=1e-3`. None is KEY=null, and an empty
+    text KEY=''. Overrides go in their order, so that a part may follow its whole.
+
     Raises:
-        UserError: if an override is not KEY=VALUE or walks through something that is neither mapping nor list.
+        UserError: if an override is not KEY=VALUE, is given twice, or walks through something that is neither mapping
+            nor list.
     """
+    if isinstance(overrides, str | Mapping) or not isinstance(overrides, Sequence):
+        raise UserError(f"overrides={overrides!r}: give a list of texts, as in ['stages.0.steps=10']")
+    seen: dict[tuple[int | str, ...], str] = {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
+        key, equals, text = override.partition("=") if isinstance(override, str) else ("", "", "")
+        names = _names(key)
+        if not equals or not names:
             raise UserError(f"{override!r} is not an override; write KEY=VALUE, as in stages.0.steps=10")
-        *path, last = key.split(".")
-        node: Any = tree
-        for name in path:
-            node = _descend(node, name, key)
+        if not text.strip():
+            raise UserError(
+                f"override {key}: has no value; write {key}=null for none, or {key}=\"''\" for an empty text"
+            )
         try:
-            value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise UserError(f"override {key}: {text!r} is not valid YAML: {' '.join(str(error).split())}") from None
-        if isinstance(node, list):
-            node[_index(node, last, key)] = value
-        elif isinstance(node, dict):
-            node[last] = value
-        else:
-            raise UserError(f"override {key}: {'.'.join(path)} is a single value, it has no {last}")
+            value = parse(text)
+        except YamlError as error:
+            raise UserError(f"override {key}: {text!r} is not valid YAML: {error}") from None
+        path = _set(tree, names, value, key)
+        for before, spelled in seen.items():
+            if before[: len(path)] == path:
+                raise UserError(f"override {key}: {spelled} is given before it, and would be lost; keep one of them")
+        seen[path] = key
     return tree
 
 
-def _descend(node: Any, name: str, key: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, name, key)]
-    if isinstance(node, dict):
-        return node.setdefault(name, {})
-    raise UserError(f"override {key}: there is nothing below {name}")
+def _names(key: str) -> list[str]:
+    """The parts of a dotted key, those in quotes without them; none if one is empty."""
+    if not re.fullmatch(r"""(?:"[^"]+"|'[^']+'|[^."'][^.]*)(?:\.(?:"[^"]+"|'[^']+'|[^."'][^.]*))*""", key):
+        return []
+    return [part.strip("\"'") for part in re.findall(r""""[^"]+"|'[^']+'|[^.]+""", key)]
+
+
+def _set(tree: dict[str, Any], names: Sequence[str], value: Any, key: str) -> tuple[int | str, ...]:
+    """Set a value below keys, making mappings where there are none; the path to it, items by their index."""
+    node: Any = tree
+    path: list[int | str] = []
+    for depth, name in enumerate(names):
+        at: int | str = name
+        if isinstance(node, list):
+            at = _index(node, name, key)
+        elif not isinstance(node, dict):
+            whole = ".".join(names[:depth])
+            raise UserError(f"override {key}: {whole} is a single value, it has no {name}; it is {str(node)[:60]!r}")
+        path.append(at)
+        if depth == len(names) - 1:
+            node[at] = value
+        elif isinstance(node, dict) and node.get(at) is None:
+            node[at] = {}
+        node = node[at]
+    return tuple(path)
 
 
 def _index(node: list[Any], name: str, key: str) -> int:
     named = [i for i, item in enumerate(node) if isinstance(item, Mapping) and item.get("name") == name]
+    if len(named) > 1:
+        raise UserError(f"override {key}: {name} is the name of {len(named)} items; give an index, such as {named[0]}")
     if named:
         return named[0]
-    if name.isdecimal() and int(name) < len(node):
+    if name.isascii() and name.isdecimal() and int(name) < len(node):
         return int(name)
     raise UserError(f"override {key}: {name} is neither a name in the list nor an index below {len(node)}")
 
@@ -165,68 +257,9 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(cls, tree, fault, where) for fault in error.errors()]
-        raise UserError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _explain(cls: type[Config], tree: Mapping[str, Any], fault: Any, where: str) -> str:
-    owner, parts = _owner_and_path(cls, fault["loc"])
-    parts = cls.written(parts, tree) if parts else parts
-    path = ".".join(parts)
-    if fault["type"] == "extra_forbidden":
-        fields = owner.model_fields if owner else {}
-        title = owner.__name__ if owner else "this part"
-        return f"{where}: {path} is not a field of {title}; {did_you_mean(parts[-1], fields)}"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "missing":
-        return f"{where}: {path} is missing; it has no default, so give it a value"
-    if fault["type"] == "union_tag_invalid":
-        tag, name = fault["ctx"]["tag"], fault["ctx"]["discriminator"].strip("'")
-        known = [expected.strip(" '") for expected in fault["ctx"]["expected_tags"].split(",")]
-        return f"{where}: {path}.{name}={tag} is not known; {did_you_mean(tag, known)}"
-    shown = repr(fault["input"])
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{where}: {path or cls.__name__}={shown}: {message}" if path else f"{where}: {message}"
-
-
-def _owner_and_path(cls: type[Config], location: Sequence[int | str]) -> tuple[type[Config] | None, list[str]]:
-    """The config class that holds what a pydantic location names, and the path to it as a user writes it.
-
-    Pydantic puts the tag of a union's member into a location (`image.vit.width`); a user does not.
-    """
-    here: Any = cls
-    owner: type[Config] | None = cls
-    path: list[str] = []
-    for part in location:
-        options = list(_config_classes(here))
-        tagged = [] if isinstance(part, int) else [c for c in options if part in _tags(c)]
-        if tagged:
-            here = tagged[0]
-            continue
-        path.append(str(part))
-        owner = options[0] if len(options) == 1 else None
-        holders = [c for c in options if part in c.model_fields]
-        if holders:
-            here = holders[0].model_fields[str(part)].annotation
-    return owner, path
-
-
-def _config_classes(annotation: Any) -> Iterable[type[Config]]:
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        yield annotation
-        return
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _config_classes(argument)
-
-
-def _tags(cls: type[Config]) -> set[str]:
-    tags: set[str] = set()
-    for name in ("kind", "reader"):
-        if name in cls.model_fields:
-            tags |= set(getattr(cls.model_fields[name].annotation, "__args__", ()))
-    return tags
+        raise UserError("\n".join(explain(cls, tree, error, where))) from None
 
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120, allow_unicode=True)
+    return dump(config.model_dump(mode="json"))

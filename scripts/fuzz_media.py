@@ -6,6 +6,7 @@ Prints one JSON line of counts and saves the files that crashed, hung or took to
 """
 
 import argparse
+import faulthandler
 import io
 import json
 import os
@@ -135,6 +136,7 @@ def decode_apart(decode: Decode, content: bytes, memory: int, seconds: int) -> t
 def _be_the_child(decode: Decode, content: bytes, memory: int, seconds: int, reader: int, writer: int) -> None:
     os.close(reader)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders in C complain there
+    faulthandler.disable()  # a parent that has it on, such as pytest, would print a crash that is told anyway
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

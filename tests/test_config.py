@@ -113,7 +113,7 @@ def test_overrides_reach_mappings_lists_by_index_and_lists_by_name(tree):
         ("stages.three.steps=1", "three is neither a name in the list nor an index below 2"),
         ("stages.2.steps=1", "2 is neither a name in the list nor an index below 2"),
         ("name.first=1", "name is a single value, it has no first"),
-        ("name.first.second=1", "there is nothing below first"),
+        ("name.first.second=1", "name is a single value, it has no first; it is 'tiny'"),
         ("tasks=[a, b", "not valid YAML"),
     ],
 )

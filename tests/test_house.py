@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
+    "errors",
+    "arguments config_faults yaml_reader",
     "config configs",
     "files processor",
     "renaming hub",

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mmgpt.config import UserError, build, did_you_mean
+from mmgpt.config import UserError, build, did_you_mean, included
 from mmgpt.datasets.rows import FOLDER_OF, open_rows
 from mmgpt.datasets.source import Absent, resolve, resolve_all
 from mmgpt.evaluation.task import TaskConfig
+from mmgpt.yaml_reader import YamlError, dump, parse
 
 REMEDY = "write the task in mmgpt's own keys (docs/evaluation.md)"
 KINDS = {
@@ -64,15 +63,17 @@ EMPTY = {  # keys whose idle values change nothing
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
+TYPES: dict[str, tuple[type, ...]] = {  # of the keys that are read further
+    **dict.fromkeys(("task", "output_type", "dataset_path", "dataset_name"), (str,)),
+    **dict.fromkeys(("test_split", "validation_split", "training_split", "fewshot_split"), (str,)),
+    **dict.fromkeys(("generation_kwargs", "dataset_kwargs"), (dict,)),
+    **{"metric_list": (list,), "metadata": (dict, list), "num_fewshot": (int,), "doc_to_choice": (str, list)},
+}
+WORDS = {dict: "a mapping", list: "a list", str: "a text", int: "a whole number"}
+
+
 class _Function(str):
-    """What stands after `!function`."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads `!function NAME`, which is refused later by the key that has it."""
-
-
-_Loader.add_constructor("!function", lambda loader, node: _Function(node.value))
+    """What stands after `!function`; it is refused later, by the key that has it."""
 
 
 def import_task(path: str | Path, data_root: str | Path = ".") -> TaskConfig:
@@ -92,7 +93,7 @@ def import_yaml(path: str | Path, data_root: str | Path = ".") -> str:
     one = _Import(Path(path), Path(data_root))
     tree = one.config().model_dump(mode="json", exclude_unset=True)
     said = "; ".join([f"imported from {Path(path).name}", *one.notes])
-    return f"# {tree['name']}: {said}\n" + yaml.safe_dump(tree, sort_keys=False, width=120, allow_unicode=True)
+    return f"# {tree['name']}: {said}\n" + dump(tree)
 
 
 class _Import:
@@ -109,16 +110,20 @@ class _Import:
         if file.resolve() in above:
             raise UserError(f"{file}: includes itself; take one of the includes out")
         try:
-            tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+            tree = parse(file.read_bytes(), {"!function": _Function})
         except FileNotFoundError:
             raise Absent(f"{file}: no such file; give the YAML of a task") from None
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        except (YamlError, IsADirectoryError) as error:
+            raise UserError(f"{file}: not valid YAML: {error}") from None
         if not isinstance(tree, dict):
             raise UserError(f"{file}: holds a {type(tree).__name__}; a task is a mapping of keys to values")
-        if "include" in tree:
-            tree = {**self._read(file.parent / str(tree.pop("include")), (*above, file.resolve())), **tree}
-        return tree
+        merged: dict[str, Any] = {}
+        for name in reversed(included(tree, file)):  # of several, theirs lets the first win
+            beside = file.parent / name
+            if not beside.is_file():
+                raise Absent(f"{file}: include: {beside}: no such file; take the include out, or put it there")
+            merged |= self._read(beside, (*above, file.resolve()))
+        return merged | {key: value for key, value in tree.items() if key != "include"}
 
     def _refuse_what_has_no_like(self) -> None:
         for key, value in self.tree.items():
@@ -127,6 +132,9 @@ class _Import:
                     raise self._refused(
                         inner, f"!function {one} is Python", f"put what it makes into columns, or {REMEDY}"
                     )
+            kinds = TYPES.get(key)
+            if kinds and value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+                raise self._refused(key, f"{str(value)[:60]!r} is not {' or '.join(WORDS[kind] for kind in kinds)}")
             if key in EMPTY and value not in EMPTY[key]:
                 raise self._refused(key, f"{str(value)[:60]!r} cannot be carried over")
             if key not in (*READ, *IDLE, *EMPTY):
@@ -283,7 +291,9 @@ class _Import:
     def _decoding(self) -> dict[str, Any]:
         given: dict[str, Any] = dict(self.tree.get("generation_kwargs") or {})
         is_sampled = given.pop("do_sample", None)
-        stop = given.pop("until", [])
+        if is_sampled not in (None, True, False):
+            raise self._refused("generation_kwargs.do_sample", f"{is_sampled!r} is no boolean", "write true or false")
+        stop = given.pop("until", None) or []
         names = {"max_gen_toks": "max_new_tokens"}
         told: dict[str, Any] = {names.get(key, key): value for key, value in given.items()}
         if is_sampled:
@@ -293,13 +303,15 @@ class _Import:
         for key in told:
             if key not in ("max_new_tokens", "temperature", "top_p", "top_k", "num_beams"):
                 raise self._refused(f"generation_kwargs.{key}", "cannot be carried over")
-        stops = [stop] if isinstance(stop, str) else list(stop)
+        stops = stop if isinstance(stop, list) else [stop]
         return {"max_new_tokens": 256, **told, **({"stop": stops} if stops else {})}  # 256 is theirs too
 
     def _metrics(self, kind: str) -> dict[str, Any]:
         given = self.tree.get("metric_list") or [{"metric": "acc" if kind == "choose" else "exact_match"}]
         names = list[str]()
         for entry in given:
+            if not isinstance(entry, Mapping):
+                raise self._refused("metric_list", f"{entry!r} is no mapping", "write - metric: NAME")
             name = str(entry.get("metric"))
             if name not in METRIC_NAMES:
                 raise self._refused(
@@ -320,8 +332,12 @@ class _Import:
     def _version(self) -> dict[str, int]:
         told = self.tree.get("metadata") or {}
         for entry in told if isinstance(told, list) else [told]:
-            if "version" in entry:
-                return {"version": int(float(entry["version"]))}
+            version = entry.get("version") if isinstance(entry, Mapping) else None
+            if version is not None:
+                try:
+                    return {"version": int(float(version))}
+                except (TypeError, ValueError, OverflowError):
+                    raise self._refused("metadata.version", f"{version!r} is no number", "write one") from None
         return {}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmgpt.arguments import place
 from mmgpt.evaluation.examples import Example, save_examples
 from mmgpt.evaluation.report import write_report
 from mmgpt.evaluation.run import Evaluation, OnProgress, OnScore, evaluate
@@ -12,7 +13,7 @@ from mmgpt.generation.assistant import Assistant, load
 from mmgpt.model.card import add_scores
 from mmgpt.training.loop import OnRecord, Run, train
 from mmgpt.training.ranks import is_main
-from mmgpt.training.recipe import Recipe, load_recipe
+from mmgpt.training.recipe import Recipe, open_recipe
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def run_recipe(
     The arguments and errors are those of `train` and `evaluate`; the scores go to the run's `eval/`. Of the processes
     of a torchrun, only the first evaluates and writes; the others come back without scores when the training is done.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
+    recipe, data_root = open_recipe(recipe, overrides), place("data_root", data_root)
     for name in recipe.tasks:
         Task(load_task(name), data_root)  # a wrong name or absent data is told now, not after the training
     run: Run = train(recipe, out=out, data_root=data_root, device=device, on_record=on_record)

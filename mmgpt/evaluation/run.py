@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmgpt import arguments
+from mmgpt.arguments import several, whole
 from mmgpt.config import UserError
 from mmgpt.evaluation.environment import environment
 from mmgpt.evaluation.models import Model, open_model
@@ -58,12 +60,17 @@ def evaluate(
         TimeoutError: if another process stopped to answer.
     """
     rank, world = place or place_of_process()
-    own_seeds = list(dict.fromkeys(seeds)) if seeds is not None else [seed]
-    _check(limit, world, out, own_seeds)
-    wanted = [Shots.parse(str(one)) for one in dict.fromkeys(shots)]
+    own_seeds = _seeds(seeds, seed)
+    _check(limit, world, out)
+    batch_size, data_root = whole("batch_size", batch_size, least=1), arguments.place("data_root", data_root)
+    wanted = [Shots.parse(name) for name in dict.fromkeys(map(str, several("shots", shots)))]
+    if not wanted:
+        raise UserError("shots are none; give at least one, as in shots=[0]")
     opened = _open_tasks(tasks, data_root, with_pool=bool(blind) or any(one.count for one in wanted))
+    if not isinstance(model, str | Path) and not hasattr(model, "fingerprint"):
+        raise UserError(f"model={model!r:.60}: does not answer; give what mmgpt.load returns, or the name of a model")
     under_test: Model = open_model(str(model)) if isinstance(model, str | Path) else model
-    modes = ("removed",) if blind is True else tuple(blind or ())
+    modes = ("removed",) if blind is True else tuple(several("blind", blind or ()))
     fingerprint = under_test.fingerprint() if out is not None or cache is not None else ""
     kept = Answers(out, cache, fingerprint, rank)
     setting = Setting(under_test, fingerprint, kept, rank, world, batch_size, modes, on_progress, on_score)
@@ -78,18 +85,27 @@ def evaluate(
     return found
 
 
-def _check(limit: int | None, world: int, out: str | Path | None, seeds: Sequence[int]) -> None:
-    if limit is not None and limit < 1:
+def _check(limit: int | None, world: int, out: str | Path | None) -> None:
+    if limit is not None and whole("limit", limit) < 1:
         raise UserError(f"limit={limit} leaves nothing to score; give 1 or more, or None for all")
+    if out is not None:
+        arguments.place("out", out)
     if world > 1 and out is None:
         raise UserError(f"{world} processes share their answers in files; give out, the folder for them (--out)")
-    if not seeds:
+
+
+def _seeds(seeds: Sequence[int] | None, seed: int) -> list[int]:
+    found = [whole("seed", seed)] if seeds is None else [whole("seeds", one) for one in several("seeds", seeds)]
+    if not found:
         raise UserError("seeds are none; give at least one, or leave them out")
+    return list(dict.fromkeys(found))
 
 
 def _open_tasks(tasks: Sequence[str | TaskConfig], data_root: str | Path, with_pool: bool) -> list[Task]:
     """All tasks, so that a wrong one is told before any is scored."""
-    configs = [task if isinstance(task, TaskConfig) else load_task(task) for task in tasks]
+    configs = [task if isinstance(task, TaskConfig) else load_task(task) for task in several("tasks", tasks)]
+    if not configs:
+        raise UserError("tasks are none; give at least one")
     names = [config.name for config in configs]
     for name in names:
         if names.count(name) > 1:

@@ -74,7 +74,7 @@ class TaskConfig(Config):
             raise ValueError("exemplars are the test data itself; name another split or file")
         unknown = [metric for metric in self.metrics if metric not in METRICS]
         if unknown:
-            raise ValueError(f"metric {unknown[0]!r} does not exist; {did_you_mean(unknown[0], METRICS)}")
+            raise ValueError(f"metrics: metric {unknown[0]!r} does not exist; {did_you_mean(unknown[0], METRICS)}")
         return self
 
     @classmethod
@@ -96,7 +96,7 @@ def _translated(given: Mapping[str, Any]) -> dict[str, Any]:
     tree = {key: value for key, value in given.items() if key not in SHORT}
     laid = {key: given[key] for key in LAID_OVER if key in given}
     choices = laid.get("choices", "")
-    if choices is None or (isinstance(choices, list) and not any(fields_of(str(choice)) for choice in choices)):
+    if choices is None or (isinstance(choices, list) and not any(_fields(choice) for choice in choices)):
         tree["choices"] = laid.pop("choices")  # the same for every item; else those of each row
     source = _source(given["reader"], given) if "reader" in given else tree.get("data")
     if source is None:
@@ -130,9 +130,17 @@ def _source(reader: Any, task: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"reader.kind={kind} is not known; {did_you_mean(kind, (*READERS, *TABLES))}")
     source = {"label": task.get("name"), "split": "test", "reader": "table" if kind in TABLES else kind, **options}
     if source["reader"] in ("table", "parquet"):
-        shown = set(fields_of(str(task.get("prompt", "")))) & set(MEDIA)
+        shown = set(_fields(task.get("prompt", ""))) & set(MEDIA)
         source.update({medium: f"{{{medium}}}" for medium in sorted(shown) if medium not in {*task, *options}})
     return source
+
+
+def _fields(template: Any) -> list[str]:
+    """The names in a template; none of one that is no template, which its source tells."""
+    try:
+        return fields_of(str(template))
+    except ValueError:
+        return []
 
 
 def _laid_over(source: Any, keys: Mapping[str, Any]) -> Any:

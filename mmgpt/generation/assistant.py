@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from mmgpt.arguments import several, whole
 from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.addresses import read_prompt
@@ -102,6 +103,7 @@ class Assistant:
         draft: "Assistant | None",
         options: dict[str, Any],
     ) -> Iterator[Reply]:
+        whole("batch_size", batch_size, least=1)
         configs = [self._options(options)] * len(conversations)
         if each is not None:
             if len(each) != len(conversations):
@@ -203,6 +205,10 @@ class Assistant:
         """
         many = _is_many(messages)
         conversations = list(messages) if many else [messages]
+        choices, batch_size = several("choices", choices), whole("batch_size", batch_size, least=1)
+        for one in choices:
+            if not isinstance(one, str | list | tuple):
+                raise UserError(f"choices hold {one!r}; each is a text, or a list of texts for each conversation")
         lists = list(choices) if choices and not isinstance(choices[0], str) else [choices] * len(conversations)
         if len(lists) != len(conversations) or any(len(one) < 2 for one in lists):
             raise UserError(

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from mmgpt.config import Config
+from mmgpt.config import Config, Seed
 from mmgpt.generation.constrain import Constraint, Guide, make_guide
 from mmgpt.inputs.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ class GenerateConfig(Config):
     speculation: Literal["lookup", "draft"] | None = None  # guess tokens from the text so far, or by a small model
     draft_tokens: PositiveInt = 5  # guessed for one pass of the model
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # strings that end a reply and are cut off
-    seed: NonNegativeInt = 0  # row i of a call draws from a generator seeded with seed + i
+    seed: Seed = 0  # row i of a call draws from a generator seeded with seed + i
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from mmgpt.arguments import place, several
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.files import read_json, save_weights, write_folder, write_json
 from mmgpt.inputs.templates import jinja_of
@@ -69,12 +70,13 @@ def convert(
         found = "mmgpt" if kind == "mmgpt" else FORMS.get(kind, "hf-lm")
         if found != source:
             raise UserError(f"{folder}: model_type is {kind!r}, which is {found}, not {source}; leave --from out")
-    wanted = Quantization(scheme=pick_scheme(quantize), layers=list(layers)) if quantize else None
+    wanted = Quantization(scheme=pick_scheme(quantize), layers=several("layers", layers)) if quantize else None
     bundle = load_bundle(path, revision=revision, dtype=pick_dtype(dtype))
     if wanted:
         bundle.quantize(wanted)
-    export(bundle, Path(out), to)
-    return Path(out)
+    folder = place("out", out)
+    export(bundle, folder, to)
+    return folder
 
 
 def export(bundle: Bundle, folder: Path, form: str) -> None:

@@ -57,7 +57,7 @@ class DecoderConfig(PretrainedConfig):
         if self.heads % self.num_kv_heads:
             raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
         if self.position == "rope" and self.num_per_head % 2:
-            raise ValueError(f"head width {self.num_per_head} is odd; rotary positions turn pairs")
+            raise ValueError(f"head_width: head width {self.num_per_head} is odd; rotary positions turn pairs")
         return self
 
     @model_validator(mode="after")

@@ -50,13 +50,18 @@ class ModelConfig(Config):
         for modality, encoder in self.encoders.items():
             if modality != ENCODERS[encoder.kind].modality:
                 raise ValueError(
-                    f"encoder {encoder.kind} reads {ENCODERS[encoder.kind].modality}, it cannot be encoders.{modality}"
+                    f"encoders.{modality}.kind={encoder.kind}: encoder {encoder.kind} reads "
+                    f"{ENCODERS[encoder.kind].modality}, it cannot be encoders.{modality}"
                 )
             adapter = self.adapters[modality]
-            check_grids(adapter, encoder)
+            try:
+                check_grids(adapter, encoder)
+            except ValueError as error:
+                raise ValueError(f"adapters.{modality}: {error}") from None
             if adapter.kind == "resampler" and self.decoder.width % adapter.heads:
                 raise ValueError(
-                    f"resampler: heads={adapter.heads} does not divide the decoder's width={self.decoder.width}"
+                    f"adapters.{modality}.heads={adapter.heads} does not divide the decoder's width="
+                    f"{self.decoder.width}; change one of the two"
                 )
         return self
 
@@ -66,16 +71,18 @@ class ModelConfig(Config):
         for number, head in enumerate(self.heads):
             if head.modality not in self.encoders:
                 known = did_you_mean(head.modality, self.encoders) if self.encoders else "this model has no encoders"
-                raise ValueError(f"head {head.kind} is for {head.modality}, which has no encoder; {known}")
+                raise ValueError(
+                    f"heads.{number}.modality: head {head.kind} is for {head.modality}, which has no encoder; {known}"
+                )
             encoder = self.encoders[head.modality]
             pieces = len(encoder.grids_of(encoder.largest))
             if pieces > 1:
                 raise ValueError(
-                    f"head {head.kind} learns from whole media, but encoder {encoder.kind} cuts the largest into "
-                    f"{pieces} pieces; leave the head out, or the cutting"
+                    f"heads.{number}: head {head.kind} learns from whole media, but encoder {encoder.kind} cuts "
+                    f"the largest into {pieces} pieces; leave the head out, or the cutting"
                 )
             if head.name in names[:number]:
-                raise ValueError(f"heads hold {head.kind} for {head.modality} twice; leave one of the two out")
+                raise ValueError(f"heads hold {head.kind} for {head.modality} twice; leave heads.{number} out")
         return self
 
     def media_specs(self, limits: Limits = LIMITS) -> dict[str, MediaSpec]:

@@ -43,7 +43,8 @@ def resolve(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
     filled = dict(tree)
     decoder = tree.get("decoder")
     if _begins_outside(decoder):
-        filled["decoder"] = _fill(decoder, decoder_fields(_fetch(decoder)), f"{where}: model.decoder")
+        place = f"{where}: model.decoder"
+        filled["decoder"] = _fill(decoder, decoder_fields(_fetch(decoder, place)), place)
     encoders = tree.get("encoders")
     if isinstance(encoders, Mapping):
         filled["encoders"] = {
@@ -58,7 +59,7 @@ def chat_of(tree: Mapping[str, Any]) -> dict[str, Any]:
     decoder = tree.get("decoder")
     if not _begins_outside(decoder):
         return {}
-    name, system = read_template(_fetch(decoder))
+    name, system = read_template(_fetch(decoder, "model.decoder"))
     return {} if name == "plain" else {"template": name, "system": system}
 
 
@@ -66,18 +67,18 @@ def _begins_outside(part: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(part, Mapping) and bool(part.get("pretrained"))
 
 
-def _fetch(part: Mapping[str, Any]) -> Path:
+def _fetch(part: Mapping[str, Any], where: str) -> Path:
     return folder_of(
-        build(PretrainedConfig, {k: v for k, v in part.items() if k in PretrainedConfig.model_fields}, "pretrained")
+        build(PretrainedConfig, {k: v for k, v in part.items() if k in PretrainedConfig.model_fields}, where)
     )
 
 
 def _fill_encoder(part: Mapping[str, Any], where: str) -> dict[str, Any]:
-    kind = part.get("kind")
+    kind = str(part.get("kind"))
     readers = {name: one.fields for name, one in ENCODERS.items() if one.fields}
     if kind not in readers:
-        raise UserError(f"{where}.kind={kind} does not begin from a checkpoint; {did_you_mean(str(kind), readers)}")
-    return _fill(part, readers[kind](_fetch(part)), where)
+        raise UserError(f"{where}.kind={kind} does not begin from a checkpoint; {did_you_mean(kind, readers)}")
+    return _fill(part, readers[kind](_fetch(part, where)), where)
 
 
 def _fill(part: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:

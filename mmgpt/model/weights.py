@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from mmgpt.arguments import place
 from mmgpt.config import UserError, build, did_you_mean
 from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
@@ -148,7 +149,7 @@ def pick_dtype(name: str) -> torch.dtype | None:
         UserError: if it is none of those here.
     """
     known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in known:
+    if str(name) not in known:
         raise UserError(f"dtype {name}: is not known; {did_you_mean(name, known)}")
     return known[name]
 
@@ -159,6 +160,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: if this machine has no such device.
     """
+    if not isinstance(name, str | torch.device) or str(name).startswith("meta"):
+        raise UserError(f"device={name!r}: is no device; give cpu, cuda or auto")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -174,7 +177,7 @@ def find_model(path: str | Path, revision: str | None = None) -> Path:
     Raises:
         UserError: if there is none.
     """
-    root = Path(path)
+    root = place("path", path)
     if revision or is_name(path):
         return fetch(path, revision)
     newest = sorted(root.glob("*/checkpoint-*"), key=lambda p: p.stat().st_mtime, reverse=True)

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import torch
 from torch.optim import Optimizer
 
+from mmgpt.arguments import place
 from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.mixture import Position
 from mmgpt.datasets.readers import open_source
@@ -34,7 +35,7 @@ from mmgpt.training.log import RunLog
 from mmgpt.training.mixing import open_stream, steps_of
 from mmgpt.training.optim import freeze_except, freeze_table, make_optimizers, set_rates, share_of_peak
 from mmgpt.training.ranks import Ranks, join_ranks
-from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
+from mmgpt.training.recipe import Recipe, StageConfig, open_recipe
 from mmgpt.training.rows import hold_old_rows
 from mmgpt.training.step import StepStats, train_step
 from mmgpt.training.vocabulary import make_tokenizer, new_tokens
@@ -79,8 +80,9 @@ def train(
         UserError: if recipe or data are wrong, or `out` holds another recipe's run.
         Interrupted: after Ctrl-C or SIGTERM, when the run is saved.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, list(overrides))
-    run = Path(out or Path("runs") / recipe.name)
+    recipe = open_recipe(recipe, overrides)
+    run = Path("runs") / recipe.name if out is None else place("out", out)
+    data_root = place("data_root", data_root)
     checkpoint.check_same_recipe(run, to_yaml(recipe))
     if not (run / "final" / "config.json").is_file():
         with join_ranks(device) as ranks:

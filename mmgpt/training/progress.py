@@ -1,5 +1,9 @@
-"""What a training shows in the terminal: the freeze table of each stage and a bar with the loss."""
+"""What a training shows: the freeze table of each stage, and in a terminal a bar with the loss.
 
+Where there is no terminal (a pipe, a file, a scheduler), each line of the log is a plain line instead of the bar.
+"""
+
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +26,8 @@ class TrainingDisplay:
     """A context manager whose `on_record` is given to `train`."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or error_console()
+        self.is_plain = not self.console.is_interactive
         self.bars = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -33,6 +38,7 @@ class TrainingDisplay:
             console=self.console,
         )
         self.tasks: dict[str, Any] = {}
+        self.paces: dict[str, _Pace] = {}
 
     def __enter__(self) -> Self:
         return self  # bars start with the first task: an error before it is to stand alone
@@ -58,13 +64,51 @@ class TrainingDisplay:
             told = f"{stage}: skipped a sample: {record['reason']}"
             self.bars.console.print(told, style="yellow", markup=False, highlight=False)
         elif event == "tick":
-            if stage not in self.tasks:
-                self.bars.start()
-                self.tasks[stage] = self.bars.add_task(stage, total=record["of"], told="")
-            self.bars.update(self.tasks[stage], completed=record["step"])
+            self._tick(stage, record)
+        elif stage in self.paces:
+            self.console.print(self.paces[stage].told(stage, record), markup=False, highlight=False, soft_wrap=True)
         elif stage in self.tasks:
             told = f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tokens/s"
             self.bars.update(self.tasks[stage], told=told)
+
+    def _tick(self, stage: str, record: dict[str, Any]) -> None:
+        if self.is_plain:
+            self.paces.setdefault(stage, _Pace(record["of"], record["step"] - 1))
+            return
+        if stage not in self.tasks:
+            self.bars.start()
+            self.tasks[stage] = self.bars.add_task(stage, total=record["of"], told="")
+        self.bars.update(self.tasks[stage], completed=record["step"])
+
+
+def error_console() -> Console:
+    """Standard error; a file or a pipe is no narrow terminal."""
+    console = Console(stderr=True)
+    return console if console.is_terminal else Console(stderr=True, width=120)
+
+
+@dataclass
+class _Pace:
+    """How long the steps of a stage take, since this process began with it."""
+
+    of: int
+    begun: int  # steps before
+    seconds: float = 0.0
+
+    def told(self, stage: str, record: dict[str, Any]) -> str:
+        """A line of the log in words."""
+        step = record["step"]
+        self.seconds += record["seconds"]
+        left = self.seconds / (step - self.begun) * (self.of - step)
+        speed = f"{record['tokens_per_second']:,.0f} tokens/s"
+        return f"{stage}  step {step:,}/{self.of:,}  loss {record['loss']:.3f}  {speed}  {in_clock(left)} left"
+
+
+def in_clock(seconds: float) -> str:
+    """Seconds as 0:07, 12:30 or 5:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def freeze_table(stage: str, record: dict[str, Any]) -> Table:

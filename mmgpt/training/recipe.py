@@ -1,11 +1,12 @@
 """Recipes: one YAML is one run. Stages differ in data, in what trains and how fast, never in code."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from mmgpt.config import Config, apply_overrides, build, did_you_mean, find_config, read_yaml
+from mmgpt.config import Config, Seed, UserError, apply_overrides, build, did_you_mean, find_config, read_yaml
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers import AnySource
 from mmgpt.inputs.chat import AuxiliaryKind, HeadKind, Objective
@@ -123,7 +124,7 @@ class Recipe(Config):
     """A whole run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     start: str | None = None  # a run, checkpoint or exported folder whose weights it begins with, as far as they fit
     tokenizer: TokenizerConfig | None = None  # that of start or of a pretrained decoder, else one trained on its texts
     template: TemplateName | None = None  # that of start or of a pretrained decoder, else chatml
@@ -152,10 +153,11 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _heads_exist(self) -> Self:
         kinds = {head.kind for head in self.model.heads}
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             for kind in stage.head_weights.keys() - kinds:
+                key = "objective" if kind == stage.objective else f"auxiliary.{kind}"
                 raise ValueError(
-                    f"stage {stage.name} learns {kind}, and the model has no such head; "
+                    f"stages.{number}.{key}: stage {stage.name} learns {kind}, and the model has no such head; "
                     f"add {{kind: {kind}, modality: ...}} to model.heads"
                 )
         return self
@@ -172,13 +174,26 @@ class Recipe(Config):
         return told
 
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def open_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe as it is, or read by `load_recipe`.
+
+    Raises:
+        UserError: if overrides are given to one that is made already; as of `load_recipe`.
+    """
+    if not isinstance(recipe, Recipe):
+        return load_recipe(recipe, overrides)
+    if overrides:
+        raise UserError(f"overrides={list(overrides)}: are for a YAML file; this is a Recipe, make it with them")
+    return recipe
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and lay overrides such as `stages.instruct.steps=10` over it.
 
     Raises:
         UserError: if the file is absent, not YAML, or does not fit the schema, or a checkpoint it names cannot be had.
     """
-    tree, where = apply_overrides(read_yaml(path), list(overrides)), str(find_config(path))
+    tree, where = apply_overrides(read_yaml(path), overrides), str(find_config(path))
     if isinstance(tree.get("model"), dict):
         tree["model"] = resolve(tree["model"], where)
         tree = {**chat_of(tree["model"]), **tree}

@@ -258,7 +258,7 @@ def test_under_an_encoders_objective_a_sample_without_a_pair_is_an_error_that_na
     [
         ([{"kind": "classify", "modality": "audio", "labels": LABELS}], "classify is for audio, .* no encoder"),
         ([{"kind": "contrastive", "modality": "imag"}], "is for imag, which has no encoder; did you mean image?"),
-        ([CONTRASTIVE, {**CONTRASTIVE, "width": 9}], "heads hold contrastive for image twice; leave one"),
+        ([CONTRASTIVE, {**CONTRASTIVE, "width": 9}], "heads hold contrastive for image twice; leave heads.1 out"),
         ([{"kind": "ctc", "modality": "image"}], r"heads.0.modality='image': Input should be 'audio'"),
         ([{**CLASSIFY, "labels": ["a", "b", "a"]}], r"labels hold 'a' twice; each must differ"),
         ([{**CLASSIFY, "labels": ["a"]}], r"heads.0.labels=\['a'\]: List should have at least 2 items"),
