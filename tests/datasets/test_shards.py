@@ -15,7 +15,7 @@ import pytest
 import webdataset
 
 from mmgpt.config import UserError
-from mmgpt.datasets import shards as shards_module
+from mmgpt.datasets import tars
 from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.readers import MessagesConfig, TextConfig, open_source
 from mmgpt.datasets.sample import Sample, Text
@@ -27,7 +27,7 @@ from mmgpt.datasets.worlds.world import WorldConfig
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shards_module.ranges_of.cache_clear()
+    tars.ranges_of.cache_clear()
 
 
 @pytest.fixture
@@ -211,12 +211,12 @@ def test_a_sample_may_hold_several_media_and_members_of_webdataset_itself_are_no
 def test_a_tar_is_gone_through_once_and_again_when_it_changed(tmp_path, monkeypatch):
     tar = write_tar(tmp_path / "few.tar", {f"{n}.txt": b"words" for n in range(5)})
     assert len(read_shards("few.tar", tmp_path, prompt="")) == 5
-    shards_module.ranges_of.cache_clear()
-    monkeypatch.setattr(shards_module, "_scan", lambda path, size: pytest.fail("scanned again"))
+    tars.ranges_of.cache_clear()
+    monkeypatch.setattr(tars, "_scan", lambda path, size, wanted: pytest.fail("scanned again"))
     assert len(read_shards("few.tar", tmp_path, prompt="")) == 5
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shards_module.ranges_of.cache_clear()
+    tars.ranges_of.cache_clear()
     write_tar(tar, {f"{n}.txt": b"words" for n in range(50)})
     assert len(read_shards("few.tar", tmp_path, prompt="")) == 50
 
