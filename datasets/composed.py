@@ -47,6 +47,7 @@ class ComposedSource(Source):
         own = {"split": config.split}
         self.pictures = TableSource(config.pictures.model_copy(update=own), data_root)
         self.sounds = TableSource(config.sounds.model_copy(update=own), data_root)
+        self.parts = [self.pictures, self.sounds]
         self.by_number: dict[int, list[int]] = {}
         for index in range(len(self.sounds)):
             said = self.sounds[index].messages[-1].text

@@ -81,6 +81,7 @@ class EpisodeSource(Source):
     def __init__(self, config: EpisodesConfig, source: Source, examples: list[Example] | None = None) -> None:
         """Open over a source; `examples` if they have been read from it before."""
         self.draw = 0  # what is shown of the classes, not what is asked, depends on it
+        self.parts = [source]
         self.config, self.source, self.name = config, source, config.label or f"{source.name}_episodes"
         self.examples = examples or [one for index in range(len(source)) for one in self._examples(source[index])]
         classes: dict[str, list[int]] = defaultdict(list)

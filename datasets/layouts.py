@@ -50,6 +50,7 @@ class CocoCaptionsSource(TableSource):
             tags=config.tags,
             group_by="picture",
         )
+        self.files = [path]
         super().__init__(table, data_root, rows)
 
 
@@ -117,6 +118,7 @@ class VqaSource(TableSource):
             tags=["answer_type", "question_type"],
             group_by="image_id",
         )
+        self.files = [questions, annotations]
         super().__init__(table, data_root, ListRows(_vqa_rows(questions, annotations)))
 
 
@@ -162,10 +164,12 @@ class LibriSpeechSource(TableSource):
     """A sample an utterance, in the order of their numbers."""
 
     def __init__(self, config: LibriSpeechConfig, data_root: Path) -> None:
-        rows = ListRows()
+        rows, self.files = ListRows(), list[Path]()
         for subset in config.subsets:
             folder = resolve(data_root, f"{config.path}/{subset}")
-            for file in sorted(folder.rglob("*.trans.txt")):
+            transcripts = sorted(folder.rglob("*.trans.txt"))
+            self.files += transcripts
+            for file in transcripts:
                 for line in filter(None, read_lines(file)):
                     number, _, text = line.partition(" ")
                     if not text:

@@ -61,7 +61,7 @@ class MessagesSource(Source):
     def __init__(self, config: MessagesConfig, data_root: Path) -> None:
         self.config, self.root = config, data_root
         paths = resolve_all(data_root, config.path, FOLDER_OF)
-        self.path = paths[0]
+        self.path, self.files = paths[0], paths
         self.folder = resolve(data_root, config.media_root) if config.media_root else self.path.parent
         self.name = config.label or Path(config.path).stem
         self.rows = open_rows(paths)

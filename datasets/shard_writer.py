@@ -14,7 +14,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from mmgpt.datasets.dedup import keep_texts
 from mmgpt.datasets.media import Audio, Image, Media, MediaError
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Message, Part, Sample, Text
-from mmgpt.datasets.shards import BLOCK, INDEX
+from mmgpt.datasets.shards import INDEX
 from mmgpt.datasets.source import Source, SourceConfig
+from mmgpt.datasets.tars import BLOCK
+from mmgpt.locking import hold
 
 PROBES = 64  # samples that are measured to choose how many fill a shard
 FULL = 0.8  # of the greatest size is what a shard is planned to hold
@@ -79,11 +81,17 @@ def write_shards(
     Returns:
         The index, or None where there are other parts.
     Raises:
-        UserError: if a sample is wrong, too large, or `out` holds shards of other data.
+        UserError: if a sample is wrong or too large, or `out` holds shards of other data or is being written.
     """
     which, parts = part
     if not 1 <= which <= parts:
         raise UserError(f"part {which}/{parts}: the parts of {parts} are 1 to {parts}")
+    with hold(job.out / f".part-{which}-of-{parts}.lock"):
+        _write_part(job, which, parts, workers, on_progress)
+    return merge_shards(job.out) if parts == 1 else None
+
+
+def _write_part(job: Job, which: int, parts: int, workers: int, on_progress: OnProgress) -> None:
     source = job.open()
     plan = _plan(job, source)
     job.out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +108,6 @@ def write_shards(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return merge_shards(job.out) if parts == 1 else None
 
 
 def keep_once(job: Job, rules: Record) -> tuple[Job, Counter[str]]:
@@ -189,6 +196,7 @@ def _plan(job: Job, source: Source) -> _Plan:
     mean = sum(sizes) / len(sizes) if sizes else job.max_bytes
     per_block = max(1, int(FULL * job.max_bytes / mean))
     told = job.config.model_dump_json() + json.dumps([job.max_bytes, len(indexes), per_block, job.skip_bad])
+    told += json.dumps(source.fingerprint())
     told += "" if job.kept is None else hashlib.sha256(repr(job.kept).encode()).hexdigest()
     told += "" if job.count_tokens is None else str(job.count_tokens("The quick brown fox jumps over 13 lazy dogs."))
     return _Plan(len(indexes), per_block, hashlib.sha256(told.encode()).hexdigest())
@@ -308,6 +316,7 @@ def _packed(key: str, members: list[tuple[str, bytes]]) -> bytes:
 def _members(sample: Sample, count_tokens: CountTokens | None) -> tuple[list[tuple[str, bytes]], Record]:
     """A sample's json and media by the ends of their names, and the lengths of its texts and media."""
     media: dict[str, bytes] = {}
+    groups: dict[str, str] = {}
     texts: list[str] = []
     measured: list[tuple[Any, ...]] = []
 
@@ -321,6 +330,8 @@ def _members(sample: Sample, count_tokens: CountTokens | None) -> tuple[list[tup
         suffix, data = _encode(part)
         name = f"{len(media)}.{suffix}"
         media[name] = data
+        if part.group is not None:
+            groups[name] = part.group
         measured.append(_measure(part))
         return replace(part, source=name)
 
@@ -333,6 +344,8 @@ def _members(sample: Sample, count_tokens: CountTokens | None) -> tuple[list[tup
         }
     except MediaError as error:
         raise MediaError(f"{sample.key}: {error}") from None
+    row |= {"groups": groups} if groups else {}
+    row |= {"truths": [asdict(one) | {"tags": dict(one.tags)} for one in sample.truths]} if sample.truths else {}
     lengths: Record = {"characters": sum(map(len, texts)), "media": measured}
     if count_tokens:
         lengths["tokens"] = sum(map(count_tokens, texts))

@@ -1,40 +1,33 @@
 """Webdataset shards: tar files of samples, here or at an address, read at any index.
 
-A shard's members that share a name up to its first dot are one sample (`000123.jpg`, `000123.txt`, `000123.0.png`), and
-stand beside each other. What `mmgpt data shard` wrote has an index beside each tar; other tars are gone through once,
-header by header, and what was found is kept in the user's cache. A sample is then one read of a range of bytes, so that
-the order of a training is drawn over all samples, not over a buffer of a few.
+What `mmgpt data shard` wrote has an index beside each tar; other tars are gone through once, header by header, and what
+was found is kept in the user's cache. A sample is then one read of a range of bytes, so that the order of a training is
+drawn over all samples, not over a buffer of a few.
 """
 
 import hashlib
-import io
 import json
-import os
 import re
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import model_validator
 
 from mmgpt.config import UserError, did_you_mean
+from mmgpt.datasets.cells import cell_text, check_keys, is_missing
 from mmgpt.datasets.media import MEDIA, Media, MediaError
-from mmgpt.datasets.remote import AbsentError, is_remote, read_range, read_text, size_of
-from mmgpt.datasets.sample import Message, Part, Sample, Text, parse_messages
+from mmgpt.datasets.remote import AbsentError, is_remote, read_range, read_text
+from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth, parse_messages
 from mmgpt.datasets.source import Source, SourceConfig, resolve
+from mmgpt.datasets.tars import Wanted, is_system_file, modality_of, ranges_of, read_members
 
 INDEX = "index.json"
-BLOCK = 512  # bytes; a tar is made of them
-MODALITIES = {
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"), "image"),
-    **dict.fromkeys(("wav", "flac", "mp3", "ogg", "opus", "aiff"), "audio"),
-    **dict.fromkeys(("mp4", "webm", "mkv", "mov", "avi"), "video"),
-}
+OWN_KEYS = ("messages", "branches", "source", "key", "truths", "groups")  # of the .json of a conversation
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 
 
 class ShardsConfig(SourceConfig):
@@ -42,7 +35,8 @@ class ShardsConfig(SourceConfig):
 
     A sample whose `.json` holds `messages` is those; of any other, `prompt` and `answer` are filled with its members:
     {image}, {audio} and {video} stand for all its media of that kind, {txt}, {cls} and the like for a text member, and
-    any other name for a key of its `.json`.
+    any other name for a key of its `.json`. Every member and every key of a `.json` that is read must be used, or
+    named in `ignore`: `ignore: [json]` leaves the whole `.json` out, `ignore: ["*"]` all that no template names.
     """
 
     reader: Literal["shards"]
@@ -50,214 +44,199 @@ class ShardsConfig(SourceConfig):
     prompt: str = "{image}"
     answer: str = "{txt}"
 
+    @model_validator(mode="after")
+    def _templates_are_plain(self) -> Self:
+        for template in (self.prompt, self.answer):
+            for _, field, spec, conversion in Formatter().parse(template):  # whose ValueError tells of a lone brace
+                if field == "" or spec or conversion:
+                    raise ValueError(f"{template!r}: braces hold the name of a member or key alone, as in {{txt}}")
+        media = [field for field in _fields(self.answer) if field in MEDIA]
+        if media or not self.answer.strip():
+            raise ValueError(f"answer={self.answer!r}: what is learned is text; name a text member, as in {{txt}}")
+        return self
+
+    def wanted(self) -> Wanted:
+        """What the templates read of a tar."""
+        fields = {*_fields(self.prompt), *_fields(self.answer)}
+        return Wanted(frozenset(fields - MEDIA.keys()), frozenset(fields & MEDIA.keys()), tuple(self.ignore))
+
 
 class ShardSource(Source):
     """Samples of shards; each is read when it is asked for."""
 
     def __init__(self, config: ShardsConfig, data_root: Path) -> None:
-        self.config = config
+        self.config, self.wanted = config, config.wanted()
         self.name = config.label or _stem(config.path)
-        self.shards, counts = _find_shards(config.path, data_root)
+        self.shards, counts, self.facts = _find_shards(config.path, data_root, self.wanted)
         self.is_remote = is_remote(self.shards[0])
+        self.files = [] if self.is_remote else [shard for shard in self.shards if Path(shard).is_file()]
         self.starts = np.cumsum([0, *counts])
         super().__init__(config, int(self.starts[-1]), config.path)
 
     def __getitem__(self, index: int) -> Sample:
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         path, place = self.shards[shard], index - int(self.starts[shard])
-        start, size = (int(number) for number in ranges_of(path)[place])
+        start, size = (int(number) for number in ranges_of(path, self.wanted)[place])
         payload = read_range(path, start, size)
         name = f"{_stem(path)}/{place}"
         if len(payload) < size:
             raise MediaError(
                 f"{path}: truncated, sample {place} has {len(payload):,} of {size:,} bytes; fetch it again"
             )
-        return self._sample(read_members(payload, name), name)
+        return self._sample(*read_members(payload, name), name)
 
-    def _sample(self, members: dict[str, bytes], name: str) -> Sample:
-        columns = {ext: _decode(data, ext, name) for ext, data in members.items() if _modality(ext) is None}
-        described = columns.pop("json", None)
-        row = {} if described is None else _parse_json(described, name)
-        media = {ext: MEDIA[kind](data) for ext, data in members.items() if (kind := _modality(ext))}
-        if "messages" in row:
-            return self._conversation(row, media, name)
-        columns = {**{key: str(value) for key, value in row.items()}, **columns}
-        prompt = tuple(self._parts(self.config.prompt, columns, list(media.values()), name))
-        answer = Message("assistant", tuple(self._parts(self.config.answer, columns, [], name)))
+    def _sample(self, key: str, members: dict[str, bytes], name: str) -> Sample:
+        where, wanted = f"{name} ({key})", self.wanted
+        members = {ext: data for ext, data in members.items() if not self._leaves_out(key, ext, members)}
+        row = _parse_json(members["json"], where) if "json" in members else {}
+        if not is_missing(row.get("messages")):
+            return self._conversation(row, members, key, name)
+        self._check_used(row, members, where)
+        for kind in sorted(wanted.kinds - {modality_of(ext) for ext in members}):
+            raise MediaError(
+                f"{where}: the template shows {{{kind}}}, and it holds none; its members: {_named(members)}"
+            )
+        texts = {ext: _decode(members[ext], ext, where) for ext in wanted.fields & members.keys()}
+        cells = {**row, **texts}
+        media = {
+            kind: [MEDIA[kind](data) for ext, data in members.items() if modality_of(ext) == kind] for kind in MEDIA
+        }
+        prompt = tuple(self._parts(self.config.prompt, cells, media, where))
+        answer = Message("assistant", tuple(self._parts(self.config.answer, cells, media, where)))
         return Sample((Message("user", prompt), answer) if prompt else (answer,), self.name, name)
 
-    def _conversation(self, row: dict[str, Any], media: dict[str, Media], name: str) -> Sample:
-        """Messages whose media name members, as in {"type": "image", "path": "0.png"}."""
+    def _leaves_out(self, key: str, ext: str, members: Mapping[str, bytes]) -> bool:
+        """True for a member that `ignore` names; a .json only where the other members fill the templates."""
+        return self.wanted.leaves_out(key, ext) and (ext != "json" or self.wanted.fields <= members.keys())
 
-        def filled(message: Message) -> Message:
-            return Message(message.role, tuple(fill(part) for part in message.parts))
+    def _check_used(self, row: dict[str, Any], members: Mapping[str, bytes], where: str) -> None:
+        """Refuse members and keys of the .json that no template names."""
+        wanted, keys = self.wanted, self.wanted.fields - members.keys()
+        used = [ext for ext in members if ext == "json" or ext in wanted.fields or modality_of(ext) in wanted.kinds]
+        left = [ext for ext in members if ext not in used]
+        try:
+            check_keys(left, [*wanted.fields, *wanted.kinds], self.config.ignore, where)
+        except UserError as error:
+            raise UserError(f"{error}{_dots(left)}") from None
+        try:
+            check_keys(_given(row), {*keys, "messages"}, self.config.ignore, f"{where}.json")
+        except UserError as error:
+            raise UserError(
+                f"{error}, or for all of the .json ignore: [json]" if keys.isdisjoint(row) else f"{error}"
+            ) from None
+
+    def _conversation(self, row: dict[str, Any], members: Mapping[str, bytes], key: str, name: str) -> Sample:
+        """Messages whose media name members by their ends, as in {"type": "image", "path": "0.png"}, or in full."""
+        where, stem = f"{name} ({key})", PurePosixPath(key).name.lower()
+        media = {ext: MEDIA[kind](data) for ext, data in members.items() if (kind := modality_of(ext))}
+        groups, shown = row.get("groups") or {}, set[str]()
+
+        def filled(messages: Any) -> tuple[Message, ...]:
+            try:
+                parsed = parse_messages(messages)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+            return tuple(replace(message, parts=tuple(map(fill, message.parts))) for message in parsed)
 
         def fill(part: Part) -> Part:
             if isinstance(part, Text):
                 return part
-            if part.source not in media:
+            ext = part.source.lower() if isinstance(part.source, str) else type(part.source).__name__
+            ext = ext if ext in media else ext.removeprefix(f"{stem}.")
+            if ext not in media:
                 raise UserError(
-                    f"{name}: {part.source!r} is no member of the sample; {did_you_mean(part.source, media)}"
+                    f"{where}: {str(part.source)[:60]!r} is no member of the sample; {did_you_mean(ext, media)}"
                 )
-            return replace(part, source=media[part.source].source)
+            shown.add(ext)
+            return replace(part, source=media[ext].source, group=groups.get(ext))
 
-        branches = tuple(tuple(map(filled, parse_messages(branch))) for branch in row.get("branches", ()))
-        messages = tuple(map(filled, parse_messages(row["messages"])))
-        return Sample(
-            messages, self.config.label or row.get("source") or self.name, str(row.get("key", name)), branches
-        )
+        branches = row.get("branches") or []
+        if not isinstance(branches, list) or not isinstance(groups, dict):
+            raise UserError(f"{where}.json: branches are a list of lists of messages, groups an object; mend it")
+        messages, own = filled(row["messages"]), tuple(map(filled, branches))
+        left = [ext for ext in members if ext not in shown and ext != "json"]
+        check_keys(left, shown, self.config.ignore, f"{where}: its messages do not show all members")
+        check_keys(_given(row), OWN_KEYS, self.config.ignore, f"{where}.json")
+        source, named = row.get("source"), row.get("key")
+        label = self.config.label or (self.name if is_missing(source) else cell_text(source))
+        return Sample(messages, label, name if is_missing(named) else cell_text(named), own, _truths(row, where))
 
-    def _parts(self, template: str, columns: dict[str, str], media: list[Media], name: str) -> Iterator[Part]:
+    def _parts(
+        self, template: str, cells: Mapping[str, Any], media: Mapping[str, list[Media]], where: str
+    ) -> Iterator[Part]:
         for literal, field, _, _ in Formatter().parse(template):
             if literal:
                 yield Text(literal)
             if field in MEDIA:
-                yield from (one for one in media if one.modality == field)  # type: ignore[misc]
+                yield from media[field]  # type: ignore[misc]
             elif field is not None:
-                if field not in columns:
-                    raise UserError(f"{name}: the template names {{{field}}}; {did_you_mean(field, columns)}")
-                yield Text(columns[field])
+                yield Text(_text_of(field, cells, where))
 
 
-def read_members(payload: bytes, name: str) -> dict[str, bytes]:
-    """The members of one sample by what follows the first dot of their names.
-
-    Raises:
-        MediaError: if it is no piece of a tar, or holds a link or a device: only plain files are read.
-    """
-    members = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(payload), mode="r:") as tar:
-            for member in tar:
-                if not member.isreg():
-                    raise MediaError(
-                        f"{name}: {member.name} is a link or device, not a file; shard the files themselves"
-                    )
-                file = tar.extractfile(member)
-                members[_split_name(member.name)[1]] = file.read() if file else b""
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
-        raise MediaError(f"{name}: the tar is damaged ({error}); fetch it again") from None
-    return members
-
-
-@lru_cache(maxsize=64)
-def ranges_of(path: str) -> np.ndarray:
-    """Start and size in bytes (N, 2) of each sample of a shard: from the index beside it, else found and cached."""
-    index = re.sub(r"\.tar$", ".json", path)
-    if is_remote(path) or Path(index).is_file():
-        try:
-            return np.array(json.loads(read_text(index))["ranges"], dtype=np.int64).reshape(-1, 2)
-        except AbsentError:
-            pass
-        except UserError:
-            raise
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{index}: not an index that mmgpt data shard wrote; move it elsewhere") from None
-    return _cached_scan(path)
-
-
-def _cached_scan(path: str) -> np.ndarray:
-    size = size_of(path)
-    changed = 0 if is_remote(path) else os.stat(path).st_mtime_ns
-    where = path if is_remote(path) else str(Path(path).resolve())
-    name = hashlib.sha256(f"{where}|{size}|{changed}".encode()).hexdigest()[:32]
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmgpt" / "shards" / f"{name}.npy"
-    if kept.is_file():
-        found: np.ndarray = np.load(kept, allow_pickle=False)
-        return found
-    found = np.array(list(_scan(path, size)), dtype=np.int64).reshape(-1, 2)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_suffix(f".{os.getpid()}.npy")
-        np.save(draft, found)
-        draft.replace(kept)
-    except OSError:  # a home that cannot be written to: it is found anew next time
-        pass
-    return found
-
-
-def _scan(path: str, size: int) -> Iterator[tuple[int, int]]:
-    """Start and size of each sample of a tar. A tar cut short keeps its last sample, whose reading will say so."""
-    try:
-        with tarfile.open(fileobj=_Ranged(path, size), mode="r:") as tar:
-            spans = []
-            while True:
-                try:
-                    member = tar.next()
-                except tarfile.ReadError:  # cut within a member
-                    break
-                if member is None:
-                    break
-                end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
-                spans.append((_split_name(member.name)[0], member.offset, end, member.isdir()))
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-    except tarfile.TarError as error:
-        raise UserError(f"{path}: not a tar file ({error}); compressed ones must be unpacked to .tar first") from None
-    for _, group in groupby((span for span in spans if not span[3] and not span[0].startswith("__")), lambda s: s[0]):
-        found = list(group)
-        yield found[0][1], found[-1][2] - found[0][1]
-
-
-class _Ranged(io.RawIOBase):
-    """A file read in pieces wherever it lies; the reader of headers skips the rest."""
-
-    PIECE = 1 << 16  # bytes
-
-    def __init__(self, path: str, size: int) -> None:
-        self.path, self.size, self.at = path, size, 0
-        self.held, self.held_from = b"", 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
-        return self.at
-
-    def read(self, count: int | None = -1) -> bytes:
-        count = max(0, self.size - self.at) if count is None or count < 0 else count
-        if not self.held_from <= self.at <= self.at + count <= self.held_from + len(self.held):
-            self.held_from, self.held = self.at, read_range(self.path, self.at, max(count, self.PIECE))
-        first = self.at - self.held_from
-        payload = self.held[first : first + count]
-        self.at += len(payload)
-        return payload
-
-
-def _find_shards(path: str, data_root: Path) -> tuple[list[str], list[int]]:
-    """The tars that a path names, and the samples in each."""
+def _find_shards(path: str, data_root: Path, wanted: Wanted) -> tuple[list[str], list[int], str]:
+    """The tars that a path names, the samples in each, and a hash of what is known of their content."""
     named = expand_braces(path)
-    if not named[0].endswith(".tar"):
-        folder = re.sub(rf"/?({re.escape(INDEX)})?$", "", path)
-        folder = folder if is_remote(folder) else str(resolve(data_root, folder or ".").absolute())
-        try:
-            listed = json.loads(read_text(f"{folder}/{INDEX}"))["shards"]
-            names, counts = [str(one["name"]) for one in listed], [int(one["num_samples"]) for one in listed]
-            if any("/" in name or "\\" in name for name in names):
-                raise ValueError("its names lead elsewhere")
-            shards = [f"{folder}/{name}" for name in names]
-            return [one if is_remote(one) else str(resolve(data_root, one)) for one in shards], counts
-        except AbsentError:
-            if is_remote(folder):
-                raise UserError(
-                    f"{folder}: holds no {INDEX}; name its tars: {folder}/shard-{{000000..000123}}.tar"
-                ) from None
-            shards = sorted(str(resolve(data_root, str(tar))) for tar in Path(folder).glob("*.tar"))
-        except UserError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder}/{INDEX}: not an index that mmgpt data shard wrote ({error!r})") from None
-    else:
+    for one in named:
+        if one.lower().endswith(PACKED):
+            raise UserError(
+                f"{one}: compressed, so that no sample can be read alone; unpack it to .tar first, as gunzip does"
+            )
+    if named[0].lower().endswith(".tar"):
         shards = [one if is_remote(one) else str(resolve(data_root, one)) for one in named]
+        return _counted(shards, wanted)
+    folder = re.sub(rf"/?({re.escape(INDEX)})?$", "", path)
+    folder = folder if is_remote(folder) else str(resolve(data_root, folder or ".").absolute())
+    try:
+        return _listed(folder, data_root)
+    except AbsentError:
+        if is_remote(folder):
+            raise UserError(
+                f"{folder}: holds no {INDEX}; name its tars: {folder}/shard-{{000000..000123}}.tar"
+            ) from None
+    files = [file for file in sorted(Path(folder).glob("*")) if not is_system_file(file.name)]
+    packed = [file for file in files if file.name.lower().endswith(PACKED)]
+    if packed:
+        raise UserError(
+            f"{packed[0]}: compressed, so that no sample can be read alone; unpack it to .tar, or name the tars"
+        )
+    shards = [str(resolve(data_root, str(file))) for file in files if file.suffix.lower() == ".tar"]
     if not shards:
         raise UserError(f"{data_root / path}: holds no .tar; give a folder of shards, or name them")
-    return shards, [len(ranges_of(shard)) for shard in shards]
+    return _counted(shards, wanted)
+
+
+def _counted(shards: list[str], wanted: Wanted) -> tuple[list[str], list[int], str]:
+    digest, counts = hashlib.blake2b(digest_size=16), []
+    for shard in shards:
+        ranges = ranges_of(shard, wanted)
+        counts.append(len(ranges))
+        digest.update(ranges.tobytes())  # which tells the sizes of all samples
+    return shards, counts, digest.hexdigest()
+
+
+def _listed(folder: str, data_root: Path) -> tuple[list[str], list[int], str]:
+    """The tars of a folder's index, the samples in each, and a hash of their hashes.
+
+    Raises:
+        AbsentError: if there is no index.
+        UserError: if it is none of ours, or the folder holds other tars than it lists.
+    """
+    try:
+        listed = json.loads(read_text(f"{folder}/{INDEX}"))["shards"]
+        names, counts = [str(one["name"]) for one in listed], [int(one["num_samples"]) for one in listed]
+        if any("/" in name or "\\" in name for name in names):
+            raise ValueError("its names lead elsewhere")
+        facts = hashlib.blake2b(json.dumps(listed).encode(), digest_size=16).hexdigest()
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/{INDEX}: not an index that mmgpt data shard wrote ({error!r})") from None
+    if is_remote(folder):
+        return [f"{folder}/{name}" for name in names], counts, facts
+    more = sorted({file.name for file in Path(folder).glob("*.tar") if not is_system_file(file.name)} - set(names))
+    if more:
+        raise UserError(f"{folder}: holds {more[0]}, which {INDEX} does not list; move it elsewhere, or remove {INDEX}")
+    return [str(resolve(data_root, f"{folder}/{name}")) for name in names], counts, facts
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -276,37 +255,88 @@ def expand_braces(pattern: str) -> list[str]:
     return [one for option in options for one in expand_braces(before + option + after)]
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """A member's sample, and what follows the first dot: `set/000123.0.png` is (set/000123, 0.png)."""
-    folder, base = PurePosixPath(name).parent, PurePosixPath(name).name
-    stem, _, ext = base.partition(".")
-    return str(folder / stem), ext.lower()
-
-
 def _stem(path: str) -> str:
     """What to call a path's samples: the file's name without .tar and numbers in braces, or the folder's."""
     name = PurePosixPath(path.removesuffix(f"/{INDEX}")).name.removesuffix(".tar")
     return re.sub(r"[-_.]?\{.*?\}", "", name) or "shards"
 
 
-def _modality(ext: str) -> str | None:
-    return MODALITIES.get(ext.rpartition(".")[2])
+def _fields(template: str) -> list[str]:
+    return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
 
 
-def _decode(data: bytes, ext: str, name: str) -> str:
+def _text_of(field: str, cells: Mapping[str, Any], where: str) -> str:
+    """A text member or a cell of the .json as words.
+
+    Raises:
+        MediaError: if it is not there, or says nothing: the sample is skipped and counted.
+        UserError: if it is a list or an object.
+    """
+    if field not in cells:
+        raise MediaError(f"{where}: the template names {{{field}}}, and it holds none; {did_you_mean(field, cells)}")
+    cell = cells[field]
+    if isinstance(cell, list | dict):
+        raise UserError(f"{where}: {{{field}}} is {str(cell)[:60]}, not a text; name a key that holds one")
+    if is_missing(cell):
+        raise MediaError(f"{where}: {{{field}}} says nothing ({cell!r}); fill or remove the sample")
+    return cell if isinstance(cell, str) else cell_text(cell)
+
+
+def _given(row: Mapping[str, Any]) -> list[str]:
+    """The keys of a .json that hold something."""
+    return [key for key, cell in row.items() if cell is not None]
+
+
+def _named(members: Iterable[str]) -> str:
+    return ", ".join(f".{ext}" for ext in members) or "none"
+
+
+def _dots(exts: Iterable[str]) -> str:
+    """What a name with several dots is taken for, where that may be the fault."""
+    dotted = next((ext for ext in exts if "." in ext), None)
+    if dotted is None:
+        return ""
+    return (
+        f". A sample's name ends at the first dot of the file's name, so .{dotted} is no .{dotted.rpartition('.')[2]}: "
+        "where the other dots belong to the name, write _ in their place"
+    )
+
+
+def _truths(row: Mapping[str, Any], where: str) -> tuple[Truth, ...]:
     try:
-        return data.decode()
+        return tuple(
+            Truth(tuple(one.get("answers", ())), tuple(one.get("choices", ())), dict(one.get("tags", {})))
+            for one in row.get("truths") or ()
+        )
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{where}.json: truths are objects of answers, choices and tags; mend it") from None
+
+
+def _decode(data: bytes, ext: str, where: str) -> str:
+    """A text member without a byte order mark and the end of its last line."""
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MediaError(
-            f"{name}: member .{ext} is not UTF-8 text ({error.reason}); name media by their usual ends"
+            f"{where}: member .{ext} is not UTF-8 text ({error.reason}); name media by their usual ends"
         ) from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
-def _parse_json(text: str, name: str) -> dict[str, Any]:
+def _parse_json(data: bytes, where: str) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        held = dict(pairs)
+        if len(held) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+        return held
+
     try:
-        row = json.loads(text)
+        row = json.loads(_decode(data, "json", where), object_pairs_hook=once)
         if not isinstance(row, dict):
             raise ValueError(f"it holds a {type(row).__name__}, not an object")
-    except ValueError as error:
-        raise MediaError(f"{name}: its .json cannot be read ({error}); write it again") from None
+    except MediaError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise MediaError(f"{where}: its .json cannot be read ({error}); write it again") from None
     return row

@@ -1,7 +1,7 @@
 """What every reader shares: a source of Samples by index, and paths that stay below the data root."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
+from mmgpt.datasets.fingerprint import Fingerprint, fingerprint_of
 from mmgpt.datasets.media import MEDIA, Audio, Media, MediaError
 from mmgpt.datasets.sample import Sample
 
@@ -34,6 +35,9 @@ class Source(ABC):
 
     name: str
     is_remote = False  # samples come over a network: several are worth asking for at a time
+    files: Sequence[str | Path] = ()  # here, that the samples come from
+    parts: Sequence["Source"] = ()  # sources that the samples are drawn from
+    facts: str = ""  # what else tells the content, such as hashes of files elsewhere
 
     def __init__(self, config: SourceConfig, num_samples: int, origin: Path | str) -> None:
         if num_samples == 0:
@@ -46,6 +50,10 @@ class Source(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`, 0 <= index < len(self)."""
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells at a resume that the data have changed; takes as long for many samples as for few."""
+        return fingerprint_of(self)
 
 
 def resolve(data_root: Path, path: str) -> Path:

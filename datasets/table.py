@@ -132,10 +132,13 @@ class TableSource(Source):
     def _open_rows(self) -> Rows:
         config, path = self.config, self._split(self.config.path)
         if config.files:
-            rows: Rows = read_file_names(resolve(self.root, path), self._split(config.files))
+            origin = resolve(self.root, path)
+            self.files = [origin] if origin.is_file() else []
+            rows: Rows = read_file_names(origin, self._split(config.files))
         else:
             names = fields_of(path)
             files = resolve_all(self.root, re.sub(r"(\{[^}]*\}\*?)+", "*", path), FOLDER_OF)
+            self.files = files
             parts = [[file] for file in files] if names else [files]
             opened = [open_rows(part, config.columns, config.rows, is_quoted=config.is_quoted) for part in parts]
             named = [names_in_path(file, self.root, path) for file in files] if names else []
@@ -146,6 +149,7 @@ class TableSource(Source):
 
     def _join(self, rows: Rows, name: str, beside: Beside) -> Rows:
         path = resolve(self.root, self._split(beside.path))
+        self.files = [*self.files, path]
         if path.suffix == ".npy":
             try:
                 cells: Sequence[Any] = np.load(path, mmap_mode="r", allow_pickle=False)

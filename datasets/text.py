@@ -41,7 +41,7 @@ class TextSource(Source):
 
     def __init__(self, config: TextConfig, data_root: Path) -> None:
         self.config = config
-        self.paths = resolve_all(data_root, config.path, (".txt", *TABLES))
+        self.paths = self.files = resolve_all(data_root, config.path, (".txt", *TABLES))
         first = config.path if isinstance(config.path, str) else config.path[0]
         self.name = config.label or Path(first).stem
         self.pieces = tuple(

@@ -3,11 +3,13 @@
 Weights are model.safetensors, or numbered shards with an index. A pickle is read only where the caller names it.
 """
 
+import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +19,84 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmgpt.config import UserError
+from mmgpt.locking import hold
 
 SHARD_BYTES = 5 * 10**9
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder under another name, then move it into place, so that it is there whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Fill a folder under another name, then move it into place, so that it is there whole or not at all.
+
+    Raises:
+        OSError: if the disk is full or refuses; what stood there before still does, and nothing else is left.
+        UserError: if another process is writing the same folder.
+    """
     draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    fill(draft)
-    for file in draft.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        draft.rename(folder)
-        shutil.rmtree(old)
-    else:
-        draft.rename(folder)
+    with name_disk_errors(folder), hold(folder.with_name(f".{folder.name}.lock")):
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            draft.mkdir()
+            fill(draft)
+            for file in draft.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+        except Exception:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            draft.rename(folder)
+            shutil.rmtree(old)
+        else:
+            draft.rename(folder)
 
 
 def write_file(file: Path, text: str) -> None:
-    """Write a file under another name, then move it into place, so that it is there whole or not at all."""
+    """Write a file under another name, then move it into place, so that it is there whole or not at all.
+
+    Raises:
+        OSError: if the disk is full or refuses; what stood there before still does, and nothing else is left.
+    """
     draft = file.with_name(f".{file.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
+    with name_disk_errors(file):
+        try:
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def name_disk_errors(path: Path) -> Iterator[None]:
+    """Raise what a disk refuses (full, over a quota, read-only, broken) as an OSError that names `path`.
+
+    Libraries word it anew: safetensors and tokenizers end their messages with `(os error 28)`, torch chains it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = _os_error(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _os_error(error: BaseException | None) -> int | None:
+    """The number of the operating system's error that is behind one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if told := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(told.group(1))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

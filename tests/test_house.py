@@ -14,6 +14,7 @@ FLOORS = [
     "errors",
     "arguments config_faults yaml_reader",
     "config configs",
+    "locking",
     "files processor",
     "renaming hub",
     "encoders datasets",

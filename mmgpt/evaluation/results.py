@@ -16,6 +16,7 @@ from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
 from mmgpt.evaluation.shots import Prompt
 from mmgpt.evaluation.task import TaskConfig
+from mmgpt.files import write_file
 
 Record = dict[str, Any]
 
@@ -46,10 +47,10 @@ class Evaluation:
         folder.mkdir(parents=True, exist_ok=True)
         for name, samples in self.samples.items():
             lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-            (folder / f"samples-{name}.jsonl").write_text(lines, encoding="utf-8")
+            write_file(folder / f"samples-{name}.jsonl", lines)
         content = {"model": self.model, "environment": self.environment, "results": self.results}
         content |= {"over_seeds": self.over_seeds} if self.over_seeds else {}
-        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_file(folder / "results.json", json.dumps(content, indent=1) + "\n")
 
 
 def answered(item: Item, answer: Answer) -> Answered:

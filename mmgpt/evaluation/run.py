@@ -1,5 +1,6 @@
 """The runner: tasks and shots in, scores, predictions and their files out."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mmgpt.evaluation.results import Evaluation, rescore
 from mmgpt.evaluation.scorer import OnProgress, OnScore, Scorer, Setting
 from mmgpt.evaluation.shots import Shots
 from mmgpt.evaluation.task import Task, TaskConfig, load_task
+from mmgpt.locking import hold
 from mmgpt.training.ranks import place as place_of_process
 
 __all__ = ["Evaluation", "OnProgress", "OnScore", "evaluate", "rescore"]
@@ -55,7 +57,8 @@ def evaluate(
         on_progress: called with task, questions answered, and questions in all, of this process.
         on_score: called with task, name and running value of the task's first metric.
     Raises:
-        UserError: on an unknown task, absent data, or a prompt that does not fit the context, with its item's key.
+        UserError: on an unknown task, absent data, an `out` that another evaluation is writing to, or a prompt that does
+            not fit the context, with its item's key.
         FloatingPointError: if the model's logits are not numbers, with the item's key.
         TimeoutError: if another process stopped to answer.
     """
@@ -75,13 +78,14 @@ def evaluate(
     kept = Answers(out, cache, fingerprint, rank)
     setting = Setting(under_test, fingerprint, kept, rank, world, batch_size, modes, on_progress, on_score)
     found = Evaluation(under_test.name, environment())
-    try:
+    with contextlib.ExitStack() as held:
+        if out is not None:
+            held.enter_context(hold(Path(out) / f".lock.{rank}"))
+        held.callback(kept.close)
         for task in opened:
             Scorer(setting, task, task.items(limit)).run(wanted, own_seeds, found)
-    finally:
-        kept.close()
-    if out is not None and rank == 0:
-        found.save(Path(out))
+        if out is not None and rank == 0:
+            found.save(Path(out))
     return found
 
 

@@ -23,6 +23,7 @@ from mmgpt.datasets.sample import Part, Text
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.models import Model
 from mmgpt.evaluation.pool import Entry, Pool, identity
+from mmgpt.files import name_disk_errors
 from mmgpt.model.weights import pick_device
 
 OPEN_CLIP = "open_clip:"
@@ -130,8 +131,9 @@ class Similar:
         vectors_RD = self._embed_all()
         folder.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f".{file.name}.{os.getpid()}")  # several processes may write the same
-        save_file({"vectors": vectors_RD}, draft)
-        draft.replace(file)
+        with name_disk_errors(file):
+            save_file({"vectors": vectors_RD}, draft)
+            draft.replace(file)
         return vectors_RD
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -49,6 +50,9 @@ def save_checkpoint(
 
     Adapters are merged into the model's weights, so that it answers with their effect; apart from them they go to the
     state, as the running `averages` of parameters do.
+
+    Raises:
+        OSError: if the disk is full or refuses; the checkpoints before it are as they were.
     """
 
     def fill(draft: Path) -> None:
@@ -69,17 +73,12 @@ def load_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Pat
 
     Returns:
         The running averages, by the names of parameters; none where the stage takes none.
+    Raises:
+        UserError: if a file is absent or damaged, as where the folder was copied in part.
     """
     with merged(bundle.model):
         set_weights(bundle.model, load_weights(folder, bundle.model.device), str(folder), assign=False)
-    stored = FileSystemReader(folder / "state").read_metadata().state_dict_metadata
-    state = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in stored.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    with _quiet():
-        load(state, checkpoint_id=folder / "state", no_dist=True)
+    state = _load_state(folder)
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         name, kind = key.split("/")
@@ -93,6 +92,24 @@ def load_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Pat
             if by_name.get(learning[parameter]):
                 optimizer.state[parameter] = by_name[learning[parameter]]
     return averages
+
+
+def _load_state(folder: Path) -> dict[str, Tensor]:
+    try:
+        stored = FileSystemReader(folder / "state").read_metadata().state_dict_metadata
+        state = {
+            key: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for key, entry in stored.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        with _quiet():
+            load(state, checkpoint_id=folder / "state", no_dist=True)
+    except Exception as error:  # a half pickle or tensor fails in as many ways as it can be cut
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{folder}: its state is absent or damaged ({reason}); remove the folder to go on from the one before it"
+        ) from None
+    return state
 
 
 def optimizer_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
@@ -112,9 +129,14 @@ def optimizer_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[s
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*single process")  # it is one, on purpose
-        yield
+    """Without a warning, and with an error that has its cause, in place of the one that gathers those of all ranks."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*single process")  # it is one, on purpose
+            yield
+    except CheckpointException as error:  # no Exception, so that no `except` for one would see it
+        cause = next((one for one, _ in error.failures.values()), error)
+        raise RuntimeError(str(cause)) from cause
 
 
 def newest(run: Path, stages: Sequence[str]) -> Position | None:
@@ -138,6 +160,25 @@ def keep_last(stage: Path, count: int) -> None:
         shutil.rmtree(stage / f"checkpoint-{step}")
 
 
+def is_finished(run: Path, stages: Sequence[str]) -> bool:
+    """True if the final model stands.
+
+    Raises:
+        UserError: if it does though the last stage, unlike one before it, was never trained.
+    """
+    final = run / "final"
+    files = ("model.safetensors", "model.safetensors.index.json")
+    if not (final / "config.json").is_file() or not any((final / name).is_file() for name in files):
+        return False
+    at = newest(run, stages)
+    if at and at.stage + 1 < len(stages):
+        raise UserError(
+            f"{final}: is there, but the last checkpoint is {at.folder} and stage {stages[-1]} has none; "
+            f"remove {final} to train the rest, or choose another --out"
+        )
+    return True
+
+
 def check_same_recipe(run: Path, recipe: str) -> None:
     """Refuse to go on with a run under another recipe.
 
@@ -146,8 +187,13 @@ def check_same_recipe(run: Path, recipe: str) -> None:
     """
     file = run / "config.yaml"
     if not file.is_file():
+        found = next(iter(sorted(run.glob("*/checkpoint-*"))), None)
+        if found:
+            raise UserError(
+                f"{run}: has no config.yaml, which says whose run {found} is of; copy it too, or choose another --out"
+            )
         return
-    before = file.read_text(encoding="utf-8")
+    before = file.read_text(encoding="utf-8", errors="replace")
     if before != recipe:
         pairs = zip(before.splitlines(), recipe.splitlines(), strict=False)
         old, new = next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("its length", "another"))

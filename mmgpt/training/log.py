@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmgpt.files import write_file
+from mmgpt.files import name_disk_errors, write_file
 
 
 class RunLog:
@@ -15,15 +15,16 @@ class RunLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a line, whole or (after a kill) in part; `read_log` passes over a last half line."""
-        with self.file.open("a", encoding="utf-8") as out:
+        with name_disk_errors(self.file), self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(record) + "\n")
 
     def cut(self, stages: list[str], stage: int, step: int) -> None:
-        """Drop what lies after a checkpoint that is gone back to."""
+        """Drop what lies after a checkpoint that is gone back to; lines that are none of the run's own stay."""
+        place = {name: number for number, name in enumerate(stages)}
         done = [
             record
             for record in read_log(self.file)
-            if (stages.index(record["stage"]), record.get("step", 0)) <= (stage, step)
+            if (place.get(record.get("stage", ""), -1), record.get("step", 0)) <= (stage, step)
         ]
         write_file(self.file, "".join(json.dumps(record) + "\n" for record in done))
 
@@ -35,7 +36,8 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     records = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue  # the half line of a writer that was killed
+        records += [record] if isinstance(record, dict) else []
     return records

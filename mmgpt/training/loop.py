@@ -23,6 +23,7 @@ from mmgpt.files import read_json, write_file, write_folder
 from mmgpt.inputs.chat import HeadKind
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.locking import hold
 from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.pretrained import load_parts, rows_for
 from mmgpt.model.weights import save_bundle
@@ -37,6 +38,7 @@ from mmgpt.training.optim import freeze_except, freeze_table, make_optimizers, s
 from mmgpt.training.ranks import Ranks, join_ranks
 from mmgpt.training.recipe import Recipe, StageConfig, open_recipe
 from mmgpt.training.rows import hold_old_rows
+from mmgpt.training.same_data import Data, same_data
 from mmgpt.training.step import StepStats, train_step
 from mmgpt.training.vocabulary import make_tokenizer, new_tokens
 from mmgpt.training.warm_start import talk_of, warm_start
@@ -77,15 +79,18 @@ def train(
         device: `cpu`, `cuda`, or `auto`.
         on_record: called with every line of log.jsonl, and with a `tick` after every step.
     Raises:
-        UserError: if recipe or data are wrong, or `out` holds another recipe's run.
+        UserError: if recipe or data are wrong, `out` holds another recipe's run, another process trains there, or the
+            data are no longer those that the run stopped with.
+        OSError: if the disk is full or refuses; the run goes on from its last checkpoint when there is room again.
         Interrupted: after Ctrl-C or SIGTERM, when the run is saved.
     """
     recipe = open_recipe(recipe, overrides)
     run = Path("runs") / recipe.name if out is None else place("out", out)
     data_root = place("data_root", data_root)
     checkpoint.check_same_recipe(run, to_yaml(recipe))
-    if not (run / "final" / "config.json").is_file():
-        with join_ranks(device) as ranks:
+    if not checkpoint.is_finished(run, [stage.name for stage in recipe.stages]):
+        with join_ranks(device) as ranks, contextlib.ExitStack() as held:
+            ranks.on_main(lambda: held.enter_context(hold(run / ".lock")))
             _train(recipe, run, data_root, ranks, on_record)
     return Run(run, recipe)
 
@@ -109,6 +114,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
     start = checkpoint.newest(run, names)
     talk_of(recipe, start.folder if start else None)  # a start that is not there is told now
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
+    data = same_data(sources, start, ranks)
     for stage in recipe.stages:
         steps_of(stage, sources[stage.name])  # data that end too soon are told now
     _keep_freed_memory()
@@ -137,7 +143,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
         if start and number < start.stage:
             continue
         at = start if start and number == start.stage else None
-        _Stage(recipe, stage, bundle, sources[stage.name], run, log, ranks, on_record).run(at)
+        _Stage(recipe, stage, bundle, sources[stage.name], run, log, ranks, on_record, data).run(at)
     ranks.on_main(lambda: write_folder(run / "final", lambda draft: save_bundle(bundle, draft)))
 
 
@@ -194,11 +200,12 @@ class _Stage:
         log: RunLog,
         ranks: Ranks,
         on_record: OnRecord,
+        data: Data,
     ) -> None:
         self.stage, self.bundle, self.folder = stage, bundle, run / stage.name
         self.log, self.ranks, self.on_record = log, ranks, on_record
         self.seed, self.noise = noise_seed(recipe, stage, 0), noise_seed(recipe, stage, ranks.rank)
-        self.sources = sources
+        self.sources, self.data = sources, data
         self.totals: Counter[str] = Counter()
         self.position: Position | None = None  # of the next step's draws
         self.faults: list[str] = []
@@ -377,6 +384,7 @@ class _Stage:
     def _save(self, step: int) -> None:
         folder = self.folder / f"checkpoint-{step}"
         state = {"stage": self.stage.name, "global_step": step, "counts": dict(self.totals), "position": self.position}
+        state["data"] = self.data
 
         def write() -> None:
             averages = self.average.values if self.average else {}

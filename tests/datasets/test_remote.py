@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmgpt.config import UserError
-from mmgpt.datasets import remote, shards
+from mmgpt.datasets import remote, tars
 from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.shard_writer import Job, write_shards
@@ -21,7 +21,7 @@ pytest.importorskip("s3fs", reason="addresses need mmgpt[data]")
 def _fresh(monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shards.ranges_of.cache_clear()
+    tars.ranges_of.cache_clear()
 
 
 @pytest.fixture(scope="module")

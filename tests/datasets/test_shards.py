@@ -15,7 +15,7 @@ import pytest
 import webdataset
 
 from mmgpt.config import UserError
-from mmgpt.datasets import shards as shards_module
+from mmgpt.datasets import tars
 from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.readers import MessagesConfig, TextConfig, open_source
 from mmgpt.datasets.sample import Sample, Text
@@ -27,7 +27,7 @@ from mmgpt.datasets.worlds.world import WorldConfig
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shards_module.ranges_of.cache_clear()
+    tars.ranges_of.cache_clear()
 
 
 @pytest.fixture
@@ -186,16 +186,17 @@ def test_shards_of_others_are_captions_by_the_templates_of_the_config(tmp_path):
         for number, colour in enumerate(("red", "lime", "blue")):
             meta = {"similarity": 0.3, "alt": f"all {colour}"}
             writer.write({"__key__": f"{number:04d}", "png": png(colour), "txt": colour, "json": meta})
-    source = read_shards("cc-{000000..000001}.tar", tmp_path)
+    source = read_shards("cc-{000000..000001}.tar", tmp_path, ignore=["json"])
     assert len(source) == 3
     sample = source[2]
     assert (sample.source, sample.key) == ("cc", "cc-000001/0")
     assert sample.messages[1].text == "blue"
     assert np.asarray(sample.messages[0].parts[0].load())[0, 0].tolist() == [0, 0, 255]
-    asked = read_shards("cc-{000000..000001}.tar", tmp_path, prompt="{image}How like?", answer="{alt}: {similarity}")
+    rest = {"prompt": "{image}How like?", "answer": "{alt}: {similarity}", "ignore": ["txt"]}
+    asked = read_shards("cc-{000000..000001}.tar", tmp_path, **rest)
     assert asked[0].messages[1].text == "all red: 0.3"
     with pytest.raises(UserError, match=r"the template names \{caption\}"):
-        read_shards("cc-000000.tar", tmp_path, answer="{caption}")[0]
+        read_shards("cc-000000.tar", tmp_path, answer="{caption}", ignore=["*"])[0]
 
 
 def test_a_sample_may_hold_several_media_and_members_of_webdataset_itself_are_none(tmp_path):
@@ -211,12 +212,12 @@ def test_a_sample_may_hold_several_media_and_members_of_webdataset_itself_are_no
 def test_a_tar_is_gone_through_once_and_again_when_it_changed(tmp_path, monkeypatch):
     tar = write_tar(tmp_path / "few.tar", {f"{n}.txt": b"words" for n in range(5)})
     assert len(read_shards("few.tar", tmp_path, prompt="")) == 5
-    shards_module.ranges_of.cache_clear()
-    monkeypatch.setattr(shards_module, "_scan", lambda path, size: pytest.fail("scanned again"))
+    tars.ranges_of.cache_clear()
+    monkeypatch.setattr(tars, "_scan", lambda path, size, wanted: pytest.fail("scanned again"))
     assert len(read_shards("few.tar", tmp_path, prompt="")) == 5
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shards_module.ranges_of.cache_clear()
+    tars.ranges_of.cache_clear()
     write_tar(tar, {f"{n}.txt": b"words" for n in range(50)})
     assert len(read_shards("few.tar", tmp_path, prompt="")) == 50
 
