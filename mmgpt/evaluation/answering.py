@@ -13,6 +13,7 @@ from typing import NamedTuple
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Text
 from mmgpt.evaluation.item import Item
+from mmgpt.evaluation.metrics import METRICS, Answered
 from mmgpt.evaluation.models import Model
 from mmgpt.evaluation.plain import choose_plain
 from mmgpt.evaluation.task import TaskConfig
@@ -55,6 +56,7 @@ def check_items(config: TaskConfig, items: Sequence[Item]) -> None:
     if not items:
         raise UserError(f"task {config.name}: its data holds no items; check its path and split")
     for item in items:
+        _check_references(config, item)
         if config.kind == "score":
             if not all(isinstance(part, Text) for message in item.messages for part in message.parts):
                 raise UserError(f"{item.key}: kind=score reads plain texts, and it holds media; use kind=choose")
@@ -64,6 +66,17 @@ def check_items(config: TaskConfig, items: Sequence[Item]) -> None:
             raise UserError(f"{item.key}: kind={config.kind} needs two choices or more, it has {len(item.choices)}")
         elif config.kind == "classify" and item.choices != items[0].choices:
             raise UserError(f"{item.key}: kind=classify needs the same choices for every item; use kind=choose")
+
+
+def _check_references(config: TaskConfig, item: Item) -> None:
+    """See that the metrics can read what is right, before all is asked."""
+    for name in config.metrics:
+        check = METRICS[name].check
+        try:
+            if check is not None:
+                check(Answered("", item.references, item.choices))
+        except UserError as error:
+            raise UserError(f"task {config.name}, {item.key}: {error}") from None
 
 
 def answers(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:

@@ -99,6 +99,24 @@ def score_captions(
     return {"CIDEr": scores.pop("CIDEr"), **scores, **more, "scored": len(captions), "images": images, "notes": notes}
 
 
+def score_evaluation(folder: str | Path, metrics: Sequence[str] = ()) -> Record:
+    """Scores of an evaluation's samples by the name of their file, computed again from their answers.
+
+    Args:
+        folder: of an evaluation, or one of its samples files.
+        metrics: names; those that the samples have scores of if none are given.
+    Raises:
+        UserError: if there are no samples, or they cannot be scored so.
+    """
+    from mmgpt.evaluation.results import rescore  # of the evaluations, slow to import
+
+    path = Path(folder)
+    files = sorted(path.glob("samples-*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: no samples-TASK-SHOTS.jsonl there; give the folder that `mmgpt eval --out` wrote")
+    return {file.stem.removeprefix("samples-"): rescore(file, metrics) for file in files}
+
+
 def _doubtful_references(references: Mapping[str, Sequence[str]]) -> list[str]:
     texts = [text for some in references.values() for text in some]
     bare = sum(not has_words(text) for text in texts)
