@@ -123,14 +123,18 @@ def _generate(model: Model, config: TaskConfig, questions: Sequence[Question], b
 def _choose(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:
     for at in range(0, len(questions), batch_size):
         some = questions[at : at + batch_size]
-        choices = [list(one.item.choices) for one in some]
+        # Some benchmarks offer a choice twice; it is scored once, and but in raw text without white space around it.
+        spelled = str if config.raw else str.strip
+        choices = [list(dict.fromkeys(map(spelled, one.item.choices))) for one in some]
         talks = [one.messages for one in some]
         if config.raw:
             chosen = choose_plain(model, talks, choices, normalise=config.normalise)
         else:
             chosen = model.choose(talks, choices, normalise=config.normalise, batch_size=batch_size)
-        for choice in chosen:
-            yield Answer(choice.text, _numbers(choice.logprobs))
+        for one, offered, choice in zip(some, choices, chosen, strict=True):
+            places = [offered.index(spelled(own)) for own in one.item.choices]
+            logprobs = _numbers([choice.logprobs[place] for place in places])
+            yield Answer(one.item.choices[places.index(choice.index)], logprobs)
 
 
 def _classify(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:

@@ -10,8 +10,8 @@ def parse_choices(given: Sequence[str]) -> list[str]:
     """The choices of a command line, without the white space around them.
 
     Args:
-        given: one text with commas between choices, in which quotes hold a comma (`'"yes, sir", no'`); or several texts,
-            each a whole choice.
+        given: one text with commas between choices, in which quotes hold a comma (`'"yes, sir", no'`); or several
+            texts, each a whole choice.
     Raises:
         UserError: if quotes are left open, or a choice is empty or there twice.
     """

@@ -11,9 +11,9 @@ INNER = r"(?=[^\s{0}])(.{{1,1000}}?)(?<=[^\s{0}])"  # of paired marks, as Common
 MARKUP = [
     (re.compile(r"</?(?:b|i|u|em|strong|code|mark|span|p|answer)\b[^<>]{0,200}>", re.IGNORECASE), " "),
     (re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf|textit)\s*\{([^{}]{0,1000})\}"), r"\1"),
-    (re.compile(r"(?<![a-zA-Z0-9_*])(\*{1,3})" + INNER.format("*") + r"\1(?![a-zA-Z0-9_*])"), r"\2"),
-    (re.compile(r"(?<!\w)(_{1,3})" + INNER.format("_") + r"\1(?!\w)"), r"\2"),
-    (re.compile(r"(?<!`)(`{1,3})(?!`)(.{1,1000}?)(?<!`)\1(?!`)"), r"\2"),
+    (re.compile(r"(?<![a-zA-Z0-9_*])(\*{1,8})" + INNER.format("*") + r"\1(?![a-zA-Z0-9_*])"), r"\2"),
+    (re.compile(r"(?<!\w)(_{1,8})" + INNER.format("_") + r"\1(?!\w)"), r"\2"),
+    (re.compile(r"(?<!`)(`{1,8})(?!`)(.{1,1000}?)(?<!`)\1(?!`)"), r"\2"),
     (re.compile(r"^(?:#{1,6}|>|\u2022)\s+"), ""),
 ]
 SPELLINGS = (
@@ -22,7 +22,7 @@ SPELLINGS = (
     | dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\u300c\u300d\u300e\u300f"), '"')
     | {0x2212: "-", 0x2010: "-", 0x2011: "-", 0x3002: ".", 0xFF61: "."}
 )
-WRAPPED = re.compile(r"""(["'$])(.+)\1|\\\((.+)\\\)|\\\[(.+)\\\]""", re.DOTALL)
+WRAPPED = re.compile(r"""(["'$*_`])(.+)\1|\\\((.+)\\\)|\\\[(.+)\\\]""", re.DOTALL)
 APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
 
 
@@ -59,7 +59,8 @@ def plain(text: str) -> str:
     read = unmarked(text).translate(SPELLINGS)
     while True:
         shorter = read.rstrip(" .")
-        if (found := WRAPPED.fullmatch(shorter)) and not (found[1] and found[1] in APOSTROPHE.sub("", found[2])):
+        found = WRAPPED.fullmatch(shorter)
+        if found and not (found[1] and found[1] in APOSTROPHE.sub("", found[2]).strip(f"{found[1]} ")):  # one pair
             shorter = (found[2] or found[3] or found[4]).strip()
         if not shorter or shorter == read:
             return read
@@ -77,4 +78,4 @@ def as_reference(prediction: str, references: tuple[str, ...]) -> str:
     So a final dot or quotes around a right answer cost nothing, and other texts are compared by the metric's own rules.
     """
     said = plain(prediction)
-    return next((right for right in references if plain(right) == said), unmarked(prediction))
+    return unmarked(next((right for right in references if plain(right) == said), prediction))

@@ -19,6 +19,7 @@ NO = {"no", "nope", "nah"}
 NOT = {"not", "cannot", "none", "never"}
 FALSE = {"false", "n", "0"}
 CHINESE = re.compile("(?P<no>[\u4e0d\u6ca1\u6c92\u5426\u65e0\u7121])|[\u662f\u6709\u5bf9\u5c0d]")  # of a first word
+WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 SENTENCE_END = re.compile(r"[.!?;\n\u3002\uff01\uff1f]")
 
 
@@ -40,7 +41,7 @@ def _denies(word: str) -> bool:
 def _words(text: str) -> list[str]:
     """The words of the first sentence that has any, in lower case without punctuation."""
     sentences = SENTENCE_END.split("\n".join(map(plain, text.splitlines())))
-    return next(filter(None, (re.findall(r"\w[\w']*", sentence.lower()) for sentence in sentences)), [])
+    return next(filter(None, (WORD.findall(sentence.lower()) for sentence in sentences)), [])
 
 
 def check_yes_no(one: Answered) -> None:
