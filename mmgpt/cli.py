@@ -93,7 +93,10 @@ def ask(
     ] = None,
     audio: Annotated[list[str] | None, typer.Option(help="A sound; repeat for several.")] = None,
     video: Annotated[list[str] | None, typer.Option(help="A video; repeat for several.")] = None,
-    choices: Annotated[str | None, typer.Option(help="Answer with one of these, with commas between them.")] = None,
+    choices: Annotated[
+        list[str] | None,
+        typer.Option(help='Answer with one of these: "yes, no", a comma within double quotes; or repeat it for each.'),
+    ] = None,
     max_new_tokens: MaxNewTokens = 64,
     temperature: Temperature = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
@@ -103,12 +106,13 @@ def ask(
     from mmgpt.datasets.media import MEDIA
     from mmgpt.datasets.sample import Message
     from mmgpt.generation.assistant import load
+    from mmgpt.inputs.choices import parse_choices
 
     given = {kind: iter(paths or []) for kind, paths in (("image", image), ("audio", audio), ("video", video))}
     media: list[Any] = [MEDIA[kind](next(given[kind])) for kind in context.meta["typed"] if kind in given]
     assistant = load(checkpoint, device=device)
-    if choices is not None:
-        options = choices.split(",")
+    if choices:
+        options = parse_choices(choices)
         choice = assistant.choose([Message.of("user", *media, question)], options)
         for option, logprob in zip(options, choice.logprobs, strict=True):
             out_console.print(

@@ -47,6 +47,8 @@ def compare(
 
 def comparison_table(found: "Comparison") -> Table:
     """A, B, their difference with its 95 % interval, and the p-value."""
+    from mmgpt.evaluation.metrics import metric_named
+
     title = f"A = {escape(found.a)}\nB = {escape(found.b)}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("task", "shots", "n", "metric", "A", "B", "B - A", "95 % interval", "p"):
@@ -65,14 +67,17 @@ def comparison_table(found: "Comparison") -> Table:
             f"{low} to {high}",
             f"{row.p_value:.4f}" if row.p_value >= 1e-4 else f"{row.p_value:.0e}",
         )
-    table.caption = "shares in %; green: B is better, red: A is better, by p < 0.05, each row for itself\n"
+    plain = {row.metric for row in found.rows if not metric_named(row.metric).in_percent}
+    units = f"in %, but {', '.join(sorted(plain))}" if plain else "in %"
+    table.caption = f"{units}; green: B is better, red: A is better, by p < 0.05, each row for itself\n"
     table.caption_justify = "left"
     return table
 
 
 def _figure(row: "Compared", value: float, sign: bool = False) -> str:
-    spelled = f"{100 * value:+.1f}" if row.is_share else f"{value:+.4g}"
-    return spelled if sign else spelled.removeprefix("+")
+    from mmgpt.evaluation.metrics import metric_named
+
+    return metric_named(row.metric).written(value, signed=sign)
 
 
 def leaderboard(

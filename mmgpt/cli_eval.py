@@ -165,10 +165,9 @@ def _listed(text: str) -> list[str]:
 
 
 def _figure(metric: str, value: float) -> str:
-    """A score as it is shown: a share in percent."""
-    from mmgpt.evaluation.metrics import METRICS
+    from mmgpt.evaluation.metrics import metric_named
 
-    return f"{100 * value:.1f}" if METRICS[metric].in_percent else f"{value:.4g}"
+    return metric_named(metric).written(value)
 
 
 def score_table(found: "Evaluation") -> Table:
@@ -219,11 +218,11 @@ def group_table(result: "Record") -> Table:
 
 def _notes(found: "Evaluation") -> Iterator[str]:
     """What has to be known to read the table."""
-    from mmgpt.evaluation.metrics import METRICS
+    from mmgpt.evaluation.metrics import metric_named
 
     if any(result["blind"] for result in found.results):
         yield "blind: media removed; text-only: best answer to the same words in training\n"
-    plain = {metric for result in found.results for metric in result["metrics"] if not METRICS[metric].in_percent}
+    plain = {metric for result in found.results for metric in result["metrics"] if not metric_named(metric).in_percent}
     if plain:
         yield f"not in %: {', '.join(sorted(plain))}\n"
     if found.over_seeds:

@@ -61,9 +61,41 @@ def captions(
         _print_json(found)
         return
     scores = [(name, one) for name, one in found.items() if name not in ("scored", "images", "notes")]
-    shown = [(name, "absent" if one is None else f"{one:.4f}") for name, one in scores]
-    _print_table(f"captions of {found['scored']:,} images", shown)
+    shown = [(name, "absent" if one is None else _written(name, one)) for name, one in scores]
+    _print_table(f"captions of {found['scored']:,} images; in %, but CIDEr", shown)
     _print_notes(found["notes"])
+
+
+@app.command()
+def evaluation(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that `mmgpt eval --out` wrote, or one of its samples files.")
+    ],
+    metrics: Annotated[str, typer.Option(help="Others than the file's own, with commas between them.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Scores of an evaluation's samples, computed again from their answers without the model."""
+    from mmgpt.evaluation.metrics import metric_named
+    from mmgpt.evaluation.score import score_evaluation
+
+    found = score_evaluation(folder, [name.strip() for name in metrics.split(",") if name.strip()])
+    if as_json:
+        _print_json(found)
+        return
+    rows = []
+    for file, scores in found.items():
+        for name, score in scores.items():
+            metric, (low, high) = metric_named(name), score["ci95"]
+            half = metric.written((high - low) / 2)
+            rows.append((f"{file}: {name}", f"{metric.written(score['value'])} \u00b1{half}{metric.unit}"))
+    _print_table(f"{folder}", rows)
+
+
+def _written(name: str, value: float) -> str:
+    """A caption score by its official name, as our metric of that name is written everywhere."""
+    from mmgpt.evaluation.metrics import metric_named
+
+    return metric_named({"METEOR": "rouge_l", "SPICE": "rouge_l"}.get(name, name.lower())).written(value)
 
 
 def _print_json(found: dict[str, Any]) -> None:

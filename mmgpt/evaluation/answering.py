@@ -13,6 +13,7 @@ from typing import NamedTuple
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Text
 from mmgpt.evaluation.item import Item
+from mmgpt.evaluation.metrics import METRICS, Answered
 from mmgpt.evaluation.models import Model
 from mmgpt.evaluation.plain import choose_plain
 from mmgpt.evaluation.task import TaskConfig
@@ -55,6 +56,7 @@ def check_items(config: TaskConfig, items: Sequence[Item]) -> None:
     if not items:
         raise UserError(f"task {config.name}: its data holds no items; check its path and split")
     for item in items:
+        _check_references(config, item)
         if config.kind == "score":
             if not all(isinstance(part, Text) for message in item.messages for part in message.parts):
                 raise UserError(f"{item.key}: kind=score reads plain texts, and it holds media; use kind=choose")
@@ -64,6 +66,17 @@ def check_items(config: TaskConfig, items: Sequence[Item]) -> None:
             raise UserError(f"{item.key}: kind={config.kind} needs two choices or more, it has {len(item.choices)}")
         elif config.kind == "classify" and item.choices != items[0].choices:
             raise UserError(f"{item.key}: kind=classify needs the same choices for every item; use kind=choose")
+
+
+def _check_references(config: TaskConfig, item: Item) -> None:
+    """See that the metrics can read what is right, before all is asked."""
+    for name in config.metrics:
+        check = METRICS[name].check
+        try:
+            if check is not None:
+                check(Answered("", item.references, item.choices))
+        except UserError as error:
+            raise UserError(f"task {config.name}, {item.key}: {error}") from None
 
 
 def answers(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:
@@ -110,14 +123,18 @@ def _generate(model: Model, config: TaskConfig, questions: Sequence[Question], b
 def _choose(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:
     for at in range(0, len(questions), batch_size):
         some = questions[at : at + batch_size]
-        choices = [list(one.item.choices) for one in some]
+        # Some benchmarks offer a choice twice; it is scored once, and but in raw text without white space around it.
+        spelled = str if config.raw else str.strip
+        choices = [list(dict.fromkeys(map(spelled, one.item.choices))) for one in some]
         talks = [one.messages for one in some]
         if config.raw:
             chosen = choose_plain(model, talks, choices, normalise=config.normalise)
         else:
             chosen = model.choose(talks, choices, normalise=config.normalise, batch_size=batch_size)
-        for choice in chosen:
-            yield Answer(choice.text, _numbers(choice.logprobs))
+        for one, offered, choice in zip(some, choices, chosen, strict=True):
+            places = [offered.index(spelled(own)) for own in one.item.choices]
+            logprobs = _numbers([choice.logprobs[place] for place in places])
+            yield Answer(one.item.choices[places.index(choice.index)], logprobs)
 
 
 def _classify(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:

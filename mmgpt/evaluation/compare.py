@@ -17,8 +17,8 @@ import numpy as np
 
 from mmgpt.config import UserError
 from mmgpt.evaluation.metrics import METRICS, Floats, Metric
-from mmgpt.evaluation.metrics.metric import resampled_sums
-from mmgpt.evaluation.results import answered_of
+from mmgpt.evaluation.metrics.intervals import percentiles, resampled_sums
+from mmgpt.evaluation.results import answered_of, read_samples
 
 PERMUTATIONS = 9999
 AT_ONCE = 1 << 22  # numbers
@@ -51,20 +51,7 @@ class Folder:
         Raises:
             UserError: if the file is absent, damaged, or holds a key twice.
         """
-        file = self.samples_file(task, shots)
-        if not file.is_file():
-            raise UserError(f"{file}: no such file; it comes with results.json from `mmgpt eval --out`")
-        found: Samples = {}
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                key = row["key"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{file}:{number}: no sample with a key; evaluate again") from None
-            if key in found:
-                raise UserError(f"{file}:{number}: the key {key!r} is there twice; evaluate again")
-            found[key] = row
-        return found
+        return read_samples(self.samples_file(task, shots))
 
 
 def open_folder(path: str | Path) -> Folder:
@@ -116,7 +103,6 @@ class Compared:
     p_value: float
     test: str
     better: str | None
-    is_share: bool
 
 
 @dataclass(frozen=True)
@@ -179,7 +165,7 @@ def _compared(first: Folder, second: Folder, one: Record, other: Record, metrics
     for name in metrics:
         metric = METRICS[name]
         test = paired_test(metric, metric.statistics(answers_a), metric.statistics(answers_b))
-        found.append(Compared(task, shots, name, **counts, **test, is_share=metric.is_share))
+        found.append(Compared(task, shots, name, **counts, **test))
     return found
 
 
@@ -209,7 +195,6 @@ def paired_test(metric: Metric, a_NS: Floats, b_NS: Floats) -> Record:
     a, b = (metric.figure(side_NS.sum(axis=0), count) for side_NS in (a_NS, b_NS))
     sums_R2S = resampled_sums(np.concatenate([a_NS, b_NS], axis=1))
     drawn_R = [metric.figure(sums[size:], count) - metric.figure(sums[:size], count) for sums in sums_R2S]
-    low, high = np.percentile(drawn_R, [2.5, 97.5])
     is_binary = metric.is_share and size == 1 and bool(np.isin([a_NS, b_NS], (0, 1)).all())
     if is_binary:
         test, p_value = "mcnemar", mcnemar(int((a_NS > b_NS).sum()), int((a_NS < b_NS).sum()))
@@ -217,12 +202,12 @@ def paired_test(metric: Metric, a_NS: Floats, b_NS: Floats) -> Record:
         test, p_value = "permutation", _permutation(metric, a_NS, b_NS, abs(b - a))
     better = None
     if p_value < 0.05:
-        better = "b" if (b > a) == metric.higher_is_better else "a"
+        better = "b" if metric.gain(b, a) > 0 else "a"
     return {
         "a": a,
         "b": b,
         "difference": b - a,
-        "ci95": [float(low), float(high)],
+        "ci95": percentiles(np.array(drawn_R), count),
         "p_value": p_value,
         "test": test,
         "better": better,

@@ -11,7 +11,7 @@ import soundfile
 
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import parse_messages
-from mmgpt.evaluation.gallery import is_wrong
+from mmgpt.evaluation.gallery import is_right
 from mmgpt.evaluation.run import Evaluation
 
 SUFFIX: dict[type[Image] | type[Audio], str] = {Image: ".png", Audio: ".wav"}
@@ -77,4 +77,4 @@ def _save(sample: Record, folder: Path, number: int) -> Example:
             soundfile.write(files[-1], sound.samples, sound.rate)
     (question,) = parse_messages(sample["messages"][-1:])
     said, wanted = str(sample["prediction"]), str(sample["reference"])
-    return Example(tuple(files), question.text.strip(), said, wanted, is_right=not is_wrong(sample))
+    return Example(tuple(files), question.text.strip(), said, wanted, is_right=is_right(sample) is not False)

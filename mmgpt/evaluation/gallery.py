@@ -9,6 +9,7 @@ from typing import Any
 
 from mmgpt.datasets.media import Audio, Image, Media, MediaError, Video
 from mmgpt.datasets.sample import Message, Part, Text, parse_messages
+from mmgpt.evaluation.metrics import metric_named
 from mmgpt.evaluation.plots import Markup, data_url, tag
 from mmgpt.evaluation.sounds import sound_figure
 from mmgpt.training.log import read_log
@@ -29,6 +30,8 @@ MAGIC = {  # first bytes of what browsers play
     b"\x1a\x45\xdf\xa3": "video/webm",
 }
 
+MARKS = {True: ("✓", "right", "good"), False: ("✗", "wrong", "bad"), None: ("·", "not judged", "soft")}
+
 Record = dict[str, Any]
 
 
@@ -37,10 +40,12 @@ def gallery(file: Path, title: str, most: int = MAX_CARDS) -> Markup:
     samples = read_log(file)
     if not samples:
         return tag("div", tag("h3", title), tag("p", f"{file} is missing or empty.", cls="note"))
-    wrong, right = [s for s in samples if is_wrong(s)], [s for s in samples if not is_wrong(s)]
+    wrong, right = [s for s in samples if is_right(s) is False], [s for s in samples if is_right(s) is not False]
     chosen = spread(wrong, max((most + 1) // 2, most - len(right)))
     chosen += spread(right, most - len(chosen))
-    heading = tag("h3", title, tag("small", f"{len(wrong):,} of {len(samples):,} wrong"))
+    judged = sum(is_right(sample) is not None for sample in samples)
+    counted = f"{len(wrong):,} of {judged:,} wrong" if judged else f"{len(samples):,} samples"
+    heading = tag("h3", title, tag("small", counted))
     is_long = sum(len(str(sample["reference"])) for sample in chosen) > LONG_TEXT * len(chosen)
     cards = (_card(sample, file.parent) for sample in chosen)
     return tag("div", heading, tag("div", *cards, cls="cards long" if is_long else "cards"))
@@ -52,10 +57,10 @@ def spread(items: Sequence[Record], count: int) -> list[Record]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def is_wrong(sample: Record) -> bool:
-    """Whether the first score of a sample says so; without scores, none is wrong."""
-    scores = list(sample["scores"].values())
-    return bool(scores) and scores[0] < 0.5
+def is_right(sample: Record) -> bool | None:
+    """What the first of a sample's metrics that judges a single answer says; None if none does."""
+    verdicts = (metric_named(name).is_right(score) for name, score in sample["scores"].items())
+    return next((verdict for verdict in verdicts if verdict is not None), None)
 
 
 def _card(sample: Record, folder: Path) -> Markup:
@@ -67,12 +72,12 @@ def _card(sample: Record, folder: Path) -> Markup:
     if before:
         lines = [tag("p", tag("b", f"{message.role}: "), _in_words(message.parts)) for message in before]
         earlier = tag("details", tag("summary", f"{len(lines)} turns before it"), *lines)
-    mark = ("✗", "wrong", "bad") if is_wrong(sample) else ("✓", "right", "good")
-    shown = mark if sample["scores"] else ("·", "not scored", "soft")
+    verdict = is_right(sample)
+    shown = MARKS[verdict] if sample["scores"] else ("·", "not scored", "soft")
     answers = tag(
         "dl",
         tag("dt", "predicted", tag("span", shown[0], cls="mark", role="img", aria_label=shown[1])),
-        tag("dd", *_said(sample["prediction"], reference if is_wrong(sample) else None)),
+        tag("dd", *_said(sample["prediction"], reference if verdict is False else None)),
         tag("dt", "reference"),
         tag("dd", reference),
     )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mmgpt.config import UserError
 from mmgpt.evaluation.compare import Folder, open_folder
 from mmgpt.evaluation.gallery import MAX_CARDS, gallery
-from mmgpt.evaluation.metrics import METRICS
+from mmgpt.evaluation.metrics import metric_named
 from mmgpt.evaluation.plots import Markup, tag
 from mmgpt.evaluation.report import html_page
 
@@ -71,7 +71,7 @@ class Board:
     def best(self, column: Column) -> float:
         """The best value of the models that were asked the usual prompts."""
         values = [cell.score["value"] for cell in self.of(column) if not self.is_odd(column, cell)]
-        return max(values) if is_higher_better(column.metric) else min(values)
+        return metric_named(column.metric).best(values)
 
     def is_odd(self, column: Column, cell: Cell) -> bool:
         """Whether this model was asked something else than most."""
@@ -96,11 +96,6 @@ def write_leaderboard(folders: Sequence[str | Path], out: str | Path, *, samples
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("<!doctype html>\n" + page + "\n", encoding="utf-8", errors="replace")
     return file
-
-
-def is_higher_better(metric: str) -> bool:
-    """Which end of a metric is the good one; of one that this mmgpt does not know, the high end."""
-    return METRICS[metric].higher_is_better if metric in METRICS else True
 
 
 def _board(folders: list[Folder]) -> Board:
@@ -145,7 +140,7 @@ def _table(board: Board) -> Markup:
         if before is None or before[:3] != column[:3]:
             width = sum(other[:3] == column[:3] for other in board.columns)
             tops.append(tag("th", _task_words(column), tag("small", _shots(column)), scope="colgroup", colspan=width))
-        heads.append(_head(_words(column.metric), number, higher=is_higher_better(column.metric)))
+        heads.append(_head(_words(column.metric), number, higher=metric_named(column.metric).higher_is_better))
     rows = [_row(board, row) for row in sorted(range(len(board.folders)), key=lambda row: _place(board, row))]
     guesses = _guesses(board)
     table = tag(
@@ -177,7 +172,7 @@ def _place(board: Board, row: int) -> tuple[bool, float]:
     cell = board.cells.get((row, column))
     if cell is None or board.is_odd(column, cell):
         return True, 0.0
-    return False, -cell.score["value"] if is_higher_better(column.metric) else cell.score["value"]
+    return False, -metric_named(column.metric).gain(cell.score["value"], 0.0)
 
 
 def _head(name: str, column: int, *, words: bool = False, higher: bool = True) -> Markup:
@@ -212,13 +207,14 @@ def _score(board: Board, column: Column, cell: Cell | None) -> Markup:
     interval = f"{_figure(column.metric, low)} \N{EN DASH} {_figure(column.metric, high)}"
     said = f"{cell.result['n']:,} samples, {interval}"
     link = tag("a", tag("b", _figure(column.metric, value)), marks, href=f"#{cell.panel}", title=said)
-    bar = _bar(board, column, low, value, high) if _is_share(column.metric) else None
+    bar = _bar(low, value, high) if metric_named(column.metric).in_percent else None
     shown = value if math.isfinite(value) else ""
     return tag("td", link, bar, tag("small", interval), cls=f"n {kind}".strip(), data_value=shown)
 
 
-def _bar(board: Board, column: Column, low: float, value: float, high: float) -> Markup:
-    """From 0 to 100 %: the interval as a band, the value as a tick in it."""
+def _bar(*ends: float) -> Markup:
+    """From 0 to 100 %: the interval as a band, the value as a tick in it; error rates may be above."""
+    low, value, high = (min(max(end, 0.0), 1.0) for end in ends)
     band = f"left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"
     return tag(
         "span", tag("i", style=band), tag("u", style=f"left:{100 * value:.1f}%"), cls="range", aria_hidden="true"
@@ -231,7 +227,7 @@ def _guesses(board: Board) -> Markup | None:
     for column in board.columns:
         blinds = ((cell.result.get("blind") or {}).get("text_only", {}) for cell in board.of(column))
         found = [blind[column.metric]["value"] for blind in blinds if column.metric in blind]
-        best = None if not found else max(found) if is_higher_better(column.metric) else min(found)
+        best = metric_named(column.metric).best(found) if found else None
         cells.append(tag("td", "\N{EN DASH}" if best is None else _figure(column.metric, best), cls="n"))
     if all("\N{EN DASH}" in cell for cell in cells):
         return None
@@ -272,12 +268,8 @@ def _shots(column: Column) -> str:
     return f"{column.shots} shot{'' if column.shots == '1' else 's'}"
 
 
-def _is_share(metric: str) -> bool:
-    return metric in METRICS and METRICS[metric].is_share
-
-
 def _figure(metric: str, value: float) -> str:
-    return f"{100 * value:.1f}" if _is_share(metric) else f"{value:.4g}"
+    return metric_named(metric).written(value)
 
 
 def _words(name: str) -> str:

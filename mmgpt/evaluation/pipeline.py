@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mmgpt.arguments import place
 from mmgpt.evaluation.examples import Example, save_examples
+from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.report import write_report
+from mmgpt.evaluation.results import Record
 from mmgpt.evaluation.run import Evaluation, OnProgress, OnScore, evaluate
 from mmgpt.evaluation.task import Task, load_task
 from mmgpt.generation.assistant import Assistant, load
@@ -70,11 +72,17 @@ def run_recipe(
 
 
 def _told(evaluation: Evaluation) -> dict[str, str]:
-    """Each task's scores in percent, with half the width of their 95 % interval."""
+    """Each task's scores, with half the width of their 95 % interval."""
     return {
         f"{result['task']}, {result['shots']} shots": ", ".join(
-            f"{metric} {100 * score['value']:.1f} \N{PLUS-MINUS SIGN} {50 * (score['ci95'][1] - score['ci95'][0]):.1f}"
-            for metric, score in result["metrics"].items()
+            _with_interval(metric, score) for metric, score in result["metrics"].items()
         )
         for result in evaluation.results
     }
+
+
+def _with_interval(name: str, score: Record) -> str:
+    metric, (low, high) = METRICS[name], score["ci95"]
+    return (
+        f"{name} {metric.written(score['value'])} \N{PLUS-MINUS SIGN} {metric.written((high - low) / 2)}{metric.unit}"
+    )

@@ -14,6 +14,7 @@ from typing import Any
 from mmgpt.config import UserError, read_yaml
 from mmgpt.evaluation.environment import environment
 from mmgpt.evaluation.gallery import gallery, size
+from mmgpt.evaluation.metrics import Metric, metric_named
 from mmgpt.evaluation.plots import Markup, Point, Series, line_chart, short, tag
 from mmgpt.training.log import read_log
 
@@ -174,10 +175,6 @@ def _state(run: _Run) -> Markup:
     return tag("span", f"not finished: {last.name}, step {last.done:,}{of}", cls="state bad")
 
 
-def _metric(result: Record) -> str:
-    return next(iter(result["metrics"]))
-
-
 def _guesses(result: Record, metric: str) -> dict[str, Record]:
     """The scores that need no media: of the best text-only guess, and of the model without them."""
     blind = result.get("blind") or {}
@@ -186,22 +183,24 @@ def _guesses(result: Record, metric: str) -> dict[str, Record]:
 
 
 def _headline(result: Record) -> Markup:
-    metric = _metric(result)
-    score, guesses = result["metrics"][metric], _guesses(result, metric)
+    name = next(iter(result["metrics"]))
+    metric, score, guesses = metric_named(name), result["metrics"][name], _guesses(result, name)
     rows = {"model": score, **guesses}
     bars = [
         tag(
             "li",
-            tag("span", name),
-            tag("span", tag("i", style=f"width:{_width(one['value'])}"), cls="track"),
-            tag("b", _percent(one["value"])),
+            tag("span", whose),
+            tag("span", tag("i", style=f"width:{_width(one['value'])}"), cls="track") if metric.in_percent else None,
+            tag("b", _figure(metric, one["value"])),
             cls="ours" if one is score else "guess",
         )
-        for name, one in rows.items()
+        for whose, one in rows.items()
     ]
-    number = tag("p", f"{100 * score['value']:.1f}", tag("small", "%"), cls="number")
-    title = tag("h3", _words(result["task"]), tag("small", _words(metric) + _shots(result)))
-    return tag("article", title, number, _verdict(score, guesses), tag("ul", *bars, cls="bars"), cls="headline")
+    unit = tag("small", metric.unit.strip()) if metric.unit else None
+    number = tag("p", metric.written(score["value"]), unit, cls="number")
+    lower = "" if metric.higher_is_better else ", lower is better"
+    title = tag("h3", _words(result["task"]), tag("small", _words(name) + _shots(result) + lower))
+    return tag("article", title, number, _verdict(metric, score, guesses), tag("ul", *bars, cls="bars"), cls="headline")
 
 
 def _shots(result: Record) -> str:
@@ -209,14 +208,14 @@ def _shots(result: Record) -> str:
     return f", {count} shot{'s' if count != 1 else ''}" if count else ""
 
 
-def _verdict(score: Record, guesses: Mapping[str, Record]) -> Markup:
+def _verdict(metric: Metric, score: Record, guesses: Mapping[str, Record]) -> Markup:
     if not guesses:
         return tag("p", "no score without media to compare with", cls="verdict")
-    best = max(guess["value"] for guess in guesses.values())
-    gain = 100 * (score["value"] - best)
-    if score["ci95"][0] > best:
-        return tag("p", f"+{gain:.1f} points from the media", cls="verdict good")
-    return tag("p", f"{gain:+.1f} points: not clearly above guessing", cls="verdict bad")
+    best = metric.best(guess["value"] for guess in guesses.values())
+    gain = metric.written(score["value"] - best, signed=True) + (" points" if metric.in_percent else "")
+    if min(metric.gain(end, best) for end in score["ci95"]) > 0:
+        return tag("p", f"{gain} from the media", cls="verdict good")
+    return tag("p", f"{gain}: not clearly above guessing", cls="verdict bad")
 
 
 def _scores(run: _Run) -> Markup:
@@ -236,25 +235,25 @@ def _scores(run: _Run) -> Markup:
         return _section("Scores", _note("Not evaluated yet."), tag("pre", shlex.join(command), cls="command"))
     rows = []
     for result in results:
-        for metric, score in result["metrics"].items():
-            guesses = _guesses(result, metric)
-            cells = [guesses.get(name) for name in ("blind", "text-only guess")]
-            low, high = (f"{100 * end:.1f}" for end in score["ci95"])
+        for name, score in result["metrics"].items():
+            metric, guesses = metric_named(name), _guesses(result, name)
+            cells = [guesses.get(whose) for whose in ("blind", "text-only guess")]
+            low, high = map(metric.written, score["ci95"])
             rows.append(
                 tag(
                     "tr",
-                    tag("th", _words(result["task"]), tag("small", _words(metric) + _shots(result)), scope="row"),
+                    tag("th", _words(result["task"]), tag("small", _words(name) + _shots(result)), scope="row"),
                     tag("td", f"{result['n']:,}", cls="n"),
-                    tag("td", tag("b", _percent(score["value"])), cls="n"),
+                    tag("td", tag("b", _figure(metric, score["value"])), cls="n"),
                     tag("td", f"{low} \N{EN DASH} {high}", cls="n soft"),
-                    *(tag("td", _percent(c["value"]) if c else "\N{EN DASH}", cls="n") for c in cells),
+                    *(tag("td", _figure(metric, c["value"]) if c else "\N{EN DASH}", cls="n") for c in cells),
                     tag("td", _duration(result["seconds"]), cls="n soft"),
                 )
             )
     names = ["task", "n", "score", "95 % interval", "blind", "text-only", "time"]
     hint = (
         "Blind: the same prompts with the media removed. Text-only: the best answer to each question's "
-        "words, found in training data. Only a score above both shows that the media are used."
+        "words, found in training data. Only a score better than both shows that the media are used."
     )
     return _section("Scores", _table(names, tag("tbody", *rows)), hint=hint)
 
@@ -360,8 +359,8 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _figure(metric: Metric, value: float) -> str:
+    return metric.written(value) + metric.unit
 
 
 def _width(share: float) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mmgpt.config import UserError
+from mmgpt.config import UserError, did_you_mean
 from mmgpt.evaluation.answering import Answer
+from mmgpt.evaluation.ids import id_text
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
 from mmgpt.evaluation.shots import Prompt
@@ -111,24 +112,67 @@ def over_seeds(rows: Sequence[Record]) -> Record:
 
 
 def answered_of(row: Record) -> Answered:
-    """A sample's row as metrics take it."""
+    """A sample's row as metrics take it.
+
+    Raises:
+        UserError: if its prediction or references are not texts, with its key.
+    """
+    references = row.get("references", [row.get("reference")])
+    if not isinstance(row.get("prediction"), str):
+        raise UserError(f"{row['key']}: its prediction is {row.get('prediction')!r}, not a text; evaluate it again")
+    if not isinstance(references, list) or not references or not all(isinstance(one, str) for one in references):
+        raise UserError(f"{row['key']}: its references are {references!r}, not a list of texts")
     return Answered(
         row["prediction"],
-        tuple(row["references"]),
+        tuple(references),
         tuple(row.get("choices", ())),
         tuple(row.get("logprobs") or ()),
         row.get("tags") or {},
     )
 
 
-def rescore(samples: Path) -> Record:
-    """Scores of a samples file, computed again from its predictions without the model.
+def read_samples(file: Path) -> dict[str, Record]:
+    """The rows of a samples file by key.
 
     Raises:
-        UserError: if the file is absent or empty.
+        UserError: if the file is absent or empty, a line is damaged, or a key is there twice.
     """
-    if not samples.is_file() or not samples.stat().st_size:
-        raise UserError(f"{samples}: no samples there; give a samples-TASK-SHOTS.jsonl that `mmgpt eval --out` wrote")
-    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    if not file.is_file() or not file.stat().st_size:
+        raise UserError(
+            f"{file}: no such file, or no samples there; `mmgpt eval --out` writes samples-TASK-SHOTS.jsonl"
+        )
+    found: dict[str, Record] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            key = id_text(row["key"])
+        except (ValueError, KeyError, TypeError):
+            key = None
+        if key is None:
+            raise UserError(f"{file}:{number}: no sample with a key; evaluate again")
+        if key in found:
+            raise UserError(f"{file}:{number}: the key {key!r} is there twice; evaluate again")
+        found[key] = row
+    return found
+
+
+def rescore(samples: Path, metrics: Sequence[str] = ()) -> Record:
+    """Scores of a samples file, computed again from its predictions without the model.
+
+    Args:
+        samples: the file.
+        metrics: names; those of the file's own scores if none are given.
+    Raises:
+        UserError: if the file is absent, empty or damaged, or a metric is not known.
+    """
+    rows = list(read_samples(samples).values())
+    names = list(metrics or rows[0].get("scores", ()))
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"{samples}: metric {name!r} is not known; {did_you_mean(name, METRICS)}")
+    if not names:
+        raise UserError(f"{samples}: its samples have no scores; name the metrics to compute")
     some = [answered_of(row) for row in rows]
-    return summaries({name: METRICS[name].statistics(some) for name in rows[0]["scores"]})
+    return summaries({name: METRICS[name].statistics(some) for name in names})

@@ -1,17 +1,18 @@
 """Scores of other systems' results files, as the official tools of VQA and of MS-COCO captions give them.
 
-A results file must answer every question once; what is scored over a part says so.
+A results file must answer every question once; what is scored over a part says so. The type of an id is no matter.
 """
 
 import gzip
 import json
 import unicodedata
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmgpt.config import UserError
+from mmgpt.evaluation.ids import id_text
 from mmgpt.evaluation.metrics.captions import caption_scores, has_words, named, paired
 from mmgpt.evaluation.metrics.java import java_scores
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
@@ -46,7 +47,7 @@ def score_vqa(questions: str | Path, annotations: str | Path, results: str | Pat
     empty = [key for key, answer in answers.items() if not answer.strip()]
     if empty:
         notes.append(f"{len(empty)} empty answers count as wrong: {named(empty)}")
-    scores: dict[Hashable, float] = {}
+    scores: dict[str, float] = {}
     groups: dict[str, dict[str, list[float]]] = {"answer_type": defaultdict(list), "question_type": defaultdict(list)}
     for key in (key for key in known if key in answers):
         row = known[key]
@@ -57,7 +58,7 @@ def score_vqa(questions: str | Path, annotations: str | Path, results: str | Pat
         "overall": _percent(scores.values()),
         "per_answer_type": {name: _percent(group) for name, group in sorted(groups["answer_type"].items())},
         "per_question_type": {name: _percent(group) for name, group in sorted(groups["question_type"].items())},
-        "per_question": {str(key): round(100 * score, 2) for key, score in scores.items()},
+        "per_question": {key: round(100 * score, 2) for key, score in scores.items()},
         "scored": len(scores),
         "questions": len(known),
         "notes": notes,
@@ -83,9 +84,9 @@ def score_captions(
     Raises:
         UserError: if a file is not what it should be, or a caption is missing, double, without words or of no image.
     """
-    right: dict[Hashable, list[str]] = defaultdict(list)
+    right: dict[str, list[str]] = defaultdict(list)
     for row in _list_of(references, "annotations", FORMS["references"]):
-        right[_field(row, "image_id", references, Hashable)].append(_field(row, "caption", references, str))
+        right[_id(row, "image_id", references)].append(_field(row, "caption", references))
     captions = _texts(results, "image_id", "caption", FORMS["captions"])
     images = len(right)
     notes = _check_ids(captions, right, results, "images", partial)
@@ -98,7 +99,25 @@ def score_captions(
     return {"CIDEr": scores.pop("CIDEr"), **scores, **more, "scored": len(captions), "images": images, "notes": notes}
 
 
-def _doubtful_references(references: Mapping[Hashable, Sequence[str]]) -> list[str]:
+def score_evaluation(folder: str | Path, metrics: Sequence[str] = ()) -> Record:
+    """Scores of an evaluation's samples by the name of their file, computed again from their answers.
+
+    Args:
+        folder: of an evaluation, or one of its samples files.
+        metrics: names; those that the samples have scores of if none are given.
+    Raises:
+        UserError: if there are no samples, or they cannot be scored so.
+    """
+    from mmgpt.evaluation.results import rescore  # of the evaluations, slow to import
+
+    path = Path(folder)
+    files = sorted(path.glob("samples-*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: no samples-TASK-SHOTS.jsonl there; give the folder that `mmgpt eval --out` wrote")
+    return {file.stem.removeprefix("samples-"): rescore(file, metrics) for file in files}
+
+
+def _doubtful_references(references: Mapping[str, Sequence[str]]) -> list[str]:
     texts = [text for some in references.values() for text in some]
     bare = sum(not has_words(text) for text in texts)
     foreign = sum(_is_foreign(text) for text in texts if not text.isascii())
@@ -122,11 +141,11 @@ def _answers(row: Record, file: str | Path) -> list[str]:
     answers = row.get("answers")
     if not isinstance(answers, list) or not answers:
         raise UserError(f"{file}: question {row['question_id']} has no answers; they look like {FORMS['annotations']}")
-    return [_field(answer, "answer", file, str) for answer in answers]
+    return [_field(answer, "answer", file) for answer in answers]
 
 
 def _check_ids(
-    given: Mapping[Hashable, str], wanted: Mapping[Hashable, Any], file: str | Path, things: str, partial: bool
+    given: Mapping[str, str], wanted: Mapping[str, Any], file: str | Path, things: str, partial: bool
 ) -> list[str]:
     unknown = [key for key in given if key not in wanted]
     if unknown:
@@ -142,23 +161,27 @@ def _check_ids(
     return [f"scored over {len(given)} of {len(wanted)} {things}"] if missing else []
 
 
-def _same_ids(one: Mapping[Hashable, Any], other: Mapping[Hashable, Any], first: str, second: str) -> None:
+def _same_ids(one: Mapping[str, Any], other: Mapping[str, Any], first: str, second: str) -> None:
     differ = [key for key in {**one, **other} if key not in one or key not in other]
     if differ:
         raise UserError(f"{first} and {second} differ in {len(differ)} ids: {named(differ)}; give files of one split")
 
 
-def _texts(file: str | Path, key: str, text: str, form: str) -> dict[Hashable, str]:
+def _texts(file: str | Path, key: str, text: str, form: str) -> dict[str, str]:
     """The texts of a results file by id."""
     rows = _by_id(_list_of(file, None, form), key, file)
-    return {place: _field(row, text, file, str) for place, row in rows.items()}
+    bad = [place for place, row in rows.items() if not isinstance(row.get(text), str)]
+    if bad:
+        shown = json.dumps(rows[bad[0]], ensure_ascii=False)[:80]
+        raise UserError(f"{file}: {len(bad)} rows have no {text}: {named(bad)}; {shown} has no {text} that is text")
+    return {place: row[text] for place, row in rows.items()}
 
 
-def _by_id(rows: Sequence[Record], key: str, file: str | Path) -> dict[Hashable, Record]:
-    found: dict[Hashable, Record] = {}
+def _by_id(rows: Sequence[Record], key: str, file: str | Path) -> dict[str, Record]:
+    found: dict[str, Record] = {}
     double = []
     for row in rows:
-        place = _field(row, key, file, Hashable)
+        place = _id(row, key, file)
         double += [place] if place in found else []
         found[place] = row
     if double:
@@ -166,11 +189,17 @@ def _by_id(rows: Sequence[Record], key: str, file: str | Path) -> dict[Hashable,
     return found
 
 
-def _field(row: Any, name: str, file: str | Path, kind: type) -> Any:
+def _id(row: Any, name: str, file: str | Path) -> str:
+    found = id_text(row.get(name)) if isinstance(row, dict) else None
+    if found is None:
+        raise UserError(f"{file}: {json.dumps(row, ensure_ascii=False)[:80]} has no {name}")
+    return found
+
+
+def _field(row: Any, name: str, file: str | Path) -> str:
     value = row.get(name) if isinstance(row, dict) else None
-    if value is None or not isinstance(value, kind):
-        shown = json.dumps(row, ensure_ascii=False)[:80]
-        raise UserError(f"{file}: {shown} has no {name}" + (" that is text" if kind is str else ""))
+    if not isinstance(value, str):
+        raise UserError(f"{file}: {json.dumps(row, ensure_ascii=False)[:80]} has no {name} that is text")
     return value
 
 

@@ -20,8 +20,10 @@ from mmgpt.datasets.source import Absent, Source, SourceConfig
 from mmgpt.datasets.table import fields_of
 from mmgpt.evaluation.item import Item, items_of, merged_items_of
 from mmgpt.evaluation.metrics import METRICS
+from mmgpt.evaluation.metrics.letters import place_of
 from mmgpt.evaluation.shots import ShotConfig
 from mmgpt.generation.sampling import GenerateConfig
+from mmgpt.inputs.choices import checked_choices
 
 READERS = {str(kind) for config in SOURCES for kind in get_args(config.model_fields["reader"].annotation)}
 TABLES = ("jsonl", "json", "csv", "tsv")  # kinds of reader that are files of the table reader
@@ -68,6 +70,11 @@ class TaskConfig(Config):
         ):
             if getattr(self, name) and kind not in kinds:
                 raise ValueError(f"{name} is for kind={' or '.join(kinds)}, not {kind}; leave it out or change kind")
+        if self.choices:
+            try:
+                checked_choices(self.choices)
+            except UserError as error:
+                raise ValueError(str(error)) from None
         if kind == "classify" and not self.choices and not self.exemplars:
             raise ValueError("kind=classify needs choices, or exemplars whose answers are the classes")
         if self.exemplars == self.data:
@@ -222,7 +229,7 @@ class Task:
         return self._holding(item, item.choices)
 
     def _holding(self, item: Item, choices: tuple[str, ...]) -> tuple[str, ...]:
-        if not set(item.references) & set(choices):
+        if all(place_of(reference, choices) is None for reference in item.references):
             shown = ", ".join(choices[:6]) + (", ..." if len(choices) > 6 else "")
             raise UserError(f"{item.key}: its reference {item.reference!r} is not among the choices: {shown}")
         return choices

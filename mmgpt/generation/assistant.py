@@ -22,6 +22,7 @@ from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.generation.scoring import score, windows
 from mmgpt.generation.speculate import check_draft
 from mmgpt.inputs.chat import IGNORED, Medium, Rendered, TooLong
+from mmgpt.inputs.choices import checked_choices
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.quantize import Quantization, pick_scheme
 from mmgpt.model.weights import load_bundle, pick_device, pick_dtype, widen
@@ -197,7 +198,8 @@ class Assistant:
 
         Args:
             messages: a conversation, or a list of them.
-            choices: texts; for a list of conversations one list for all, or a list of lists.
+            choices: texts, scored without the white space around them; for a list of conversations one list for all, or
+                a list of lists.
             normalise: divide each log-probability by its tokens (the end token counts), so that length weighs less.
             batch_size: conversations at a time.
         Returns:
@@ -218,7 +220,8 @@ class Assistant:
         for at in range(0, len(conversations), batch_size):
             rows = range(at, min(at + batch_size, len(conversations)))
             rendered = [
-                self.renderer.choices(read_prompt(conversations[i]), list(lists[i]), f"prompt {i}") for i in rows
+                self.renderer.choices(read_prompt(conversations[i]), checked_choices(lists[i]), f"prompt {i}")
+                for i in rows
             ]
             for i, logprobs in zip(rows, self._score(list(map(_split, rendered))), strict=True):
                 scores = [sum(one) / (len(one) if normalise else 1) for one in logprobs]

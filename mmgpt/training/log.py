@@ -34,7 +34,7 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").split("\n"):  # a text may hold U+2028, which splits lines too
         try:
             record = json.loads(line)
         except ValueError:

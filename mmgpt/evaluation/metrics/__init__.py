@@ -1,9 +1,12 @@
 """The one list of all metrics, by the names that tasks give them."""
 
-from mmgpt.evaluation.metrics import captions, choices, likelihood, speech, translation
-from mmgpt.evaluation.metrics.answers import SCORES, exact_match
+import numpy as np
+
+from mmgpt.evaluation.metrics import answers, captions, choices, likelihood, speech, translation, yes_no
+from mmgpt.evaluation.metrics.answers import exact_match
 from mmgpt.evaluation.metrics.captions import caption_scores
-from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric, recall_at_k, share, summary
+from mmgpt.evaluation.metrics.intervals import summary
+from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric, recall_at_k, share
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
 
 __all__ = [
@@ -13,18 +16,25 @@ __all__ = [
     "Metric",
     "caption_scores",
     "exact_match",
+    "metric_named",
     "recall_at_k",
     "summary",
     "vqa_accuracy",
 ]
 
 METRICS: dict[str, Metric] = {
-    **{name: share(score) for name, score in SCORES.items()},
-    "choice_accuracy": share(exact_match),  # the chosen text against the right choice
-    "vqa_accuracy": share(vqa_accuracy),
+    **answers.METRICS,
+    "vqa_accuracy": share(lambda one: vqa_accuracy(one.prediction, one.references)),
     **choices.METRICS,
+    **yes_no.METRICS,
     **likelihood.METRICS,
     **captions.METRICS,
     **speech.METRICS,
     **translation.METRICS,
 }
+UNKNOWN = Metric(lambda some: np.zeros((len(some), 1)), right_from=0.5)  # of files that another version wrote
+
+
+def metric_named(name: str) -> Metric:
+    """The metric to write and judge figures by; of a name that this mmgpt does not know, more is better."""
+    return METRICS.get(name, UNKNOWN)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mmgpt.config import UserError
 from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric, share
+from mmgpt.evaluation.metrics.normalise import unmarked
 from mmgpt.evaluation.metrics.ptb import words
 
 Ints = NDArray[np.int64]
@@ -27,8 +28,8 @@ TINY, SMALL = 1e-15, 1e-9  # keep BLEU without matches above 0 and without n-gra
 
 @lru_cache(maxsize=1 << 19)
 def tokens(caption: str) -> tuple[str, ...]:
-    """The words of a caption; several metrics read the same ones."""
-    return tuple(words(caption))
+    """The words of a caption without markup; several metrics read the same ones."""
+    return tuple(words(unmarked(caption)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def bleu_counts(answered: Sequence[Answered]) -> Floats:
 
 
 def _bleu_metric(longest: int) -> Metric:
-    return Metric(bleu_counts, lambda sums_S, count: _bleu(sums_S, longest))
+    return Metric(bleu_counts, lambda sums_S, count: _bleu(sums_S, longest), in_percent=True)
 
 
 def _bleu(sums_S: Floats, longest: int) -> float:
@@ -178,7 +179,7 @@ def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
 
 METRICS: dict[str, Metric] = {
     **{f"bleu_{n}": _bleu_metric(n) for n in range(1, LONGEST + 1)},
-    "rouge_l": share(rouge_l),
+    "rouge_l": share(lambda one: rouge_l(one.prediction, one.references), right_from=None),
     "cider": Metric(cider_scores),
 }
 

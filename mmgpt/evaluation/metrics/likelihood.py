@@ -25,9 +25,7 @@ def _counts(answered: Sequence[Answered]) -> Floats:
 
 
 METRICS: dict[str, Metric] = {
-    "perplexity": Metric(_counts, lambda s, n: math.exp(s[0] / s[1]), higher_is_better=False, in_percent=False),
-    "word_perplexity": Metric(_counts, lambda s, n: math.exp(s[0] / s[2]), higher_is_better=False, in_percent=False),
-    "bits_per_byte": Metric(
-        _counts, lambda s, n: float(s[0] / s[3] / math.log(2)), higher_is_better=False, in_percent=False
-    ),
+    "perplexity": Metric(_counts, lambda s, n: math.exp(s[0] / s[1]), higher_is_better=False),
+    "word_perplexity": Metric(_counts, lambda s, n: math.exp(s[0] / s[2]), higher_is_better=False),
+    "bits_per_byte": Metric(_counts, lambda s, n: float(s[0] / s[3] / math.log(2)), higher_is_better=False),
 }

@@ -1,13 +1,13 @@
-"""What a metric is: statistics of each sample that add up, and a figure made of their sums.
+"""What a metric is: statistics of each sample that add up, a figure made of their sums, and how that is written.
 
 A mean adds up scores, a word error rate errors and words, BLEU matches and lengths. So every figure has its standard
 error, its bootstrap interval and its paired test by one road: samples are drawn again, their statistics added.
 
-Shape letters: N samples, S statistics of a sample, R resamples, M media, K texts.
+Shape letters: N samples, S statistics of a sample, M media, K texts.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor  # slow to import, and here for its name alone
 
 Floats = NDArray[np.float64]
-RESAMPLES = 1000
-Z95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,19 @@ class Metric:
         figure: of the sums (S,) over so many samples.
         is_share: the figure is a mean of scores between 0 and 1.
         higher_is_better: which of two systems has won.
-        in_percent: a table shows a hundred times the figure.
+        in_percent: the figure is written as a hundred times its value.
+        right_from: the score from which a single sample's answer is right, of errors up to which; None if a score does
+            not say.
+        check: raises UserError if the metric cannot read a sample's references.
     """
 
     statistics: Callable[[Sequence[Answered]], Floats]
     figure: Callable[[Floats, int], float] = _mean
     is_share: bool = False
     higher_is_better: bool = True
-    in_percent: bool = True
+    in_percent: bool = False
+    right_from: float | None = None
+    check: Callable[[Answered], None] | None = None
 
     def value(self, answered: Sequence[Answered]) -> float:
         """The figure over these samples."""
@@ -70,41 +73,43 @@ class Metric:
         """The figure of every sample alone."""
         return [self.figure(statistics_S, 1) for statistics_S in statistics_NS]
 
+    @property
+    def unit(self) -> str:
+        """What stands behind a written figure."""
+        return " %" if self.in_percent else ""
 
-def share(score: Callable[[str, tuple[str, ...]], float]) -> Metric:
-    """The mean of a score in [0, 1] of each prediction against its references."""
-    return Metric(lambda some: np.array([[score(one.prediction, one.references)] for one in some]), is_share=True)
+    def written(self, value: float, *, signed: bool = False) -> str:
+        """A figure, or signed a difference of two, as every table and page writes it, without the unit."""
+        sign = "+" if signed else ""
+        return f"{100 * value:{sign}.1f}" if self.in_percent else f"{value:{sign}.4g}"
 
+    def gain(self, value: float, other: float) -> float:
+        """How much better a figure is than another one; below 0 if it is worse."""
+        return value - other if self.higher_is_better else other - value
 
-def summary(metric: Metric, statistics_NS: Floats) -> dict[str, float | list[float]]:
-    """Figure, standard error and 95 % interval.
+    def best(self, values: Iterable[float]) -> float:
+        """The best of several figures."""
+        return max(values) if self.higher_is_better else min(values)
 
-    Shares have Wilson's interval (1927), exact enough near 0 and 1, where the normal one leaves the range; other
-    figures the percentiles of a bootstrap (Efron 1979), whose draws do not change from call to call.
-    """
-    count = len(statistics_NS)
-    value = metric.figure(statistics_NS.sum(axis=0), count)
-    if metric.is_share:
-        deviation = float(statistics_NS[:, 0].std(ddof=1)) if count > 1 else 0.0
-        return {"value": value, "stderr": deviation / math.sqrt(count), "ci95": wilson(value, count)}
-    drawn_R = np.array([metric.figure(sums_S, count) for sums_S in resampled_sums(statistics_NS)])
-    low, high = np.percentile(drawn_R, [2.5, 97.5])
-    return {"value": value, "stderr": float(drawn_R.std(ddof=1)), "ci95": [float(low), float(high)]}
-
-
-def resampled_sums(statistics_NS: Floats, seed: int = 0) -> Floats:
-    """Sums (R, S) of the statistics of N samples drawn with replacement; the draws depend on N and the seed alone."""
-    count = len(statistics_NS)
-    rng = np.random.default_rng([seed, count])
-    weights = (rng.multinomial(count, np.full(count, 1 / count)) for _ in range(RESAMPLES))
-    return np.stack([weights_N @ statistics_NS for weights_N in weights])
+    def is_right(self, score: float) -> bool | None:
+        """Whether a single sample's score is that of a right answer; None if the metric does not judge answers."""
+        return None if self.right_from is None else self.gain(score, self.right_from) >= 0
 
 
-def wilson(mean: float, count: int) -> list[float]:
-    """Wilson's 95 % interval of a share."""
-    centre = (mean + Z95**2 / (2 * count)) / (1 + Z95**2 / count)
-    half = Z95 * math.sqrt(mean * (1 - mean) / count + Z95**2 / (4 * count * count)) / (1 + Z95**2 / count)
-    return [max(0.0, centre - half), min(1.0, centre + half)]
+def share(
+    score: Callable[[Answered], float],
+    *,
+    right_from: float | None = 0.5,
+    check: Callable[[Answered], None] | None = None,
+) -> Metric:
+    """The mean of a score in [0, 1] of each answer."""
+    return Metric(
+        lambda some: np.array([[score(one)] for one in some], dtype=np.float64),
+        is_share=True,
+        in_percent=True,
+        right_from=right_from,
+        check=check,
+    )
 
 
 def recall_at_k(scores_MK: "Tensor", matches_MK: "Tensor", k: int) -> float:

@@ -1,6 +1,7 @@
 """Word and character error rates, with the normaliser of both sides in the metric's name.
 
-`wer` compares words as they stand; `_whisper_en` and `_whisper_basic` after the normalisers of Whisper (Radford et al.
+`wer` compares words as they stand, but for markup, and without errors where prediction and reference differ in a final
+dot or quotes around them alone; `_whisper_en` and `_whisper_basic` after the normalisers of Whisper (Radford et al.
 2022, arXiv:2212.04356, appendix C). Figures from different normalisers cannot be compared. Needs the extra `eval`.
 """
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from mmgpt.config import UserError
 from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric
+from mmgpt.evaluation.metrics.normalise import as_reference, unmarked
 
 Normalise = Callable[[str], str]
 
@@ -19,7 +21,7 @@ Normalise = Callable[[str], str]
 @cache
 def _normaliser(name: str) -> Normalise:
     if name == "plain":
-        return lambda text: " ".join(text.split())
+        return str
     try:
         from whisper_normalizer.basic import BasicTextNormalizer
         from whisper_normalizer.english import EnglishTextNormalizer
@@ -43,7 +45,8 @@ def _error_rate(unit: str, normaliser: str) -> Metric:
         align, normalise = _aligner(unit), _normaliser(normaliser)
 
         def compare(prediction: str, reference: str) -> tuple[int, int]:
-            said, right = normalise(prediction), normalise(reference)
+            said = normalise(as_reference(prediction, (reference,)))
+            right = normalise(unmarked(reference))
             if not right:  # nothing was said: all that is heard is an error
                 return (len(said.split()) if unit == "words" else len(said)), 0
             found = align(right, said)
@@ -53,7 +56,7 @@ def _error_rate(unit: str, normaliser: str) -> Metric:
         rows = [min(compare(one.prediction, reference) for reference in one.references) for one in answered]
         return np.array(rows, dtype=np.float64)
 
-    return Metric(errors, _rate, higher_is_better=False)
+    return Metric(errors, _rate, higher_is_better=False, in_percent=True, right_from=0.0)
 
 
 def _rate(sums_S: Floats, count: int) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmgpt.config import UserError
 from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric
+from mmgpt.evaluation.metrics.normalise import as_reference, unmarked
 
 
 @cache
@@ -28,13 +29,16 @@ def _corpus_metric(name: str) -> Metric:
     def statistics(answered: Sequence[Answered]) -> Floats:
         """(N, S): the counts that sacrebleu adds up: of BLEU lengths, matches and n-grams."""
         extract = _scorer(name)._extract_corpus_statistics
-        rows = [extract([one.prediction], [[right] for right in one.references])[0] for one in answered]
+        rows = []
+        for one in answered:
+            right = tuple(map(unmarked, one.references))
+            rows.append(extract([as_reference(one.prediction, right)], [[text] for text in right])[0])
         return np.array(rows, dtype=np.float64)
 
     def figure(sums_S: Floats, count: int) -> float:
         return float(_scorer(name)._compute_score_from_stats([int(total) for total in sums_S]).score / 100)
 
-    return Metric(statistics, figure)
+    return Metric(statistics, figure, in_percent=True)
 
 
 METRICS: dict[str, Metric] = {name: _corpus_metric(name) for name in ("bleu", "chrf")}

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
+from mmgpt.evaluation.metrics.normalise import plain
+
 COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {"none": "0"} | {word: str(value) for value, word in enumerate(COUNTED)}
 ARTICLES = {"a", "an", "the"}
@@ -33,7 +35,8 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     The mean over the annotators of min(1, matches among the other nine / 3). Both sides are normalised (punctuation,
     number words, articles, contractions) only where the answers are not all the same; where they are, they are compared
     as they stand but for outer white space. Of another number of answers, n, three become min(3, n - 1), so that the
-    answer of all still scores 1; a single answer is compared for equality.
+    answer of all still scores 1; a single answer is compared for equality. What is writing alone (`plain`: bold type,
+    quotes around an answer, its final dot) goes first; the official tool counts it where the answers are all the same.
 
     Raises:
         ValueError: if there are no answers.
@@ -53,7 +56,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _trim(text: str) -> str:
-    return text.replace("\n", " ").replace("\t", " ").strip()
+    return plain(text.replace("\n", " ").replace("\t", " ").strip())
 
 
 @lru_cache(maxsize=1 << 16)
