@@ -22,7 +22,7 @@ KINDS = (
     _Kind(rb"\0\x05\x16[\0\x07]", "what macOS keeps beside a file (._name)", "take the file without ._"),
     _Kind(rb"(?i)\s*(<!doctype html|<html|<head|<body)", "an HTML page", FETCH),
     _Kind(
-        rb"(?is)\s*(<\?xml.{,300})?(<!--.{,300}-->\s*)?(<!doctype svg.{,300})?<svg",
+        rb"(?is)\s*(<\?xml.{,400})?(<!(--|doctype svg).{,400})?<svg",
         "an SVG drawing",
         "render it to a PNG",
     ),
@@ -74,9 +74,11 @@ def kind_of(payload: bytes) -> tuple[str, str]:
     for kind in KINDS:
         if re.match(kind.begins, head, re.DOTALL):
             return kind.name, kind.remedy
-    if head and not head.strip(b"\0"):
+    if payload and not bytes(payload).strip(b"\0"):
         return "nothing but zeros", "fetch it again"
     words = _words_of(head)
+    if not payload:
+        return "0 bytes", ""
     return (f"a text ({words!r})", "a path goes in as a string") if words else ("", "")
 
 

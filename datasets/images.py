@@ -37,9 +37,9 @@ WHITE_IS_ZERO = 0
 class Image(Media):
     """A picture: path, bytes, open file, base64, PIL image, or array (H, W) or (H, W, 1, 3 or 4), or channels first.
 
-    uint8 holds 0-255, uint16 0-65535, bool black and white, floats 0-1, or 0-255 where one is 16 or more. Other
-    integers hold 0-255, or 0-65535 above that. What fits no scale or two is refused: negative or infinite numbers, 0 and
-    1 in int64, 12 bits in uint16.
+    uint8 holds 0-255, uint16 0-65535, bool black and white, floats 0-1, or 0-255 where one is 16 or above; other
+    integers 0-255, or 0-65535 above that. What fits no scale or two is refused: negative or infinite numbers, 0 and 1
+    in int64, 12 bits in uint16.
 
     Where both ends could be channels, an array has them last, a torch tensor first; a batch of one is its picture. Of
     an animation the first frame counts.
@@ -91,6 +91,7 @@ class Image(Media):
         if array.ndim == 3 and 2 in (array.shape[0], array.shape[2]):
             told = 'give grey with alpha as PIL.Image.fromarray(array, "LA"), or the first channel alone'
         kind = f"shape {shape} of {array.dtype}" if shape else f"{type(self.made).__name__}"
+        told = told if array.size else "it holds no pixels"
         raise MediaError(f"{self.name()}: {kind} is not a picture; {told}")
 
     def numbers(self) -> np.ndarray | None:

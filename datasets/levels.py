@@ -93,10 +93,11 @@ def _extent_of(arrays: Sequence[np.ndarray]) -> _Extent:
 def _check_filled(name: str, dtype: np.dtype, extent: _Extent, white: float) -> None:
     """Refuse colours or an alpha channel that are likelier to be on another scale; all 0 is black on each."""
     top = extent.highest
-    if extent.alpha and extent.alpha <= white / FILLED:
+    is_split = dtype.kind == "f" and white == BYTE and extent.highest <= OVERSHOOT < (extent.alpha or 0)
+    if extent.alpha and (extent.alpha <= white / FILLED or is_split):
         raise MediaError(
-            f"{name}: its alpha channel reaches {extent.alpha:g} of {white:g} and would hide the picture; "
-            "give all channels one scale, or leave the last one out"
+            f"{name}: its alpha channel reaches {extent.alpha:g}, its colours {top:g}: with {white:g} for white and "
+            "opaque it would be blank; give all channels one scale, or leave the last one out"
         )
     if not top or dtype == np.uint8:
         return
@@ -112,6 +113,6 @@ def _check_filled(name: str, dtype: np.dtype, extent: _Extent, white: float) -> 
         )
     if dtype.kind == "f" and white == BYTE and top < FILLED:
         raise MediaError(
-            f"{name}: {dtype} values up to {top:g}: over {OVERSHOOT:g}, as no rounding or resampling of 0 to 1 leaves, and "
+            f"{name}: {dtype} values up to {top:g}: over {OVERSHOOT:g}, as no resampling of 0 to 1 leaves it, and "
             f"under {FILLED}, too dark to be sure that 255 is white; divide by what white is, and clip to 0 to 1"
         )

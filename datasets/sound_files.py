@@ -3,9 +3,11 @@
 Source: Multimedia Programming Interface and Data Specifications 1.0 (RIFF), EBU Tech 3306 (RF64), RFC 3533 (Ogg).
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 UNKNOWN_BYTES = 0x7FFF0000  # a WAV written to a pipe states this size of its data or more, not knowing better
+W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"  # Sony's: GUIDs for names, sizes of 64 bits
 RIFF = (b"RIFF", b"RF64", b"BW64")
 
 
@@ -18,9 +20,11 @@ def missing_of(payload: bytes) -> str:
         stated, held = _data_of(payload)
     elif payload[:4] == b"FORM" and payload[8:12] in (b"AIFF", b"AIFC"):
         stated, held = _size_of_chunk(payload, b"SSND", "big")
+    elif payload[:16] == W64:
+        stated, held = _data_of_w64(payload)
     elif payload[:4] == b".snd":
         stated, held = int.from_bytes(payload[8:12], "big"), len(payload) - int.from_bytes(payload[4:8], "big")
-    is_known = stated < UNKNOWN_BYTES or payload[:4] in (b"RF64", b"BW64")
+    is_known = stated < UNKNOWN_BYTES or payload[:4] in (b"RF64", b"BW64", b"riff")
     return f"{held:,} of {stated:,} bytes of samples" if held < stated and is_known else ""
 
 
@@ -32,10 +36,10 @@ def with_its_size(payload: bytes) -> bytes:
     while at + 8 <= len(payload):
         size = int.from_bytes(payload[at + 4 : at + 8], "little")
         if payload[at : at + 4] == b"data":
-            held = len(payload) - at - 8
-            if size or not held or _are_chunks(payload, at + 8):
+            end = next((end for end in _ends(payload, at + 8)), len(payload))
+            if size or end == at + 8:
                 return payload
-            return payload[: at + 4] + held.to_bytes(4, "little") + payload[at + 8 :]
+            return payload[: at + 4] + (end - at - 8).to_bytes(4, "little") + payload[at + 8 :]
         at += 8 + size + size % 2
     return payload
 
@@ -65,6 +69,17 @@ def _data_of(payload: bytes) -> tuple[int, int]:
     return stated, held
 
 
+def _data_of_w64(payload: bytes) -> tuple[int, int]:
+    """Bytes of samples that a W64 states and holds: its chunks' sizes count their own heads."""
+    at = 40
+    while at + 24 <= len(payload):
+        size = int.from_bytes(payload[at + 16 : at + 24], "little")
+        if payload[at : at + 4] == b"data":
+            return size - 24, len(payload) - at - 24
+        at += max(24, -(-size // 8) * 8)
+    return 0, 0
+
+
 def _size_of_chunk(payload: bytes, name: bytes, order: Literal["little", "big"]) -> tuple[int, int]:
     """Bytes that a chunk states, and that are there from its beginning on; 0 and 0 where there is no such chunk."""
     at = 12
@@ -74,6 +89,16 @@ def _size_of_chunk(payload: bytes, name: bytes, order: Literal["little", "big"])
             return stated, len(payload) - at - 8
         at += 8 + stated + stated % 2
     return 0, 0
+
+
+def _ends(payload: bytes, at: int) -> Iterator[int]:
+    """Where samples of a size that is not stated may end: where nothing but chunks that tell of the sound follows."""
+    if _are_chunks(payload, at):
+        yield at
+    for name in (b"LIST", b"id3 ", b"bext"):
+        begin = payload.rfind(name, at)
+        if begin >= 0 and _are_chunks(payload, begin):
+            yield begin
 
 
 def _are_chunks(payload: bytes, at: int) -> bool:

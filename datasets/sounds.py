@@ -18,7 +18,9 @@ from mmgpt.datasets.sound_files import mended, missing_of, with_its_size
 from mmgpt.datasets.waveform import Sound, check_length, check_samples, from_array, mix
 
 BLOCK = 2**20  # numbers decoded at a time, of all channels together
-UNKNOWN_FRAMES = 2**62  # a FLAC written to a pipe states none, for which libsndfile gives the largest number there is
+# libsndfile's words, and what is so
+REASONS = {"Internal error : SF_INFO struct incomplete": "its header states no rate"}
+UNKNOWN_FRAMES = 2**62  # a FLAC written to a pipe states none, for which libsndfile gives the largest number
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,8 @@ class Audio(Media):
         except MediaError:
             raise
         except (soundfile.SoundFileError, OSError, ValueError) as error:
-            reason = getattr(error, "error_string", "").rstrip(".")
+            told = getattr(error, "error_string", "").rstrip(".")
+            reason = REASONS.get(told, told.removeprefix("Error : "))
         repaired = mended(payload)
         if repaired is not None and repaired != payload:
             try:
@@ -93,27 +96,22 @@ class Audio(Media):
         raise MediaError(f"{self.name()}: {refusal(payload, 'sound', 'WAV, FLAC, OGG or MP3', reason)}")
 
     def _read_blocks(self, payload: bytes, limits: Limits) -> Sound:
-        with soundfile.SoundFile(_Payload(payload)) as file:
-            is_known = file.frames < UNKNOWN_FRAMES
-            if is_known:
-                check_length(self.name(), file.frames, file.samplerate, limits)
-            # soundfile seeks after each read, which MP3 answers with a click; it has two channels at most
-            size = file.frames if file.format == "MP3" else max(1, BLOCK // file.channels)
-            blocks, held = [], 0
-            mono_S = np.empty(file.frames if is_known else 0, np.float32)
-            while held < len(mono_S) or not is_known:
-                block_SC = file.read(size, dtype="float32", always_2d=True)
+        with _Stream(_Payload(payload)) as file:
+            stated = file.frames if file.frames < UNKNOWN_FRAMES else None
+            check_length(self.name(), stated or 0, file.samplerate, limits)
+            mono_S, held, size = np.empty(stated or 0, np.float32), 0, max(1, BLOCK // file.channels)
+            while stated is None or held < stated:
+                block_SC = file.read(size if stated is None else min(size, stated - held), "float32", always_2d=True)
                 if not len(block_SC):
                     break
-                if is_known:
-                    mono_S[held : held + len(block_SC)] = mix(block_SC, axis=1)
-                else:
-                    blocks.append(mix(block_SC, axis=1))
+                if held + len(block_SC) > len(mono_S):  # of a length that is not stated
+                    check_length(self.name(), held + len(block_SC), file.samplerate, limits)
+                    mono_S = np.concatenate([mono_S[:held], np.empty(max(held, len(block_SC)), np.float32)])
+                mono_S[held : held + len(block_SC)] = mix(block_SC, axis=1)
                 held += len(block_SC)
-                check_length(self.name(), held, file.samplerate, limits)
-            if held < len(mono_S):
-                raise MediaError(f"{self.name()}: truncated, {held} of {len(mono_S)} samples; replace or remove it")
-            return Sound(mono_S if is_known else np.concatenate([mono_S, *blocks]), file.samplerate)
+            if stated is not None and held < stated:
+                raise MediaError(f"{self.name()}: truncated, {held} of {stated} samples; replace or remove it")
+            return Sound(mono_S if held == len(mono_S) else mono_S[:held].copy(), file.samplerate)
 
     def _decode_with_ffmpeg(self, payload: bytes, kind: str, limits: Limits) -> Sound:
         try:
@@ -136,7 +134,7 @@ class Audio(Media):
         return sound
 
     def encoded(self) -> tuple[str, bytes]:
-        """A WAV of the mono sound where it came as an array, of 16 bits or louder floats; else the bytes as they are."""
+        """A WAV of the mono sound where it came as an array, 16 bits or loud floats; else the bytes as they are."""
         payload = self.read()
         if payload is None:
             sound, buffer = self.load(), io.BytesIO()
@@ -166,6 +164,13 @@ def _whole(name: str, rate: Any) -> int:
             f"{name}: rate={rate!r} is no whole number of samples a second; write Audio(samples, rate=16000)"
         )
     return int(rate)
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """A file read from its start to its end; soundfile would seek after each read: a click in MP3, an error in FLAC."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 class _Payload(io.BytesIO):
