@@ -1,6 +1,6 @@
 """Pictures: whatever their file's depth, colours and orientation, 8-bit RGB, upright, on white.
 
-Shape letters: H W pixels.
+Shape letters: H W pixels, C channels.
 """
 
 import io
@@ -12,21 +12,37 @@ from typing import ClassVar
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 
+from mmgpt.datasets.formats import refusal
+from mmgpt.datasets.levels import WORD, to_levels, white_of
 from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError
+from mmgpt.datasets.png import without_extras
 
-# Others are left out: Pillow hands EPS files, which are programs, to Ghostscript.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+# Others are left out: Pillow hands EPS files, which are programs, to Ghostscript. HEIF is that of pillow-heif.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF")
+TURNS = {  # the EXIF orientation, and what puts a picture upright
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF 6.0, section 8
+WHITE_IS_ZERO = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Image(Media):
-    """A picture: path, bytes, open file, base64, PIL image, or array (H, W), (H, W, 1 to 4 but 2) or channels first.
+    """A picture: path, bytes, open file, base64, PIL image, or array (H, W) or (H, W, 1, 3 or 4), or channels first.
 
-    An array is in 0-255; of uint16 in 0-65535; of bool black and white; of floats none of which is above 1, in 0-1.
-    Where both ends could be channels, an array has them last, a torch tensor first. Of an animation the first frame
-    counts.
+    uint8 holds 0-255, uint16 0-65535, bool black and white, floats 0-1, or 0-255 where one is 16 or above; other
+    integers 0-255, or 0-65535 above that. What fits no scale or two is refused: negative or infinite numbers, 0 and 1
+    in int64, 12 bits in uint16.
+
+    Where both ends could be channels, an array has them last, a torch tensor first; a batch of one is its picture. Of
+    an animation the first frame counts.
     """
 
     modality: ClassVar[str] = "image"
@@ -35,42 +51,54 @@ class Image(Media):
         """Decode to an RGB picture, upright, transparency laid on white.
 
         Raises:
-            MediaError: if there is no such file, it is no picture, it is truncated or larger than `limits`.
+            MediaError: if there is no such file, it is no picture, truncated, on no scale, or larger than `limits`.
         """
-        picture = self._open(limits)
+        picture = self.made
+        if not isinstance(picture, PIL.Image.Image):
+            payload = self.read(limits)
+            if payload is None:
+                pixels = self.pixels()
+                check_pixels(self.name(), pixels.shape[1], pixels.shape[0], limits)
+                return to_picture(pixels, white_of(self.name(), [pixels]))
+            picture = open_picture(self.name(), payload)
         check_pixels(self.name(), picture.width, picture.height, limits)
         try:
             picture.load()
-            is_upright = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
-            return to_rgb(picture if is_upright else PIL.ImageOps.exif_transpose(picture))
+            return _upright(to_rgb(self.name(), picture), picture)
+        except MediaError:
+            raise
         except DAMAGE as error:
             raise MediaError(f"{self.name()}: the picture is damaged ({error}); replace or remove it") from None
 
-    def _open(self, limits: Limits) -> PIL.Image.Image:
-        made = self.made
-        if isinstance(made, PIL.Image.Image):
-            return made
-        payload = self.read(limits)
-        return open_picture(self.name(), payload) if payload is not None else self._from_array()
+    def pixels(self) -> np.ndarray:
+        """The pixels (H, W) or (H, W, 3 or 4) of an array, on its own scale.
 
-    def _from_array(self) -> PIL.Image.Image:
-        array = _channels_last(self.array(), prefers_first=hasattr(self.made, "detach"))
-        highest = 65535 if array.dtype == np.uint16 else 255
-        try:
-            if array.dtype.kind == "f" and array.max() <= 1:
-                array = np.round(array * 255)
-            if not (array.min() >= 0 and array.max() <= highest):
-                raise MediaError(
-                    f"{self.name()}: values from {array.min()} to {array.max()}, which must lie in 0 to {highest}; "
-                    "scale them"
-                )
-            return PIL.Image.fromarray(array if array.dtype in (np.uint16, np.bool_) else array.astype(np.uint8))
-        except MediaError:
-            raise
-        except (ValueError, TypeError):
-            raise MediaError(
-                f"{self.name()}: shape {array.shape} of {array.dtype} is not a picture; give (H, W, 3) in 0-255"
-            ) from None
+        Raises:
+            MediaError: if its shape is not that of a picture.
+        """
+        array = self.array()
+        shape = array.shape
+        if array.ndim == 4 and shape[0] == 1:
+            array = array[0]
+        array = _channels_last(array, prefers_first=hasattr(self.made, "detach"))
+        if array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+            return array
+        told = {
+            0: "give a path, bytes or an array of pixels",
+            1: "give (H, W) or (H, W, 3); the bytes of a file go in as bytes",
+            4: "give the pictures of a batch one by one, or Video(frames, rate=25)",
+        }.get(len(shape), "give (H, W), (H, W, 3) or (H, W, 4)")
+        if array.ndim == 3 and 2 in (array.shape[0], array.shape[2]):
+            told = 'give grey with alpha as PIL.Image.fromarray(array, "LA"), or the first channel alone'
+        kind = f"shape {shape} of {array.dtype}" if shape else f"{type(self.made).__name__}"
+        told = told if array.size else "it holds no pixels"
+        raise MediaError(f"{self.name()}: {kind} is not a picture; {told}")
+
+    def numbers(self) -> np.ndarray | None:
+        """The pixels whose scale their type and values alone tell; None of a file, or of a picture that states it."""
+        if isinstance(self.made, PIL.Image.Image):
+            return np.asarray(self.made) if _is_wide(self.made) and _stated_white(self.made) is None else None
+        return None if self.is_encoded else self.pixels()
 
     def encoded(self) -> tuple[str, bytes]:
         """A PNG of the decoded picture where it came as an object, else the bytes as they are."""
@@ -82,6 +110,11 @@ class Image(Media):
         return f"image/{(open_picture(self.name(), payload).format or 'PNG').lower()}", payload
 
 
+def to_picture(pixels: np.ndarray, white: float) -> PIL.Image.Image:
+    """Pixels (H, W) or (H, W, 3 or 4) on a scale as an RGB picture, transparency laid on white."""
+    return on_white(PIL.Image.fromarray(np.ascontiguousarray(to_levels(pixels, white))))
+
+
 def _channels_last(array: np.ndarray, prefers_first: bool) -> np.ndarray:
     """A picture as (H, W) or (H, W, C), whichever end its channels stand at."""
     if array.ndim != 3:
@@ -90,6 +123,15 @@ def _channels_last(array: np.ndarray, prefers_first: bool) -> np.ndarray:
     if is_first and (prefers_first or not is_last):
         array = np.moveaxis(array, 0, 2)
     return array[..., 0] if array.shape[2] == 1 else array
+
+
+def _upright(rgb: PIL.Image.Image, picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Turn what a picture became as whoever took it held the camera; EXIF data that cannot be read tell nothing."""
+    try:
+        turn = TURNS.get(picture.getexif().get(PIL.ExifTags.Base.Orientation, 1))
+    except DAMAGE:
+        return rgb
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 # what Pillow's parsers raise over damaged bytes
@@ -113,41 +155,68 @@ def open_picture(name: str, payload: bytes, formats: tuple[str, ...] = FORMATS) 
     Raises:
         MediaError: if it is no picture of these formats, or its header states far too many pixels.
     """
+    PIL.Image.init()
+    known = tuple(format for format in formats if format in PIL.Image.OPEN)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our own limit is the lower one
-            return PIL.Image.open(io.BytesIO(payload), formats=formats)
+            return PIL.Image.open(io.BytesIO(without_extras(payload)), formats=known)
     except PIL.Image.DecompressionBombError as error:
         raise MediaError(f"{name}: {error}; shrink it") from None
-    except DAMAGE:
-        raise MediaError(f"{name}: not a picture that can be read; give a PNG, JPEG or WebP file") from None
+    except DAMAGE as error:
+        reason = "" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+        raise MediaError(f"{name}: {refusal(payload, 'picture', 'PNG, JPEG or WebP', reason)}") from None
 
 
 def check_pixels(name: str, width: int, height: int, limits: Limits) -> None:
-    """Raise MediaError where a picture or frame is larger than `limits.pixels`."""
+    """Raise MediaError where a picture or frame has no pixels, or more than `limits.pixels`."""
+    if not (width and height):
+        raise MediaError(f"{name}: {width}x{height} pixels are no picture; replace or remove it")
     if width * height > limits.pixels:
         raise MediaError(f"{name}: {width}x{height} pixels, limit {limits.pixels:,}; shrink it, or raise limits.pixels")
 
 
-def to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+def to_rgb(name: str, picture: PIL.Image.Image) -> PIL.Image.Image:
     """A picture of any mode as 8-bit RGB, transparency laid on white.
 
     Raises:
-        ValueError: if its numbers are on no scale that can be told.
+        MediaError: if its numbers are on no scale that can be told.
     """
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        picture = _to_8_bits(picture)
+    if _is_wide(picture):
+        return _from_wide(name, picture)
+    if picture.mode in ("La", "RGBa"):  # whose colours were multiplied by their alpha
+        picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
+    return on_white(picture)
+
+
+def on_white(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """A picture of at most 8 bits as RGB, transparency laid on white."""
     if picture.has_transparency_data:
         opaque = PIL.Image.new("RGBA", picture.size, "white")
         picture = PIL.Image.alpha_composite(opaque, picture.convert("RGBA"))
     return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
 
 
-def _to_8_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+def _is_wide(picture: PIL.Image.Image) -> bool:
+    return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+
+
+def _from_wide(name: str, picture: PIL.Image.Image) -> PIL.Image.Image:
     """A grey picture of more than 8 bits, scaled: Pillow's own conversion would clip all above 255 to white."""
-    grey_HW = np.asarray(picture, dtype=np.float32)
-    lowest, highest = grey_HW.min(), grey_HW.max()
-    top = 1.0 if picture.mode == "F" and highest <= 1 else 255.0 if picture.mode == "F" else 65535.0
-    if not (lowest >= 0 and highest <= top):
-        raise ValueError(f"grey values from {lowest:g} to {highest:g}, which should lie in 0 to {top:g}")
-    return PIL.Image.fromarray(np.round(grey_HW * (255 / top)).astype(np.uint8))
+    grey_HW = np.asarray(picture)
+    white = _stated_white(picture)
+    levels_HW = to_levels(grey_HW, white_of(name, [grey_HW]) if white is None else white)
+    if getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO and picture.mode.startswith("I;16"):
+        levels_HW = 255 - levels_HW  # Pillow does so for 8 bits alone
+    clear = picture.info.get("transparency")
+    if isinstance(clear, int):
+        levels_HW = np.where(grey_HW == clear, np.uint8(255), levels_HW)
+    return PIL.Image.fromarray(levels_HW).convert("RGB")
+
+
+def _stated_white(picture: PIL.Image.Image) -> float | None:
+    """The number that is white by the rules of the file's format; None where only the numbers can tell."""
+    if picture.format == "TIFF":
+        bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
+        return float(2**bits - 1) if picture.mode.startswith("I;16") else None
+    return None if picture.format is None or picture.mode == "F" else float(WORD)

@@ -2,8 +2,9 @@
 
 from mmgpt.datasets.images import Image
 from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError, open_zip
-from mmgpt.datasets.sounds import Audio, Sound
+from mmgpt.datasets.sounds import Audio
 from mmgpt.datasets.videos import Film, Look, Video
+from mmgpt.datasets.waveform import Sound
 
 __all__ = [
     "LIMITS",

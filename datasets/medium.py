@@ -1,23 +1,32 @@
 """A medium as it came (path, bytes, open file, base64, array, object, function), read late and within limits."""
 
 import base64
-import binascii
+import io
 import lzma
 import os
-import re
 import stat
 import zipfile
 import zlib
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path
+from numbers import Number
 from typing import Any, ClassVar
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
+from mmgpt.datasets.formats import kind_of
+from mmgpt.datasets.media_paths import (
+    accents,
+    is_address,
+    is_base64,
+    is_data_url,
+    local_path,
+    path_hint,
+    read_base64,
+    read_data_url,
+)
 
 
 class MediaError(UserError):
@@ -34,22 +43,31 @@ class Limits(Config):
 
 
 LIMITS = Limits()
-SHORTEST_BASE64 = 64  # letters; what is shorter is a path
 
 
 @dataclass(frozen=True, eq=False)
 class Media:
     """A medium, not decoded yet.
 
-    Its source is a path (also into a zip: `a.zip/b.png`), bytes, an open binary file, a data URL, base64, an array, an
-    object, or a function without arguments that makes one of the last two, the same at every call. `label` is what an
-    error calls it, `group` the class of things that it shows, where that is known.
+    Its source is a path (also into a zip: `a.zip/b.png`) or a file:// URL, bytes, an open binary file, a data URL,
+    base64, an array, an object, or a function without arguments that makes one of the last two, the same at every call.
+    `label` is what an error calls it, `group` the class of things that it shows, where that is known.
+
+    Raises:
+        MediaError: if the source is nothing, a number, or an empty string.
     """
 
     source: Any
     label: str | None = field(default=None, kw_only=True)
     group: str | None = field(default=None, kw_only=True)
     modality: ClassVar[str] = "media"
+
+    def __post_init__(self) -> None:
+        source = self.source
+        if source is None or isinstance(source, Number | np.bool_) or (isinstance(source, str) and not source.strip()):
+            raise MediaError(
+                f"{source!r} is no {self.modality}; give a path, bytes, an open file, a data URL or an array"
+            )
 
     @cached_property
     def made(self) -> Any:
@@ -61,7 +79,7 @@ class Media:
         if self.label is not None:
             return self.label
         if self.path is not None:
-            return self.path
+            return _shown(self.path)
         if callable(self.source):
             return f"{self.modality} made by a function"
         kind = "base64" if isinstance(self.source, str) else type(self.source).__name__
@@ -70,8 +88,17 @@ class Media:
     @cached_property
     def path(self) -> str | None:
         """The path that it was given as, or its address; None if it came in another form."""
-        source = str(self.source) if isinstance(self.source, str | Path) else None
-        return source if source and not source.startswith("data:") and not _is_base64(source) else None
+        if not isinstance(self.source, str | os.PathLike):
+            return None
+        source = os.fsdecode(self.source)
+        return None if is_data_url(source) or is_base64(source) else local_path(source)
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether it came as a file's place or content, and not as an array or an object."""
+        return isinstance(self.source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(
+            self.source, "read"
+        )
 
     def read(self, limits: Limits = LIMITS) -> bytes | None:
         """The encoded bytes, or None where the source is an array or an object already decoded.
@@ -79,42 +106,72 @@ class Media:
         Raises:
             MediaError: if there is no such file, it is empty, no regular file, or larger than `limits.bytes`.
         """
+        if not self.is_encoded:
+            return None
         if isinstance(self.source, bytes | bytearray | memoryview):
             payload = bytes(self.source)
         elif self.path is not None:
             payload = _read_path(self.path, self.modality, limits)
         elif isinstance(self.source, str):
-            payload = _read_data_url(self.source if self.source.startswith("data:") else f"data:;base64,{self.source}")
-        elif hasattr(self.source, "read"):
-            payload = self._file
+            try:
+                payload = (read_data_url if is_data_url(self.source) else read_base64)(self.source)
+            except ValueError as error:
+                kind = f"data URL {self.source[:40]}..." if is_data_url(self.source) else f"{self.name()}:"
+                raise MediaError(f"{kind} {error}") from None
         else:
-            return None
+            payload = self._file
         _check_size(self.name(), len(payload), limits)
         return payload
 
     @cached_property
     def _file(self) -> bytes:
         """What an open file holds, from its start where it can be wound back; read once, for it may be a stream."""
-        if getattr(self.source, "seekable", bool)():
-            self.source.seek(0)
-        payload = self.source.read()
+        if isinstance(self.source, io.TextIOBase):
+            raise MediaError(f"{self.name()}: gives text; open the file in binary mode, 'rb'")
+        try:
+            if getattr(self.source, "seekable", bool)():
+                self.source.seek(0)
+            payload = self.source.read()
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            raise MediaError(f"{self.name()}: cannot be read ({error}); open it again, or give its path") from None
         if not isinstance(payload, bytes):
             raise MediaError(f"{self.name()}: gives {type(payload).__name__}; open the file in binary mode, 'rb'")
         return payload
 
     def array(self) -> np.ndarray:
-        """The source as an array of numpy, where it is one of any library, on any device and with any gradient."""
+        """The source as an array of numpy, where it is one of any library, on any device and with any gradient.
+
+        Raises:
+            MediaError: if it is none, or holds an encoded file.
+        """
         made = self.made
-        if hasattr(made, "detach"):
-            made = made.detach().cpu()
-            made = made.float() if made.is_floating_point() else made  # numpy has no bfloat16
-        return np.asarray(made)
+        try:
+            if hasattr(made, "detach"):
+                made = made.detach().cpu()
+                made = made.float() if made.is_floating_point() else made  # numpy has no bfloat16
+            array = np.asarray(made)
+            if array.dtype.name.startswith(("bfloat16", "float8")):  # of ml_dtypes, as JAX gives them
+                array = array.astype(np.float32)
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # rows of several lengths, a tensor of no device
+            raise MediaError(
+                f"{self.name()}: cannot be read as an array ({str(error).splitlines()[0][:80]}); "
+                "give an array of numbers, a path or bytes"
+            ) from None
+        if array.dtype == np.uint8 and array.ndim == 1:
+            kind = kind_of(array[:1024].tobytes())[0]
+            if kind and not kind.startswith(("a text", "nothing")):
+                raise MediaError(f"{self.name()}: the bytes of {kind} in an array; give array.tobytes()")
+        return array
 
     def to_part(self) -> dict[str, Any]:
         """The part as Hugging Face chat spells it: a path where there is one, else a data URL."""
         if self.path is not None:
             return {"type": self.modality, "path": self.path}
-        if isinstance(self.source, str) and self.source.startswith("data:"):
+        if isinstance(self.source, str) and is_data_url(self.source):
             return {"type": self.modality, "url": self.source}
         mime, payload = self.encoded()
         return {"type": self.modality, "url": f"data:{mime};base64,{base64.b64encode(payload).decode()}"}
@@ -124,60 +181,49 @@ class Media:
         return "application/octet-stream", self.read() or b""
 
 
-def _is_base64(text: str) -> bool:
-    """True for a string that is a file's content in base64, and the path of none."""
-    return (
-        len(text) >= SHORTEST_BASE64
-        and len(text) % 4 == 0
-        and re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", text) is not None
-        and not os.path.exists(text)
-    )
-
-
-def _read_data_url(url: str) -> bytes:
-    header, comma, body = url.partition(",")
-    if not comma:
-        raise MediaError(f"data URL {url[:40]}... has no comma; write data:image/png;base64,...")
-    try:
-        return base64.b64decode(body, validate=True) if header.endswith(";base64") else unquote_to_bytes(body)
-    except (binascii.Error, ValueError) as error:  # ValueError: letters that are not ASCII
-        raise MediaError(f"data URL {url[:40]}... is not valid base64 ({error})") from None
+def _shown(path: str) -> str:
+    """A path in one line of an error."""
+    return path if path.isprintable() else repr(path)
 
 
 def _read_path(path: str, modality: str, limits: Limits) -> bytes:
-    if path.startswith(("http://", "https://")):
+    name = _shown(path)
+    if path[:7].lower() == "file://":
+        raise MediaError(f"{name}: names another machine; write file:///path of the {modality}")
+    if is_address(path):
         raise MediaError(
-            f"{path}: mmgpt does not fetch media from the network; download the {modality} and give its path"
+            f"{name}: mmgpt does not fetch media from the network; download the {modality} and give its path"
         )
     archive, inside_zip, inner = path.partition(".zip/")
+    inside_zip = inside_zip if not os.path.isdir(archive + ".zip") else ""
     try:
         on_disk = os.stat(archive + ".zip" if inside_zip else path)
         if not stat.S_ISREG(on_disk.st_mode):  # a named pipe would be waited for, /dev/zero read without end
+            kind = " but a folder" if stat.S_ISDIR(on_disk.st_mode) else ""
             raise MediaError(
-                f"{path}: cannot be read, for it is no regular file; give the path of the {modality}'s file"
+                f"{name}: cannot be read, for it is no regular file{kind}; give the path of the {modality}'s file"
             )
         if inside_zip:
-            return _read_member(open_zip(archive + ".zip"), inner, path, limits)
-        _check_size(path, on_disk.st_size, limits)
+            return _read_member(open_zip(archive + ".zip"), inner, name, limits)
+        _check_size(name, on_disk.st_size, limits)
         with open(path, "rb") as file:
             payload = file.read(limits.bytes + 1)  # some files of /proc state another size than they have
     except FileNotFoundError:
-        raise MediaError(f"{path}: no such file; check the {modality}'s path") from None
+        raise MediaError(f"{name}: no such file{path_hint(path)}; check the {modality}'s path") from None
     except MediaError:
         raise
     except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: a NUL in the path
-        raise MediaError(f"{path}: cannot be read ({error}); replace or remove it") from None
+        raise MediaError(f"{name}: cannot be read ({error}); replace or remove it") from None
     if not payload:
-        raise MediaError(f"{path}: the file is empty; replace or remove it")
+        raise MediaError(f"{name}: the file is empty; replace or remove it")
     return payload
 
 
 def _read_member(archive: zipfile.ZipFile, inner: str, path: str, limits: Limits) -> bytes:
     """A member's bytes; names are looked up in the archive's directory only, so that none climbs out of it."""
-    try:
-        info = archive.getinfo(inner)
-    except KeyError:
-        raise MediaError(f"{path}: the zip holds no such member; check its name") from None
+    info = next((archive.NameToInfo[name] for name in (inner, *accents(inner)) if name in archive.NameToInfo), None)
+    if info is None:
+        raise MediaError(f"{path}: the zip holds no such member; check its name")
     if not info.file_size:
         raise MediaError(f"{path}: the zip's member is empty; replace or remove it")
     _check_size(path, info.file_size, limits)

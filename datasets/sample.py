@@ -11,6 +11,7 @@ import numpy as np
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.media import MEDIA, Audio, Image, Media, Video
+from mmgpt.datasets.media_paths import is_data_url
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -169,16 +170,17 @@ def _parse_medium(modality: str, value: Any, raw: Mapping[str, Any]) -> Part:
         if found is None:
             raise UserError(f"the {modality} part {_short(raw)} holds no {modality}; give it a url, path or data")
         rate, given = value.get("sampling_rate", rate), value[found]
-        value = f"data:{modality}/{value.get('format', 'wav')};base64,{given}" if found == "data" else given
-        if found == "array" and isinstance(value, list):
-            value = np.asarray(value, dtype=np.float32)
+        is_base64 = found == "data" and isinstance(given, str) and not is_data_url(given)
+        value = f"data:{modality}/{value.get('format', 'wav')};base64,{given}" if is_base64 else given
+        if found == "array":
+            value = np.asarray(value)  # in the type that it has: a scale is not told without it
     if isinstance(value, Media):
         if value.modality != modality:
             raise UserError(
                 f"a part of type {modality} holds {value.name()}, of kind {value.modality}; change its type"
             )
         return value  # type: ignore[return-value]
-    if raw.get("base64") is value and not str(value).startswith("data:"):
+    if raw.get("base64") is value and isinstance(value, str) and not is_data_url(value):
         value = f"data:{modality}/*;base64,{value}"
     if modality == "image":
         return Image(value)

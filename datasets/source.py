@@ -10,7 +10,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.fingerprint import Fingerprint, fingerprint_of
+from mmgpt.datasets.cells import is_missing
 from mmgpt.datasets.media import MEDIA, Audio, Media, MediaError
+from mmgpt.datasets.media_paths import accents, is_address, is_base64, is_data_url, local_path
 from mmgpt.datasets.sample import Sample
 
 
@@ -123,17 +125,26 @@ def media_of(kind: str, cell: Any, folder: Path, data_root: Path) -> list[Media]
         MediaError: if it is something else.
         UserError: if a path leads out of the folder, or an absolute one out of the data root.
     """
-    if cell is None or (isinstance(cell, str) and not cell):
+    if not isinstance(cell, bytes) and is_missing(cell):  # the bytes of a file that is empty are an error of theirs
         return []
     if isinstance(cell, list | tuple):
         return [medium for one in cell for medium in media_of(kind, one, folder, data_root)]
-    if isinstance(cell, Mapping) and cell.get("array") is not None:
-        return [Audio(np.asarray(cell["array"], dtype=np.float32), rate=cell.get("sampling_rate"))]
+    if isinstance(cell, Mapping) and cell.get("array") is not None and kind == "audio":
+        return [Audio(np.asarray(cell["array"]), rate=cell.get("sampling_rate"))]
     if isinstance(cell, Mapping) and cell.keys() & {"bytes", "path"}:
         payload = cell.get("bytes")
         return media_of(kind, cell.get("path") if payload is None else payload, folder, data_root)
-    if isinstance(cell, str) and not cell.startswith(("data:", "http://", "https://")):
-        cell = str(inside(folder, cell, data_root))
-    elif not isinstance(cell, str | bytes | np.ndarray):
+    if isinstance(cell, str) and not (is_data_url(cell) or is_address(cell) or is_base64(cell)):
+        cell = _file_of(cell, folder, data_root)
+    elif not isinstance(cell, str | bytes | bytearray | np.ndarray):
         raise MediaError(f"{str(cell)[:60]} is no {kind}; give a path, bytes or a struct of bytes and path")
     return [MEDIA[kind](cell)]
+
+
+def _file_of(cell: str, folder: Path, data_root: Path) -> str:
+    """The file that a cell names, its accents as they are on disk."""
+    path = local_path(cell, expand_home=False)
+    full = inside(folder, path, data_root)
+    if not path.isascii() and not full.exists():
+        full = next((other for name in accents(path) if (other := inside(folder, name, data_root)).exists()), full)
+    return str(full)

@@ -9,21 +9,22 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import PIL.Image
 
 from mmgpt.config import UserError
+from mmgpt.datasets.ffmpeg import SLACK, decode_sound, open_container, use_one_thread
+from mmgpt.datasets.formats import kind_of
 from mmgpt.datasets.images import DAMAGE, Image, check_pixels, open_picture, to_rgb
+from mmgpt.datasets.levels import to_levels, white_of
 from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError
-from mmgpt.datasets.sounds import Sound, check_length, check_samples, mix
+from mmgpt.datasets.waveform import Sound
 
 ANIMATED = ("GIF", "WEBP", "PNG")
-# FFmpeg also knows playlists, which name other files and addresses for it to open.
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,ogg,asf"
 UNTIMED = 100  # milliseconds that browsers show a frame which states none
-SLACK = 0.5  # seconds that a file may end before its header says
 TICK = 1e-6  # seconds; time stamps nearer than this are the same
 
 Shown = tuple[float, Callable[[], PIL.Image.Image]]  # when a frame begins, in seconds, and what makes a picture of it
@@ -60,11 +61,19 @@ class Film(NamedTuple):
 class Video(Media):
     """A video file, or an animated GIF, WebP or PNG: path, bytes, open file or base64; or frames with their `rate`.
 
-    Frames are arrays, tensors or PIL pictures, in a list or along the first axis; `rate` is how many make a second.
+    Frames are what an `Image` takes, in a list or along the first axis of an array; all of one type are on one scale,
+    told from the brightest of them. `rate` is how many make a second.
     """
 
     rate: float | None = None
     modality: ClassVar[str] = "video"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rate is not None and not _is_positive(self.rate):
+            raise MediaError(
+                f"{self.name()}: rate={self.rate!r} is no number of frames a second; write Video(frames, rate=25)"
+            )
 
     def load(self, limits: Limits = LIMITS, **wishes: Any) -> Film:
         """Decode what is on the screen at evenly spaced moments; each frame stays until the next one's time stamp.
@@ -77,14 +86,15 @@ class Video(Media):
             UserError: if rate, count or most are not above 0, or PyAV is not installed.
         """
         look = Look(**wishes)
-        if look.rate <= 0 or (look.count is not None and look.count < 1) or (look.most is not None and look.most < 1):
+        wholes = [number for number in (look.count, look.most) if number is not None]
+        if not _is_positive(look.rate) or not all(_is_positive(number) and not number % 1 for number in wholes):
             raise UserError(
                 f"rate={look.rate}, count={look.count}, most={look.most}: a video is looked at in moments; "
                 "give numbers above 0"
             )
         payload = self.read(limits)
         if payload is None:
-            return _Frames(self.name(), b"", limits, look, self._frames()).film(self.rate or 0)
+            return _Frames(self.name(), b"", limits, look, self._frames()).film(float(self.rate or 0))
         if payload[:4] in (b"GIF8", b"\x89PNG") or payload[8:12] == b"WEBP":
             return _Animation(self.name(), payload, limits, look).film()
         return _Container(self.name(), payload, limits, look).film()
@@ -92,13 +102,19 @@ class Video(Media):
     def _frames(self) -> list[Image]:
         """The frames that it was given as."""
         made = self.made
+        if getattr(made, "ndim", 0) == 5 and len(made) == 1:
+            made = made[0]
         if not isinstance(made, list | tuple) and getattr(made, "ndim", 0) != 4:
             raise MediaError(
-                f"{self.name()}: not a video; give a path, bytes, an open file, a data URL, or frames with their rate"
+                f"{self.name()}: not a video; give a path, bytes, an open file, a data URL, or frames with their rate: "
+                "a list, or an array (frames, H, W, 3)"
             )
-        if not self.rate or self.rate <= 0:
+        if self.rate is None:
             raise MediaError(f"{self.name()}: frames do not tell their rate; write Video(frames, rate=25)")
-        return [Image(frame, label=f"{self.name()}, frame {number}") for number, frame in enumerate(made)]
+        return _on_one_scale(
+            self.name(),
+            [Image(frame, label=f"{self.name()}, frame {number}") for number, frame in enumerate(made)],
+        )
 
     def encoded(self) -> tuple[str, bytes]:
         """A WebP of the frames, without loss, where it came as such; else the bytes as they are."""
@@ -108,6 +124,24 @@ class Video(Media):
         milliseconds, buffer = round(1000 / (self.rate or 1)), io.BytesIO()
         first.save(buffer, "webp", save_all=True, append_images=rest, duration=milliseconds, lossless=True)
         return "image/webp", buffer.getvalue()
+
+
+def _is_positive(number: object) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < number < math.inf
+
+
+def _on_one_scale(name: str, frames: list[Image]) -> list[Image]:
+    """Frames as levels: a dark one among those of its type is not taken for one of another scale."""
+    groups: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for at, frame in enumerate(frames):
+        pixels = frame.numbers()
+        if pixels is not None:
+            groups.setdefault(pixels.dtype.str, []).append((at, pixels))
+    for group in groups.values():
+        white = white_of(name, [pixels for _, pixels in group])
+        for at, pixels in group:
+            frames[at] = Image(partial(to_levels, pixels, white), label=frames[at].label)
+    return frames
 
 
 @dataclass(frozen=True)
@@ -206,7 +240,9 @@ class _Animation(_Moving):
     def _shown(self, picture: PIL.Image.Image, begins: list[float]) -> Iterator[Shown]:
         for number, time in enumerate(begins):
             picture.seek(number)
-            yield time, partial(to_rgb, picture.copy())
+            frame = picture.copy()
+            frame.format = picture.format  # by whose rules its numbers are on a scale
+            yield time, partial(to_rgb, self.name, frame)
 
 
 class _Container(_Moving):
@@ -221,22 +257,22 @@ class _Container(_Moving):
             start, seconds, size = self._survey(av)
             moments = self.moments(seconds, size)
             frames = _pick(self._shown(av, start, len(moments)), moments) if moments else []
-            return Film(frames, moments, self._sound(av, start) if self.look.hears else None)
+            sound = decode_sound(av, self.name, self.payload, self.limits, start) if self.look.hears else None
+            return Film(frames, moments, sound)
         except MediaError:
             raise
         except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
             reason = getattr(error, "strerror", None) or str(error)
+            kind, remedy = kind_of(self.payload)
+            is_other = bool(kind) and "Video" not in remedy
             raise MediaError(
-                f"{self.name}: not a video that can be read, or damaged ({reason}); give an MP4 or WebM file"
+                f"{self.name}: {kind + ', ' if is_other else ''}not a video that can be read, or damaged ({reason}); "
+                f"give an MP4 or WebM file{'; ' + remedy if is_other and remedy else ''}"
             ) from None
-
-    def _open(self, av: Any) -> Any:
-        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
-        return av.open(io.BytesIO(self.payload), options=options, metadata_errors="replace")
 
     def _survey(self, av: Any) -> tuple[float, float, tuple[int, int]]:
         """Start and length in seconds, and frame size, by all packets' time stamps, without decoding one."""
-        with self._open(av) as container:
+        with open_container(av, self.payload) as container:
             stated = (container.duration or 0) / 1e6
             self.check_seconds(stated)
             if not container.streams.video:
@@ -268,9 +304,9 @@ class _Container(_Moving):
             return start, seconds, (video.codec_context.width, video.codec_context.height)
 
     def _shown(self, av: Any, start: float, number: int) -> Iterator[Shown]:
-        with self._open(av) as container:
+        with open_container(av, self.payload) as container:
             stream = container.streams.video[0]
-            self._in_one_thread(stream)
+            use_one_thread(stream, self.limits)
             for frame in container.decode(stream):
                 self.check_frames(number, (frame.width, frame.height))
                 if frame.time is None:
@@ -278,40 +314,6 @@ class _Container(_Moving):
                 if frame.is_corrupt:
                     raise MediaError(f"{self.name}: damaged at {frame.time:.2f} s; replace or remove it")
                 yield frame.time - start, partial(_upright, frame)
-
-    def _sound(self, av: Any, start: float) -> Sound | None:
-        """The first sound, from the first frame on: silence where it begins later."""
-        with self._open(av) as container:
-            if not container.streams.audio:
-                return None
-            stream = container.streams.audio[0]
-            if stream.codec_context is None:
-                raise MediaError(
-                    f"{self.name}: the codec of its sound is not known to FFmpeg; convert it to MP4 or WebM"
-                )
-            self._in_one_thread(stream)
-            rate, blocks, held, first = stream.codec_context.sample_rate, [], 0, None
-            if not rate:
-                raise ValueError("its sound states no rate")
-            check_length(self.name, int(float((stream.duration or 0) * stream.time_base) * rate), rate, self.limits)
-            planes = av.AudioResampler(format="fltp")
-            for frame in container.decode(stream):
-                first = frame.time if first is None else first
-                blocks += [mix(plane.to_ndarray(), axis=0) for plane in planes.resample(frame)]
-                held += frame.samples
-                check_length(self.name, held, rate, self.limits)
-        if first is None:
-            return None
-        late = round((first - start) * rate)
-        check_length(self.name, held + max(0, late), rate, self.limits)
-        mono_S = np.concatenate([np.zeros(max(0, late), np.float32), *blocks])[max(0, -late) :]
-        check_samples(self.name, mono_S)
-        return Sound(mono_S, rate)
-
-    def _in_one_thread(self, stream: Any) -> None:
-        stream.thread_type = "NONE"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"max_pixels": str(self.limits.pixels)}
 
 
 def _upright(frame: Any) -> PIL.Image.Image:

@@ -44,22 +44,26 @@ FINE = {
     "7-channels": (encode(np.stack([TONE] * 7, axis=1)), len(TONE)),
     "mp3-under-a-wav-name": (encode(np.repeat(TONE, 2), 16_000, format="MP3", subtype=None), 2 * len(TONE)),
     "header-claims-less": (with_header(40, "<I", len(TONE)), len(TONE) // 2),
+    "header-claims-nothing": (with_header(40, "<I", 0), len(TONE)),
     "length-unknown": (with_header(40, "<I", 0xFFFFFFFF), len(TONE)),
 }
 EMPTY = "the sound is empty; remove it"
+A_WAV = "a WAV sound, damaged or of a rare kind"
 NO_SOUND = "not a sound that can be read; give a WAV, FLAC, OGG or MP3 file"
 WRONG = {
     "empty-file": (b"", "the file is empty; replace or remove it"),
     "empty-clip": (encode(TONE[:0]), EMPTY),
-    "header-claims-nothing": (with_header(40, "<I", 0), EMPTY),
     "header-claims-more": (
         with_header(40, "<I", 16_000),
         "truncated, 8,000 of 16,000 bytes of samples; replace or remove it",
     ),
     "cut": (encode(TONE)[:3044], "truncated, 3,000 of 8,000 bytes of samples; replace or remove it"),
-    "no-rate": (with_header(24, "<I", 0), NO_SOUND),
-    "no-channels": (with_header(22, "<H", 0), NO_SOUND),
-    "text": (b"not a sound at all", NO_SOUND),
+    "no-rate": (with_header(24, "<I", 0), f"{A_WAV} (its header states no rate), {NO_SOUND}"),
+    "no-channels": (with_header(22, "<H", 0), f"{A_WAV} (Channel count is zero), {NO_SOUND}"),
+    "text": (
+        b"not a sound at all",
+        f"a text ('not a sound at all'), {NO_SOUND}; a path goes in as a string",
+    ),
     "not-numbers": (
         encode(np.array([0, np.nan, np.inf]), subtype="FLOAT"),
         "2 of 3 samples are not finite or over 1e+12; replace or remove it",

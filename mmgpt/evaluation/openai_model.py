@@ -185,8 +185,7 @@ def _part(part: Part) -> Record:
     if isinstance(part, Audio):
         mime, payload = part.encoded()
         if mime not in SOUNDS:
-            sound = part.load()
-            mime, payload = Audio(sound.samples, rate=sound.rate).encoded()
+            mime, payload = Audio(part.load()).encoded()
         return {"type": "input_audio", "input_audio": {"data": _base64(payload), "format": SOUNDS[mime]}}
     raise UserError(f"{part.name()}: requests of OpenAI's kind hold no videos; give its frames as pictures")
 

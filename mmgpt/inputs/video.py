@@ -86,6 +86,6 @@ class VideoReader:
             if told:
                 yield Text(told)
             yield Audio(
-                piece_S, rate=rate, label=f"{name}'s sound at {at / rate:.2f} s" if count > 1 else f"{name}'s sound"
+                Sound(piece_S, rate), label=f"{name}'s sound at {at / rate:.2f} s" if count > 1 else f"{name}'s sound"
             )
             at += len(piece_S)

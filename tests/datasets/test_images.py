@@ -70,9 +70,12 @@ def test_floats_lie_in_0_to_1_or_in_0_to_255(top, values):
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (np.array([[-3, 7]], np.float32), "grey values from -3 to 7, which should lie in 0 to 255"),
-        (np.array([[0, np.nan]], np.float32), "grey values from nan to nan"),
-        (np.array([[0, 70_000]], np.int32), "grey values from 0 to 70000, which should lie in 0 to 65535"),
+        (
+            np.array([[-3, 7]], np.float32),
+            "float32 values from -3 to 7, which must lie in 0 to 1 or 0 to 255; scale them",
+        ),
+        (np.array([[0, np.nan]], np.float32), "1 of 2 values are not finite; replace them"),
+        (np.array([[0, 70_000]], np.int32), "int32 values from 0 to 70000, which must lie in 0 to 65535; scale them"),
     ],
 )
 def test_numbers_on_no_known_scale_are_refused(values, told):
@@ -140,7 +143,7 @@ def test_arrays_off_their_scale_are_refused_and_16_bit_ones_scaled():
     assert np.array_equal(pixels(PIXELS.astype(np.float64)), PIXELS)
     for array, told in (
         (PIXELS.astype(np.int16) - 1, "values from -1 to 254, which must lie in 0 to 255; scale them"),
-        (np.full((2, 2), np.nan), "values from nan to nan"),
+        (np.full((2, 2), np.nan), "4 of 4 values are not finite; replace them"),
         (np.zeros((0, 4)), r"shape \(0, 4\) of float64 is not a picture"),
     ):
         with pytest.raises(MediaError, match=told):
