@@ -90,7 +90,7 @@ class ShardSource(Source):
         """Messages whose media name members, as in {"type": "image", "path": "0.png"}."""
 
         def filled(message: Message) -> Message:
-            return Message(message.role, tuple(fill(part) for part in message.parts))
+            return replace(message, parts=tuple(fill(part) for part in message.parts))
 
         def fill(part: Part) -> Part:
             if isinstance(part, Text):
