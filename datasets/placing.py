@@ -54,7 +54,7 @@ class Listed:
 
 
 def held(part: Any, listed: Mapping[str, Listed]) -> Any:
-    """A content part; one that holds no medium itself (`{"type": "image"}`) has the row's next, or that of its index."""
+    """A content part; one that holds no medium itself (`{"type": "image"}`) has the row's next or that of its index."""
     if not isinstance(part, Mapping) or part.get("type") not in MEDIA or part["type"] not in listed:
         return part
     kind, given = part["type"], present(part)

@@ -151,7 +151,9 @@ def test_llava_rows_are_read_from_json_json_lines_and_parquet(name, open_rows, t
     else:
         text = json.dumps(LLAVA) if name.endswith("json") else "\n".join(map(json.dumps, LLAVA))
         (tmp_path / name).write_text(text)
-    source = open_source(MessagesConfig(reader="llava", path=name, media_root="pictures", text_tags=["<image>"]), tmp_path)
+    source = open_source(
+        MessagesConfig(reader="llava", path=name, media_root="pictures", text_tags=["<image>"]), tmp_path
+    )
     assert [shown(source[n]) for n in range(len(source))] == LLAVA_SHOWN
     assert source[1].key == "llava/1"
 
