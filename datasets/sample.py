@@ -63,6 +63,16 @@ class Message:
         """The text of the turn, media left out."""
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
+    def in_words(self, reader: str) -> "Message":
+        """The message, which holds no tools or calls.
+
+        Raises:
+            UserError: if it does: `reader` is who does not take them.
+        """
+        if self.tools or self.calls:
+            raise UserError(f"{reader}: takes no tools or tool_calls from here; leave them out")
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """The message as Hugging Face chat spells it, with OpenAI's keys for what that has none for."""
         content = [{"type": "text", "text": p.text} if isinstance(p, Text) else p.to_part() for p in self.parts]
