@@ -34,13 +34,17 @@ class Call:
         return {**named, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
-def parse_calls(raw: Any, ignore: Sequence[str] | None = None) -> tuple[Call, ...]:
+def parse_calls(raw: Any, key: str, ignore: Sequence[str] | None = None) -> tuple[Call, ...]:
     """Calls from a list of them, one alone, or the JSON of either.
 
+    Args:
+        raw: what was given.
+        key: under which it was.
+        ignore: globs of keys that are left out; None where the caller has no such option.
     Raises:
         UserError: if one has no name, arguments that are no object, or a key that nothing reads.
     """
-    return tuple(_parse_call(one, ignore) for one in _listed(raw, "a tool call"))
+    return tuple(_parse_call(one, f"{key}: the call {short(one)}", ignore) for one in _listed(raw, f"{key}:"))
 
 
 def parse_tools(raw: Any) -> tuple[str, ...]:
@@ -49,7 +53,7 @@ def parse_tools(raw: Any) -> tuple[str, ...]:
     Raises:
         UserError: if one has no name.
     """
-    return tuple(dumped(_parse_tool(one)) for one in _listed(raw, "a tool"))
+    return tuple(dumped(_parse_tool(one)) for one in _listed(raw, "tools:"))
 
 
 def dumped(value: Any) -> str:
@@ -83,10 +87,10 @@ def _listed(raw: Any, what: str) -> list[Any]:
     return [loaded(one, what) if isinstance(one, str) else one for one in found if not is_absent(one) or one == {}]
 
 
-def _parse_call(raw: Any, ignore: Sequence[str] | None) -> Call:
+def _parse_call(raw: Any, where: str, ignore: Sequence[str] | None) -> Call:
     if not isinstance(raw, Mapping):
-        raise UserError(f"the tool call {short(raw)} is no object; write {{'name': ..., 'arguments': {{...}}}}")
-    given, where = present(raw), f"the tool call {short(raw)}"
+        raise UserError(f"{where} is no object; write {{'name': ..., 'arguments': {{...}}}}")
+    given = present(raw)
     if "function" in given:
         check_keys(given, ("id", "type", "function"), ignore, where)
         inner = given["function"]
@@ -105,7 +109,7 @@ def _parse_call(raw: Any, ignore: Sequence[str] | None) -> Call:
 def _arguments(raw: Any, where: str) -> str:
     if is_absent(raw):
         return "{}"
-    found = loaded(raw, f"the arguments of {where}:") if isinstance(raw, str) else _without_nulls(raw)
+    found = loaded(raw, f"{where}: arguments") if isinstance(raw, str) else _without_nulls(raw)
     if not isinstance(found, Mapping):
         raise UserError(f"{where} has arguments that are no object but {short(found)}; write {{'NAME': VALUE}}")
     return dumped(found)
@@ -121,7 +125,7 @@ def _parse_tool(raw: Any) -> Mapping[str, Any]:
     named = tool["function"] if is_wrapped else tool
     if not isinstance(named.get("name"), str):
         raise UserError(
-            f"the tool {short(raw)} has no name; write {{'name': ..., 'description': ..., 'parameters': ...}}"
+            f"tools: {short(raw)} has no name; write {{'name': ..., 'description': ..., 'parameters': ...}}"
         )
     return tool if is_wrapped else {"type": "function", "function": tool}
 

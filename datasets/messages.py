@@ -117,26 +117,36 @@ class MessagesSource(Source):
         given = {name: cell for name, cell in present(row).items() if not is_ignored(name, self.config.ignore)}
         _refuse_preferences(given)
         turns, used = self._turns(row, given, index)
-        columns, listed = self.config.columns, {}
-        for kind, names in self.media.items():
-            used += [name for name in names if name in given]
-            cells = [given[name] for name in names if name in given]
-            if media := media_of(kind, cells, self.folder, self.root):
-                listed[kind] = Listed(kind, media)
+        columns, listed = self.config.columns, self._listed(given)
         turns = _with_system(turns, given.get(columns.system), given.get(columns.tools))
         messages = self._parse(turns, listed)
         messages = [self.placeholders.place(self._rooted(message), listed, row) for message in messages]
         if self.config.untagged == "first":
             messages = _show_first(messages, [one for one in listed.values() if not one.taken])
-        left = [f"{len(one.left)} {kind}s" for kind, one in listed.items() if one.left]
-        if left:
-            raise UserError(f"{' and '.join(left)} have no placeholder; write one <image>-like tag for each")
+        unplaced = [f"{len(one.left)} {kind}s" for kind, one in listed.items() if one.left]
+        if unplaced:
+            raise UserError(f"{' and '.join(unplaced)} have no placeholder; write one <image>-like tag for each")
         messages = grounded(messages, given.get("objects"), self.config.text_tags, self.config.ignore)
-        used += [name for name in (columns.system, columns.tools, "objects", *ORIGIN) if name in given]
+        used += [name for names in self.media.values() for name in names]
+        used += [columns.system, columns.tools, "objects", *ORIGIN]
         left = [name for name in given if name not in used]
         check_keys(left, self.known.difference(left), self.config.ignore, "the row")
         _refuse_blank_answers(messages)
         return messages
+
+    def _listed(self, given: Mapping[str, Any]) -> dict[str, Listed]:
+        """The media that a row lists, by kind."""
+        listed: dict[str, Listed] = {}
+        for kind, names in self.media.items():
+            media: list[Media] = []
+            for name in names:
+                try:
+                    media += media_of(kind, given.get(name), self.folder, self.root)
+                except UserError as error:
+                    raise type(error)(f"{name}: {error}") from None
+            if media:
+                listed[kind] = Listed(kind, media)
+        return listed
 
     def _turns(self, row: Row, given: Mapping[str, Any], index: int) -> tuple[list[Any], list[str]]:
         """The turns as {role, content}, and the keys that they were found under."""

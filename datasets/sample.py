@@ -207,9 +207,8 @@ def _parse_message(
         if key not in ("role", "content") and not is_ignored(key, ignore)
     }
     check_keys(given, (*KEYS[role], *SWITCHES), ignore, f"the {role} turn")
-    calls = tuple(
-        call for key in ("tool_calls", "function_call") if key in given for call in parse_calls(given[key], ignore)
-    )
+    keys = [key for key in ("tool_calls", "function_call") if key in given]
+    calls = tuple(call for key in keys for call in parse_calls(given[key], key, ignore))
     parts = _parse_content(raw.get("content"), bool(calls or given.get("tools")), role, ignore)
     if "reasoning_content" in given:
         parts = _with_reasoning(given["reasoning_content"], parts, reasoning)
