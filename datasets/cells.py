@@ -33,22 +33,25 @@ def cell_text(cell: Any) -> str:
     return str(cell)
 
 
-def check_keys(keys: Iterable[str], used: Iterable[str], ignore: Sequence[str], where: str) -> None:
+def check_keys(keys: Iterable[str], used: Iterable[str], ignore: Sequence[str] | None, where: str) -> None:
     """Refuse keys that are neither used nor ignored, so that nothing of a row is dropped in silence.
 
     Args:
         keys: of the row, message, part or tar member.
         used: keys that are read; what they are for is the caller's.
-        ignore: globs of keys that the user chose to leave out.
+        ignore: globs of keys that the user chose to leave out; None where there is no such option, as in a prompt.
         where: what the error begins with: the file and the row.
     Raises:
         UserError: names the keys, the nearest known one and the remedy.
     """
     known = set(used)
-    left = [key for key in keys if key not in known and not any(fnmatchcase(key, pattern) for pattern in ignore)]
+    left = [key for key in keys if key not in known and not is_ignored(key, ignore)]
     if left:
-        names = ", ".join(map(repr, left))
-        raise UserError(
-            f"{where}: nothing reads {names}; {did_you_mean(left[0], known)} "
-            f"To leave {'it' if len(left) == 1 else 'them'} out, write ignore: [{', '.join(left)}]"
-        )
+        names, them = ", ".join(map(repr, left)), "it" if len(left) == 1 else "them"
+        remedy = f"Leave {them} out" if ignore is None else f"To leave {them} out, write ignore: [{', '.join(left)}]"
+        raise UserError(f"{where}: nothing reads {names}; {did_you_mean(left[0], known)} {remedy}")
+
+
+def is_ignored(key: str, ignore: Sequence[str] | None) -> bool:
+    """Whether one of the globs names a key."""
+    return any(fnmatchcase(key, pattern) for pattern in ignore or ())

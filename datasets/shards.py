@@ -133,7 +133,7 @@ class ShardSource(Source):
 
         def filled(messages: Any) -> tuple[Message, ...]:
             try:
-                parsed = parse_messages(messages)
+                parsed = parse_messages(messages, self.config.ignore)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
             return tuple(replace(message, parts=tuple(map(fill, message.parts))) for message in parsed)

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -72,7 +73,7 @@ def blinded(
         shown = _of_others(own, others, Random(f"{seed}/shuffled/{item.key}"))
     elif mode == "noise":
         shown = {medium: _noise(medium, f"{seed}/noise/{item.key}/{n}") for n, medium in enumerate(own)}
-    return tuple(Message(m.role, tuple(_shown(m.parts, own, shown))) for m in messages)
+    return tuple(replace(m, parts=tuple(_shown(m.parts, own, shown))) for m in messages)
 
 
 def _shown(parts: Sequence[Part], own: Sequence[Media], shown: Mapping[Media, Media]) -> Sequence[Part]:

@@ -76,7 +76,7 @@ class Check:
     def write(self, file: Path) -> None:
         """One line of JSON a finding."""
         lines = [json.dumps(asdict(finding), ensure_ascii=False) for finding in self.findings]
-        file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        file.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
 
 
 @dataclass(frozen=True)

@@ -154,12 +154,10 @@ class HFModel:
         return text
 
     def _spelled(self, talk: Talk) -> list[Record]:
+        messages = [message.in_words(self.name) for message in parse_messages(talk)]
         if not self.takes_media:
-            return [{"role": message.role, "content": self._words(message)} for message in parse_messages(talk)]
-        return [
-            {"role": message.role, "content": [self._part(part) for part in message.parts]}
-            for message in parse_messages(talk)
-        ]
+            return [{"role": message.role, "content": self._words(message)} for message in messages]
+        return [{"role": message.role, "content": [self._part(part) for part in message.parts]} for message in messages]
 
     def _words(self, message: Message) -> str:
         medium = next((part for part in message.parts if not isinstance(part, Text)), None)

@@ -57,7 +57,8 @@ def open_data(
     if stage is not None and stage not in names:
         raise UserError(f"stage {stage!r} is none of {recipe.name}'s; {did_you_mean(stage, names)}")
     sources = {one.name: [open_source(item, data_root) for item in one.data] for one in recipe.stages}
-    tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, sources)
+    readable = {name: [_Readable(source) for source in some] for name, some in sources.items()}
+    tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, readable)
     for modality in recipe.model.encoders:
         tokenizer.special(SLOTS[modality])
     template, system, wraps = talk_of(recipe)
@@ -65,6 +66,19 @@ def open_data(
     renderer = Renderer(tokenizer, TEMPLATES[template], specs, context, system, wraps, recipe.model.video_reader())
     wanted = names if stage is None else [stage]
     return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
+
+
+class _Readable(Source):
+    """A source whose faulty samples are empty: whoever looks at the data tells of them, row by row."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.name, self.num_samples = source, source.name, len(source)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return self.source[index]
+        except Exception:  # also what nobody foresaw, as in data_check
+            return Sample(())
 
 
 def spread_indexes(size: int, limit: int, seed: int = 0) -> list[int]:

@@ -34,6 +34,8 @@ def items_of(sample: Sample) -> Iterator[Item]:
         if not one.messages or one.messages[-1].role != "assistant":
             raise UserError(f"{one.key}: a task's sample must end with an assistant turn, its reference")
         (truth,) = one.truths or (Truth(),)
+        if one.messages[-1].calls:
+            raise UserError(f"{one.key}: its reference is a call of a tool, which no metric reads; leave it out")
         said = one.messages[-1].text
         yield Item(one.key, one.messages[:-1], said, truth.answers or (said,), truth.choices, truth.tags)
 

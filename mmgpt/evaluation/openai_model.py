@@ -166,7 +166,7 @@ def openai_messages(talk: Sequence[Message]) -> list[Record]:
             "role": message.role,
             "content": message.text if _is_text(message) else [_part(part) for part in message.parts],
         }
-        for message in parse_messages(talk)
+        for message in (one.in_words("the server") for one in parse_messages(talk))
     ]
 
 

@@ -27,7 +27,7 @@ def read_prompt(raw: Sequence[Any], limits: Limits = LIMITS) -> tuple[Message, .
     if not any(_address_of(part) for message in messages for part in message.parts):
         return messages
     return tuple(
-        Message(message.role, tuple(_here(part, message.role, limits) for part in message.parts))
+        replace(message, parts=tuple(_here(part, message.role, limits) for part in message.parts))
         for message in messages
     )
 

@@ -1,7 +1,7 @@
 """Few-shot prompts: examples as earlier turns of the conversation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Part, Text
@@ -48,4 +48,4 @@ def with_exemplars(exemplars: Sequence[tuple[Message, ...]], prompt: tuple[Messa
 
 def without_media(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The same conversation in words alone."""
-    return tuple(Message(m.role, tuple(part for part in m.parts if isinstance(part, Text))) for m in messages)
+    return tuple(replace(m, parts=tuple(part for part in m.parts if isinstance(part, Text))) for m in messages)

@@ -12,6 +12,7 @@ from typing import get_args
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Media, Video
 from mmgpt.datasets.sample import Message, Part, Sample, Text
+from mmgpt.inputs.hiding import masked, words_dropped
 from mmgpt.inputs.rendered import (
     IGNORED,
     AuxiliaryKind,
@@ -27,6 +28,7 @@ from mmgpt.inputs.rendered import (
 )
 from mmgpt.inputs.templates import Template
 from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer
+from mmgpt.inputs.tools import Mark, Spoken, spoken
 from mmgpt.inputs.trimming import ever_shorter
 from mmgpt.inputs.video import VideoReader
 
@@ -113,8 +115,8 @@ class Renderer:
         if all(label == IGNORED for label in rendered.labels):
             raise UserError(f"{sample.key}: no token is a target; give it an assistant turn with text to learn")
         if objective == "masked":
-            return self._mask(rendered, rng)
-        return self._drop_words(rendered, word_dropout, rng) if word_dropout else rendered
+            return masked(rendered, self.tokenizer.special(MASK), rng)
+        return words_dropped(rendered, word_dropout, self.tokenizer.special(MASK), rng) if word_dropout else rendered
 
     def prompt(self, messages: tuple[Message, ...], key: str = "prompt", showing: Showing | None = None) -> Rendered:
         """Render a conversation up to where the assistant's reply begins; media in `showing` are not read again.
@@ -173,8 +175,9 @@ class Renderer:
         if messages[-1].role == "assistant":
             raise UserError("the conversation ends with an assistant turn; end it with what is to be answered")
         pieces = Pieces(showing)
-        pieces.add(self._begin(messages), False)
-        self._add_turns(pieces, messages, "respond")
+        turns = self._spoken(messages)
+        pieces.add(self._begin(turns), False)
+        self._add_turns(pieces, turns, "respond")
         pieces.add(self.tokenizer.encode_markup(self.template.turn("assistant").open), False)
         pieces.labels = [IGNORED] * len(pieces.ids)  # earlier replies are not to be scored
         return pieces
@@ -183,8 +186,8 @@ class Renderer:
         if is_document(sample):
             pieces = Pieces(showing)
             pieces.add(self.tokenizer.begin, False)
-            self._add_parts(pieces, sample.messages[0].parts, True)
-            pieces.add((self.tokenizer.special(END),), True)
+            self._add_parts(pieces, sample.messages[0].parts, sample.messages[0].is_learned)
+            pieces.add((self.tokenizer.special(END),), sample.messages[0].is_learned)
             pieces.labels[0] = IGNORED
             is_trimmed = len(pieces.ids) > self.context
             if is_trimmed and pieces.media:
@@ -215,23 +218,22 @@ class Renderer:
         return replace(_rendered(context, branches, sample), is_trimmed=shown is not sample), size
 
     def _conversation(self, sample: Sample, objective: Objective, showing: Showing) -> tuple[Pieces, list[Pieces]]:
-        context = Pieces(showing)
-        context.add(self._begin(sample.messages), objective != "respond")
+        context, shared = Pieces(showing), self._spoken(sample.messages)
+        context.add(self._begin(shared), objective != "respond")
         if not sample.branches:
-            self._add_turns(context, sample.messages, objective)
+            self._add_turns(context, shared, objective)
             context.labels[0] = IGNORED
             return context, []
-        self._add_turns(context, sample.messages, objective, close=False)
+        self._add_turns(context, shared, objective, close=False)
         context.labels = [IGNORED] * len(context.labels)
-        role = sample.messages[-1].role
         branches = []
         for turns in sample.branches:
             branch = Pieces(showing)
-            if turns[0].role == role:
-                self._add_turns(branch, turns, objective, reopen=False)
+            if turns[0].role == sample.messages[-1].role:
+                self._add_turns(branch, self._spoken(turns), objective, reopen=False)
             else:
-                self._close(branch, role, objective)
-                self._add_turns(branch, turns, objective)
+                self._close(branch, shared[-1], objective)
+                self._add_turns(branch, self._spoken(turns), objective)
             branch.labels[0] = IGNORED
             branches.append(branch)
         return context, branches
@@ -239,38 +241,44 @@ class Renderer:
     def _add_turns(
         self,
         out: Pieces,
-        messages: tuple[Message, ...],
+        turns: Sequence[Spoken],
         objective: Objective,
         *,
         reopen: bool = True,
         close: bool = True,
     ) -> None:
         """Add turns; the first may go on with a turn already open, the last may be left open."""
-        everything = objective != "respond"
-        for number, message in enumerate(messages):
+        for number, turn in enumerate(turns):
+            everything = objective != "respond" and turn.is_learned
             if number or reopen:
-                out.add(self.tokenizer.encode_markup(self.template.turn(message.role).open), everything)
-            self._add_parts(out, message.parts, everything or message.role == "assistant")
-            if close or number + 1 < len(messages):
-                self._close(out, message.role, objective)
+                out.add(self.tokenizer.encode_markup(self.template.turn(turn.role).open), everything)
+            self._add_parts(out, turn.parts, everything or _is_target(turn))
+            if close or number + 1 < len(turns):
+                self._close(out, turn, objective)
 
-    def _begin(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+    def _spoken(self, messages: tuple[Message, ...]) -> tuple[Spoken, ...]:
+        return spoken(messages, self.template.tools, self.system)
+
+    def _begin(self, turns: Sequence[Spoken]) -> tuple[int, ...]:
         """What stands before the first turn, the system turn included that all conversations get."""
         begin = self.template.begin
         ids = self.tokenizer.begin if begin is None else self.tokenizer.encode_markup(begin)
-        if self.system is None or messages[0].role == "system":
+        if self.system is None or turns[0].role == "system":
             return ids
         pieces = Pieces()
-        self._add_turns(pieces, (Message.of("system", self.system),), "respond")
+        self._add_turns(pieces, (Spoken("system", (Text(self.system),)),), "respond")
         return (*ids, *pieces.ids)
 
-    def _close(self, out: Pieces, role: str, objective: Objective) -> None:
-        turn = self.template.turn(role)
-        out.add(self.tokenizer.encode_markup(turn.end), objective != "respond" or role == "assistant")
-        out.add(self.tokenizer.encode_markup(turn.after), objective != "respond")
+    def _close(self, out: Pieces, said: Spoken, objective: Objective) -> None:
+        turn, everything = self.template.turn(said.role), objective != "respond" and said.is_learned
+        out.add(self.tokenizer.encode_markup(turn.end), everything or _is_target(said))
+        out.add(self.tokenizer.encode_markup(turn.after), everything)
 
-    def _add_parts(self, out: Pieces, parts: tuple[Part, ...], is_target: bool) -> None:
+    def _add_parts(self, out: Pieces, parts: Sequence[Part | Mark], is_target: bool) -> None:
         for part in parts:
+            if isinstance(part, Mark):
+                out.add(self.tokenizer.encode_markup(part.text), is_target)
+                continue
             if isinstance(part, Text):
                 out.add(self.tokenizer.encode(part.text), is_target)
                 continue
@@ -305,9 +313,11 @@ class Renderer:
     def _pair(self, rendered: Rendered, sample: Sample) -> Rendered:
         """Give the sample's only reply, if it is in words, to each medium that is the only one of its modality."""
         replies = [turn for turn in sample.turns if turn.role == "assistant"]
-        if len(replies) != 1 or not replies[0].text.strip() or not all(isinstance(p, Text) for p in replies[0].parts):
+        if len(replies) != 1 or not replies[0].is_learned or replies[0].calls:
             return rendered
         text = replies[0].text
+        if not text.strip() or not all(isinstance(part, Text) for part in replies[0].parts):
+            return rendered
         pair = PairedText(text, self.tokenizer.encode(text) + self.tokenizer.encode_markup(self.template.end))
         counts = Counter(medium.modality for medium in rendered.media)
         media = [replace(one, text=pair) if counts[one.modality] == 1 else one for one in rendered.media]
@@ -330,28 +340,6 @@ class Renderer:
                 raise fault
         return replace(rendered, labels=[IGNORED] * len(rendered.labels))
 
-    def _drop_words(self, rendered: Rendered, share: float, rng: random.Random) -> Rendered:
-        """Hide words of a reply from those after, which then have to look (Bowman et al. 2016, arXiv:1511.06349)."""
-        mask, ids = self.tokenizer.special(MASK), list(rendered.ids)
-        for at, label in enumerate(rendered.labels):
-            if label != IGNORED and rng.random() < share:
-                ids[at] = mask
-        return replace(rendered, ids=ids)
-
-    def _mask(self, rendered: Rendered, rng: random.Random) -> Rendered:
-        """Hide 15 % of the text tokens: 80 % as the mask token, 10 % as another, 10 % unchanged (arXiv:1810.04805)."""
-        texts = [at for at, label in enumerate(rendered.labels) if label != IGNORED]
-        hidden = sorted(rng.sample(texts, max(1, round(0.15 * len(texts)))))
-        ids, labels = list(rendered.ids), [IGNORED] * len(rendered.ids)
-        for at in hidden:
-            labels[at] = ids[at]
-            fate = rng.random()
-            if fate < 0.8:
-                ids[at] = self.tokenizer.special(MASK)
-            elif fate < 0.9:
-                ids[at] = ids[rng.choice(texts)]
-        return replace(rendered, ids=ids, labels=labels)
-
 
 def rows_of(sample: Sample, objective: Objective) -> list[Sample]:
     """What is rendered of a sample: branches together where a stage learns to respond, else apart."""
@@ -360,7 +348,13 @@ def rows_of(sample: Sample, objective: Objective) -> list[Sample]:
 
 def is_document(sample: Sample) -> bool:
     """True for one assistant message alone: text for language-model pretraining."""
-    return not sample.branches and len(sample.messages) == 1 and sample.messages[0].role == "assistant"
+    is_alone = not sample.branches and len(sample.messages) == 1
+    return is_alone and sample.messages[0].role == "assistant" and not sample.messages[0].calls
+
+
+def _is_target(turn: Spoken) -> bool:
+    """Whether a turn is learned by a model that learns to respond."""
+    return turn.role == "assistant" and turn.is_learned
 
 
 def _heaviest(messages: Sequence[Message], showing: Showing) -> str:

@@ -14,6 +14,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.sample import Role
 from mmgpt.files import read_json
 from mmgpt.inputs.tokenizer import END
+from mmgpt.inputs.tools import ToolForm
 
 TemplateName = Literal["plain", "chatml", "llama3", "gemma", "vicuna"]
 
@@ -33,10 +34,12 @@ class Template:
     Attributes:
         begin: what stands before the first turn; None for what the tokenizer puts before every text.
         turns: by role; a role without an entry cannot be said in this template.
+        tools: how tools, calls and answers are written; None where they cannot be.
     """
 
     begin: str | None
     turns: Mapping[str, Turn]
+    tools: ToolForm | None = None
 
     @property
     def end(self) -> str:
@@ -62,7 +65,7 @@ class Template:
 ROLES: tuple[Role, ...] = get_args(Role)
 TEMPLATES: dict[str, Template] = {
     "plain": Template(None, dict.fromkeys(ROLES, Turn("", END))),
-    "chatml": Template(None, {role: Turn(f"<|im_start|>{role}\n", "<|im_end|>", "\n") for role in ROLES}),
+    "chatml": Template(None, {role: Turn(f"<|im_start|>{role}\n", "<|im_end|>", "\n") for role in ROLES}, ToolForm()),
     "llama3": Template(
         "<|begin_of_text|>",
         {role: Turn(f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>") for role in ROLES},
@@ -100,20 +103,81 @@ def jinja_of(template: Template, begin: str, system: str | None, media: Mapping[
         system: the system turn of conversations without one.
         media: what stands for a medium of each modality.
     """
-    added = "" if system is None else f"{template.turn('system').open}{system}{_closed(template.turn('system'))}"
-    kinds = "".join(f"{{%- elif part['type'] == {kind!r} -%}}{{{{ {text!r} }}}}" for kind, text in media.items())
     opened = {role: turn.open for role, turn in template.turns.items()}
     closed = {role: _closed(turn) for role, turn in template.turns.items()}
+    form = template.tools
     return "".join(
         [
-            f"{{%- set opened = {opened!r} -%}}{{%- set closed = {closed!r} -%}}{{{{ {begin!r} }}}}",
-            f"{{%- if messages[0]['role'] != 'system' -%}}{{{{ {added!r} }}}}{{%- endif -%}}" if added else "",
-            "{%- for message in messages -%}{{ opened[message['role']] }}",
-            "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}",
-            "{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}",
-            f"{kinds}{{%- endif -%}}{{%- endfor -%}}{{%- endif -%}}{{{{ closed[message['role']] }}}}{{%- endfor -%}}",
+            f"{{%- set opened = {opened!r} -%}}{{%- set closed = {closed!r} -%}}",
+            _jinja_of_content(media),
+            _jinja_of_tools(form) if form else "",
+            f"{{{{ {begin!r} }}}}",
+            _jinja_of_system(system, form),
+            "{%- for message in messages -%}",
+            _jinja_of_answers(form) if form else _NO_TOOLS,
+            "{{ opened[message['role']] }}{{ content(message) }}",
+            _jinja_of_calls(form) if form else "",
+            "{{ closed[message['role']] }}{%- endif -%}{%- endfor -%}",
             "{%- if add_generation_prompt -%}{{ opened['assistant'] }}{%- endif -%}",
         ]
+    )
+
+
+_NO_TOOLS = (
+    "{%- if tools or message['tool_calls'] -%}{{ raise_exception('this template has no form for tools') }}{%- else -%}"
+)
+
+
+def _jinja_of_content(media: Mapping[str, str]) -> str:
+    kinds = "".join(f"{{%- elif part['type'] == {kind!r} -%}}{{{{ {text!r} }}}}" for kind, text in media.items())
+    return (
+        "{%- macro content(message) -%}{%- if message['content'] is string -%}{{ message['content'] }}"
+        "{%- elif message['content'] -%}{%- for part in message['content'] -%}"
+        f"{{%- if part['type'] == 'text' -%}}{{{{ part['text'] }}}}{kinds}{{%- endif -%}}{{%- endfor -%}}"
+        "{%- endif -%}{%- endmacro -%}"
+    )
+
+
+def _jinja_of_tools(form: ToolForm) -> str:
+    return (
+        f"{{%- macro listed(tools) -%}}{{{{ {form.before!r} }}}}"
+        f"{{%- for tool in tools -%}}{{{{ '\n' + tool | tojson }}}}{{%- endfor -%}}{{{{ {form.after!r} }}}}"
+        "{%- endmacro -%}"
+    )
+
+
+def _jinja_of_system(system: str | None, form: ToolForm | None) -> str:
+    """The system turn of conversations without one, which may be that of its tools."""
+    plain = "" if system is None else "{{ opened['system'] }}" + f"{{{{ {system!r} }}}}" + "{{ closed['system'] }}"
+    text = "" if system is None else f"{{{{ {system + chr(10) * 2!r} }}}}"
+    tools = "{{ opened['system'] }}" + text + "{{ listed(tools) }}{{ closed['system'] }}" if form else ""
+    if not plain and not tools:
+        return ""
+    choice = f"{{%- if tools -%}}{tools}{{%- else -%}}{plain}{{%- endif -%}}" if form else plain
+    return f"{{%- if messages[0]['role'] != 'system' -%}}{choice}{{%- endif -%}}"
+
+
+def _jinja_of_answers(form: ToolForm) -> str:
+    first, last = f"{form.answer[0]}\n", f"\n{form.answer[1]}"
+    return (
+        "{%- if message['role'] == 'tool' -%}"
+        "{%- if loop.first or loop.previtem['role'] != 'tool' -%}{{ opened['user'] }}"
+        "{%- else -%}{{ '\\n' }}{%- endif -%}"
+        f"{{{{ {first!r} }}}}{{{{ content(message) }}}}{{{{ {last!r} }}}}"
+        "{%- if loop.last or loop.nextitem['role'] != 'tool' -%}{{ closed['user'] }}{%- endif -%}{%- else -%}"
+    )
+
+
+def _jinja_of_calls(form: ToolForm) -> str:
+    first, last = f"{form.call[0]}\n", f"\n{form.call[1]}"
+    return (
+        "{%- if loop.first and tools and message['role'] == 'system' -%}{{ '\n\n' + listed(tools) }}{%- endif -%}"
+        "{%- for call in message['tool_calls'] or [] -%}{%- set called = call['function'] or call -%}"
+        "{%- if not loop.first or content(message) -%}{{ '\n' }}{%- endif -%}"
+        f"{{{{ {first!r} }}}}" + "{{ '{\"name\": ' }}{{ called['name'] | tojson }}{{ ', \"arguments\": ' }}"
+        "{%- if called['arguments'] is string -%}{{ called['arguments'] }}"
+        "{%- else -%}{{ called['arguments'] | tojson }}{%- endif -%}{{ '}' }}"
+        f"{{{{ {last!r} }}}}{{%- endfor -%}}"
     )
 
 

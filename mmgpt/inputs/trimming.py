@@ -9,9 +9,17 @@ from mmgpt.datasets.sample import Message, Sample, Text
 def ever_shorter(sample: Sample) -> Iterator[Sample]:
     """The sample, then without its last branch, the one before ...; or without its first exchange, the next ...
 
-    Where the first exchange holds all media, later ones ask about these: then the last goes first.
+    Where the first exchange holds all media, later ones ask about these: then the last goes first. What holds no
+    learned turn any more is none of them, unless the whole holds none.
     """
     yield sample
+    for shorter in _shorter(sample):
+        if not _is_learned(shorter) and _is_learned(sample):
+            return
+        yield shorter
+
+
+def _shorter(sample: Sample) -> Iterator[Sample]:
     if sample.branches:
         for count in range(len(sample.branches) - 1, 0, -1):
             yield replace(sample, branches=sample.branches[:count])
@@ -40,3 +48,8 @@ def _starts(messages: tuple[Message, ...]) -> list[int]:
 
 def _hold_media(messages: tuple[Message, ...]) -> bool:
     return any(not isinstance(part, Text) for message in messages for part in message.parts)
+
+
+def _is_learned(sample: Sample) -> bool:
+    turns = [turn for branch in sample.branches for turn in branch] if sample.branches else sample.messages
+    return any(turn.role == "assistant" and turn.is_learned for turn in turns)

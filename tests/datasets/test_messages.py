@@ -65,9 +65,9 @@ def test_ms_swift_rows_put_their_images_where_the_tags_stand(open_rows):
 
 
 @pytest.mark.parametrize("images", [None, []])
-def test_an_image_tag_in_a_row_without_images_is_plain_text(images, open_rows):
+def test_an_image_tag_in_a_row_without_images_is_plain_text_where_that_is_said(images, open_rows):
     row = {"messages": talk("write <image> in <audio> HTML")}
-    source = open_rows(row if images is None else {**row, "images": images})
+    source = open_rows(row if images is None else {**row, "images": images}, text_tags=["<image>", "<audio>"])
     assert source[0].messages[0].parts == (Text("write <image> in <audio> HTML"),)
 
 
@@ -151,7 +151,9 @@ def test_llava_rows_are_read_from_json_json_lines_and_parquet(name, open_rows, t
     else:
         text = json.dumps(LLAVA) if name.endswith("json") else "\n".join(map(json.dumps, LLAVA))
         (tmp_path / name).write_text(text)
-    source = open_source(MessagesConfig(reader="llava", path=name, media_root="pictures"), tmp_path)
+    source = open_source(
+        MessagesConfig(reader="llava", path=name, media_root="pictures", text_tags=["<image>"]), tmp_path
+    )
     assert [shown(source[n]) for n in range(len(source))] == LLAVA_SHOWN
     assert source[1].key == "llava/1"
 

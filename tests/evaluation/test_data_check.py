@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -192,3 +193,27 @@ def test_spread_indexes_are_distinct_in_order_and_one_from_each_stretch(size, li
     assert len(indexes) == min(size, limit)
     assert all(at * size // len(indexes) <= index < (at + 1) * size // len(indexes) for at, index in enumerate(indexes))
     assert indexes == spread_indexes(size, limit, seed=1)
+
+
+def test_rows_that_say_what_nothing_reads_are_each_a_finding_and_the_check_goes_on(make_recipe, tmp_path):
+    turns = asked("Who?", "I.")["messages"]
+    faulty = [
+        {"messages": [{"role": "user", "content": "<image>?"}, turns[1]], "image_path": "a.png"},
+        {"messages": turns, "label": False},
+        {"messages": [turns[0], {"role": "assistant", "content": None}]},
+        {"messages": [turns[0], {**turns[1], "weight": 0.5}]},
+        {"messages": [turns[0], {**turns[1], "tool_calls": [{"name": "f"}]}]},
+        {"messages": [turns[0], {**turns[1], "reasoning_content": "x"}]},
+        {"messages": turns, "objects": {"bbox": [[1, 2]]}},
+        {"messages": [{"role": "user", "content": "Which?"}, {**turns[1], "loss": False}]},
+    ]
+    fine = {"messages": [{"role": "user", "content": "\ud83d?"}, turns[1]]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*faulty, fine]))
+    data = open_data(make_recipe({"data": [{"reader": "messages", "path": "rows.jsonl"}]}), data_root=tmp_path)
+    found = check_data(data)
+    assert [(one.reason, one.key) for one in found.findings] == [("sample", f"rows/{n}") for n in range(len(faulty))]
+    told = ["<image>.*image_path", "'label'", "no content", "weight=0.5", "tool_calls", "reasoning", "bbox", "no token"]
+    assert [one.key for one, words in zip(found.findings, told, strict=True) if not re.search(words, one.message)] == []
+    assert found.samples == len(faulty) + 1
+    found.write(tmp_path / "found.jsonl")
+    assert len((tmp_path / "found.jsonl").read_text().splitlines()) == len(faulty)
