@@ -10,9 +10,7 @@ decodes, resizes to 224 x 224, normalises, tokenises and batches 32 samples in t
 
 import argparse
 import io
-import json
 import multiprocessing
-import platform
 import statistics
 import tempfile
 import time
@@ -25,6 +23,7 @@ import numpy as np
 import PIL.Image
 import torch
 import webdataset
+from processor import parse, tell
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -367,14 +366,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=60, help="that data takes of each pipeline in a round")
     parser.add_argument("--pictures", type=Path, help="a folder of .jpg, for data")
-    options = parser.parse_args()
+    options = parse(parser)
     if "data" in options.benches and options.pictures is None:
         parser.error("data needs --pictures FOLDER")
     for name in options.benches:
         for found in BENCHES[name](options):
-            found["hardware"] = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-            found["versions"] = {"torch": torch.__version__, "python": platform.python_version()}
-            print(json.dumps(found), flush=True)
+            tell(found, torch.get_num_threads(), *(("datasets", "webdataset") if name == "data" else ()))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ rounds, for what else runs on the machine only ever adds to them; batches are wa
 """
 
 import argparse
-import json
-import platform
 import random
 import resource
 import time
@@ -24,6 +22,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from bench_models import IMAGE, IMAGE_TOKENS, SHAPES, our_model, picture, prompt_of, their_model, words
+from processor import parse, tell
 from torch import nn
 
 from mmgpt.generation.answering import Asked, answer
@@ -325,13 +324,11 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=24, help="of shots, 8 at a time")
     parser.add_argument("--requests", type=int, default=1000, help="of the queue")
     parser.add_argument("--rows", type=int, default=8, help="of the queue's batch")
-    options = parser.parse_args()
+    options = parse(parser)
     torch.set_num_threads(options.threads)
     for name in options.benches:
         for found in BENCHES[name](options):
-            found["hardware"] = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-            found["versions"] = {"torch": torch.__version__, "python": platform.python_version()}
-            print(json.dumps(found), flush=True)
+            tell(found, torch.get_num_threads(), "transformers")
 
 
 if __name__ == "__main__":

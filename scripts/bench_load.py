@@ -9,7 +9,6 @@ what the process held before, as a share of the checkpoint's size; pages of mapp
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from processor import parse, tell
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -83,7 +83,7 @@ def peak_bytes() -> int:
 
 def in_a_process(work: str, folder: Path) -> dict[str, float]:
     """Seconds and bytes of one piece of work, done by a process of its own."""
-    command = [sys.executable, "-P", __file__, "--work", work, "--folder", str(folder)]
+    command = [sys.executable, __file__, "--work", work, "--folder", str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     told: dict[str, float] = json.loads(done.stdout)
     return told
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the checkpoint is written; a temporary folder if not given")
     parser.add_argument("--work", choices=sorted(WORK), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser)
     if options.work:
         before, started = peak_bytes(), time.perf_counter()
         WORK[options.work](options.folder)
@@ -120,10 +120,8 @@ def main() -> None:
             "ratio": round(theirs / ours, 3),
             "to_reach": MOST[metric],
             "shapes": {"bytes": size, "shards": shards, "rounds": options.rounds},
-            "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
         }
-        print(json.dumps(found), flush=True)
+        tell(found, torch.get_num_threads(), "safetensors")
 
 
 if __name__ == "__main__":
