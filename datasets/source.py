@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
-from mmgpt.datasets.fingerprint import Fingerprint, fingerprint_of
 from mmgpt.datasets.cells import is_missing
+from mmgpt.datasets.fingerprint import Fingerprint, fingerprint_of
 from mmgpt.datasets.media import MEDIA, Audio, Media, MediaError
 from mmgpt.datasets.media_paths import accents, is_address, is_base64, is_data_url, local_path
 from mmgpt.datasets.sample import Sample
