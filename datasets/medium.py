@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
+from mmgpt.datasets.file_names import find_member
 
 
 class MediaError(UserError):
@@ -174,10 +175,9 @@ def _read_path(path: str, modality: str, limits: Limits) -> bytes:
 
 def _read_member(archive: zipfile.ZipFile, inner: str, path: str, limits: Limits) -> bytes:
     """A member's bytes; names are looked up in the archive's directory only, so that none climbs out of it."""
-    try:
-        info = archive.getinfo(inner)
-    except KeyError:
-        raise MediaError(f"{path}: the zip holds no such member; check its name") from None
+    info = find_member(archive, inner)
+    if info is None:
+        raise MediaError(f"{path}: the zip holds no such member; check its name")
     if not info.file_size:
         raise MediaError(f"{path}: the zip's member is empty; replace or remove it")
     _check_size(path, info.file_size, limits)
