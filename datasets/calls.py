@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmgpt.config import UserError
-from mmgpt.datasets.cells import check_keys
-from mmgpt.datasets.parts import is_absent, mended, present, short
+from mmgpt.datasets.cells import check_keys, well_formed
+from mmgpt.datasets.parts import is_absent, present, short
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def parse_tools(raw: Any) -> tuple[str, ...]:
 
 def dumped(value: Any) -> str:
     """JSON as chat templates write it: with spaces, and letters as they are."""
-    return mended(json.dumps(value, ensure_ascii=False))
+    return well_formed(json.dumps(value, ensure_ascii=False))
 
 
 def loaded(text: str, what: str) -> Any:
@@ -103,7 +103,7 @@ def _parse_call(raw: Any, where: str, ignore: Sequence[str] | None) -> Call:
         raise UserError(f"{where} is of type {given['type']!r}; only functions can be called")
     if not isinstance(body.get("name"), str):
         raise UserError(f"{where} has no name; say which function it calls")
-    return Call(mended(body["name"]), _arguments(body.get("arguments"), where), _id(given.get("id")))
+    return Call(well_formed(body["name"]), _arguments(body.get("arguments"), where), _id(given.get("id")))
 
 
 def _arguments(raw: Any, where: str) -> str:
@@ -116,7 +116,7 @@ def _arguments(raw: Any, where: str) -> str:
 
 
 def _id(raw: Any) -> str | None:
-    return None if raw is None else mended(str(raw))
+    return None if raw is None else well_formed(str(raw))
 
 
 def _parse_tool(raw: Any) -> Mapping[str, Any]:

@@ -2,14 +2,18 @@
 
 import ast
 from collections import Counter
-from typing import Any
+from typing import Any, Self
+
+from pydantic import model_validator
 
 from mmgpt.config import Config, UserError
-from mmgpt.datasets.rows import Row
+from mmgpt.datasets.cells import cell_text, is_missing
+
+Made = str | list[str | None] | None
 
 
 class Derived(Config):
-    """A column made from another one, or from one derived before it.
+    """A column made from another one, or from one derived before it; what is made of a missing cell is missing.
 
     An item of a list is taken, lower-cased, then pieces are replaced in order; of a whole list, in each of its items.
     """
@@ -23,33 +27,55 @@ class Derived(Config):
     lower: bool = False
     replace: dict[str, str] = {}
 
-    def of(self, row: Row) -> str | list[str]:
+    @model_validator(mode="after")
+    def _makes_one_thing(self) -> Self:
+        given = [name for name in ("item", "most_common", "lettered", "names") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} each make another thing of {self.column}; derive a column by each")
+        return self
+
+    def of(self, row: dict[str, Any]) -> Made:
         """The value in a row."""
-        value = _parsed(row[self.column]) if self.literal else row[self.column]
-        if (self.item or self.most_common or self.lettered) and not (isinstance(value, list) and value):
+        value = row.get(self.column)
+        if is_missing(value):
+            return None
+        value = _parsed(value) if self.literal else value
+        if (self.item or self.most_common or self.lettered) and not (isinstance(value, list | tuple) and value):
             raise UserError(f"{self.column}={str(value)[:60]!r} is no list of items; derive from a column of lists")
         if self.item:
+            if is_missing(row.get(self.item)):
+                return None
             value = value[_number(self.item, row[self.item], len(value))]
         elif self.most_common:
-            value = Counter(value).most_common(1)[0][0]
+            counts = Counter(self._text(item) for item in value if not is_missing(item))
+            value = counts.most_common(1)[0][0] if counts else None
         elif self.lettered:
-            value = "\n".join(f"{chr(ord('A') + n)}. {item}" for n, item in enumerate(value))
+            value = "\n".join(f"{chr(ord('A') + n)}. {self._text(item)}" for n, item in enumerate(value))
         elif self.names:
             value = self.names[_number(self.column, value, len(self.names))]
-        return [self._mended(item) for item in value] if isinstance(value, list) else self._mended(value)
+        return [self._mended(item) for item in value] if isinstance(value, list | tuple) else self._mended(value)
 
-    def _mended(self, value: Any) -> str:
-        text = str(value).lower() if self.lower else str(value)
+    def _mended(self, value: Any) -> str | None:
+        if is_missing(value):
+            return None
+        text = self._text(value).lower() if self.lower else self._text(value)
         for old, replacement in self.replace.items():
             text = text.replace(old, replacement)
         return text
 
+    def _text(self, value: Any) -> str:
+        try:
+            return cell_text(value)
+        except ValueError as error:
+            raise UserError(f"{self.column} holds an item that is no text ({error}); mend the row") from None
+
 
 def _number(column: str, value: Any, count: int) -> int:
     """The number of an item that a cell holds, as a number or in digits."""
-    if isinstance(value, bool) or not str(value).isdecimal() or int(value) >= count:
+    text = "" if isinstance(value, bool | list | dict) else cell_text(value)
+    if not text.isdecimal() or int(text) >= count:
         raise UserError(f"{column}={value!r} is not the number of one of {count} items")
-    return int(value)
+    return int(text)
 
 
 def _parsed(text: Any) -> Any:

@@ -1,21 +1,37 @@
 """COCO captions, VQA v2 and LibriSpeech in the layout that they are downloaded in.
 
 Their files are joined to the rows of a table; the table's reader makes the samples. All captions of a picture, and
-all questions about it, are the branches of one sample, so that it is encoded once.
+all questions about it, are the branches of one sample, so that it is encoded once. What the formats tell besides is
+known by its key and left out; a key that they do not have is refused unless `ignore` names it.
 Sources: cocodataset.org, Karpathy and Fei-Fei 2015 (arXiv:1412.2306), visualqa.org, openslr.org/12.
 """
 
-import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.datasets.rows import ListRows, Row, read_lines
+from mmgpt.datasets.cells import cell_text, check_keys, is_missing
+from mmgpt.datasets.file_names import files_below
+from mmgpt.datasets.plain_text import parse_json, read_lines, read_text
+from mmgpt.datasets.rows import ListRows, Row
 from mmgpt.datasets.source import SourceConfig, resolve
 from mmgpt.datasets.table import TableConfig, TableSource
+
+# What the formats say besides. Sources: cocodataset.org/#format-data, nocaps.org, visualqa.org/download.html,
+# okvqa.allenai.org, and the splits of arXiv:1412.2306 as they are distributed.
+KNOWN = {
+    "images": ("width", "height", "license", "flickr_url", "coco_url", "date_captured", "open_images_id", "domain"),
+    "captions": ("id",),
+    "karpathy": ("imgid", "sentids", "cocoid", "filepath"),
+    "sentences": ("tokens", "imgid", "sentid"),
+    "questions": ("multiple_choices",),
+    "annotations": ("question_id", "image_id", "answer_type", "question_type", "multiple_choice_answer", "confidence"),
+    "answers": ("answer_id", "answer_confidence", "raw_answer"),
+}
 
 
 class CocoCaptionsConfig(SourceConfig):
@@ -56,12 +72,14 @@ class CocoCaptionsSource(TableSource):
 
 def _coco_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path) -> list[Row]:
     try:
+        _check(tree["images"], ("id", "file_name", *KNOWN["images"], *config.tags), config.ignore, f"{path}: images")
+        _check(tree["annotations"], ("image_id", "caption", *KNOWN["captions"]), config.ignore, f"{path}: annotations")
         images = {
-            image["id"]: {"file": image["file_name"], **{tag: image[tag] for tag in config.tags}}
-            for image in tree["images"]
+            key: {"file": image["file_name"], **{tag: image[tag] for tag in config.tags}}
+            for key, image in _by_key(tree["images"], "id", path).items()
         }
         return [
-            {"picture": one["image_id"], **images[one["image_id"]], "caption": one["caption"].strip()}
+            {"picture": one["image_id"], **images[one["image_id"]], "caption": _stripped(one["caption"])}
             for one in tree["annotations"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
@@ -73,12 +91,16 @@ def _karpathy_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path)
         present = {image["split"] for image in tree["images"]}
         if config.split not in present:
             raise UserError(f"{path}: holds no split {config.split!r}; {did_you_mean(config.split, present)}")
+        own = ("filename", "split", "sentences", *KNOWN["karpathy"])
+        _check(tree["images"], own, config.ignore, f"{path}: images")
+        for image in tree["images"]:
+            _check(image["sentences"], ("raw", *KNOWN["sentences"]), config.ignore, f"{path}: sentences")
         wanted = {config.split, "restval"} if config.split == "train" and config.restval else {config.split}
         return [
             {
                 "picture": image.get("cocoid", image["filename"]),
                 "file": "/".join(filter(None, (image.get("filepath"), image["filename"]))),
-                "caption": sentence["raw"].strip(),
+                "caption": _stripped(sentence["raw"]),
             }
             for image in tree["images"]
             if image["split"] in wanted
@@ -119,34 +141,40 @@ class VqaSource(TableSource):
             group_by="image_id",
         )
         self.files = [questions, annotations]
-        super().__init__(table, data_root, ListRows(_vqa_rows(questions, annotations)))
+        super().__init__(table, data_root, ListRows(_vqa_rows(questions, annotations, config.ignore)))
 
 
-def _vqa_rows(questions: Path, annotations: Path) -> list[Row]:
+def _vqa_rows(questions: Path, annotations: Path, ignore: Sequence[str]) -> list[Row]:
     asked, answered = _read_json(questions, "questions")["questions"], _read_json(annotations, "annotations")
     try:
-        by_question = {one["question_id"]: one for one in answered["annotations"]}
+        _check(asked, ("image_id", "question", "question_id", *KNOWN["questions"]), ignore, f"{questions}: questions")
+        _check(answered["annotations"], ("answers", *KNOWN["annotations"]), ignore, f"{annotations}: annotations")
+        by_question = _by_key(answered["annotations"], "question_id", annotations)
         absent = [one["question_id"] for one in asked if one["question_id"] not in by_question]
         if absent:
             raise UserError(
                 f"{annotations}: no answers to {len(absent)} questions of {questions.name}: {absent[:3]}..."
             )
-        return [_vqa_row(one, by_question[one["question_id"]]) for one in asked]
+        for one in answered["annotations"]:
+            _check(one["answers"], ("answer", *KNOWN["answers"]), ignore, f"{annotations}: answers")
+        return [_vqa_row(one, by_question[one["question_id"]], annotations) for one in asked]
     except (KeyError, TypeError, IndexError) as error:
         raise _misshapen(
             annotations, error, "questions of question_id, image_id and question, annotations with answers"
         ) from None
 
 
-def _vqa_row(asked: dict[str, Any], annotation: dict[str, Any]) -> Row:
-    answers = tuple(answer["answer"] for answer in annotation["answers"])
+def _vqa_row(asked: dict[str, Any], annotation: dict[str, Any], path: Path) -> Row:
+    answers = tuple(cell_text(one["answer"]) for one in annotation["answers"] if not is_missing(one["answer"]))
+    if not answers:
+        raise UserError(f"{path}: question {asked['question_id']} has no answer; leave it out of both files")
     usual = annotation.get("multiple_choice_answer")  # OK-VQA has none
     return {
         "image_id": asked["image_id"],
         "question": asked["question"],
-        "answer": Counter(answers).most_common(1)[0][0] if usual is None else usual,
+        "answer": Counter(answers).most_common(1)[0][0] if is_missing(usual) else usual,
         "answers": answers,
-        **{name: annotation.get(name, "") for name in ("answer_type", "question_type")},
+        **{name: annotation.get(name) for name in ("answer_type", "question_type")},
     }
 
 
@@ -167,12 +195,12 @@ class LibriSpeechSource(TableSource):
         rows, self.files = ListRows(), list[Path]()
         for subset in config.subsets:
             folder = resolve(data_root, f"{config.path}/{subset}")
-            transcripts = sorted(folder.rglob("*.trans.txt"))
+            transcripts = [folder / name for name in files_below(folder) if name.endswith(".trans.txt")]
             self.files += transcripts
             for file in transcripts:
-                for line in filter(None, read_lines(file)):
-                    number, _, text = line.partition(" ")
-                    if not text:
+                for line in filter(str.strip, read_lines(file)):
+                    number, _, text = line.strip().partition(" ")
+                    if is_missing(text):
                         raise UserError(f"{file}: {line!r} is no utterance; a line is its number and its words")
                     path = (file.parent / f"{number}.flac").absolute()
                     rows.append({"file": str(path), "id": number, "text": text.lower() if config.lower else text})
@@ -188,12 +216,31 @@ def _table(config: SourceConfig, **options: Any) -> TableConfig:
 
 def _read_json(path: Path, key: str) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, IsADirectoryError) as error:
+        tree = parse_json(read_text(path))
+    except ValueError as error:
         raise UserError(f"{path}: not a readable json file ({error}); download it again") from None
     if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
         raise UserError(f"{path}: has no list of {key}; give the official file")
     return tree
+
+
+def _check(objects: Iterable[dict[str, Any]], known: Sequence[str], ignore: Sequence[str], where: str) -> None:
+    """Refuse keys that the format does not have."""
+    check_keys(dict.fromkeys(key for one in objects for key in one), known, ignore, where)
+
+
+def _by_key(objects: Iterable[dict[str, Any]], key: str, path: Path) -> dict[Any, dict[str, Any]]:
+    """Objects by a key of theirs, which no two share."""
+    found: dict[Any, dict[str, Any]] = {}
+    for one in objects:
+        if one[key] in found:
+            raise UserError(f"{path}: {key} {one[key]!r} stands twice; leave one of the two")
+        found[one[key]] = one
+    return found
+
+
+def _stripped(caption: Any) -> Any:
+    return caption.strip() if isinstance(caption, str) else caption
 
 
 def _misshapen(path: Path, error: Exception, wanted: str) -> UserError:

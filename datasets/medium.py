@@ -16,9 +16,9 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
+from mmgpt.datasets.file_names import find_member
 from mmgpt.datasets.formats import kind_of
 from mmgpt.datasets.media_paths import (
-    accents,
     is_address,
     is_base64,
     is_data_url,
@@ -221,7 +221,7 @@ def _read_path(path: str, modality: str, limits: Limits) -> bytes:
 
 def _read_member(archive: zipfile.ZipFile, inner: str, path: str, limits: Limits) -> bytes:
     """A member's bytes; names are looked up in the archive's directory only, so that none climbs out of it."""
-    info = next((archive.NameToInfo[name] for name in (inner, *accents(inner)) if name in archive.NameToInfo), None)
+    info = find_member(archive, inner)
     if info is None:
         raise MediaError(f"{path}: the zip holds no such member; check its name")
     if not info.file_size:

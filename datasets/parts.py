@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.datasets.cells import check_keys, is_missing
+from mmgpt.datasets.cells import check_keys, is_missing, well_formed
 from mmgpt.datasets.media import MEDIA, Audio, Image, Media, Video
 from mmgpt.datasets.media_paths import is_data_url
 
@@ -25,21 +25,10 @@ class Text:
     text: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", mended(self.text))
+        object.__setattr__(self, "text", well_formed(self.text))
 
 
 Part = Text | Image | Audio | Video
-
-
-def mended(text: str) -> str:
-    """Text that can be encoded: two halves of a surrogate pair are one character, a lone half is U+FFFD."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def is_absent(value: Any) -> bool:

@@ -4,33 +4,44 @@ What is read when asked for costs memory by the row (eight bytes of json lines) 
 """
 
 import csv
-import json
 import os
-import re
 import zipfile
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from string import Formatter
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from mmgpt.config import UserError
+from mmgpt.datasets.delimited import DELIMITERS, read_delimited
+from mmgpt.datasets.file_names import files_below, match_names, members_of
 from mmgpt.datasets.media import open_zip
+from mmgpt.datasets.plain_text import COMPRESSED, parse_json, read_json, read_lines, start_of_text
+from mmgpt.datasets.template import fields_of
 
 Row = dict[str, Any]
-FOLDER_OF = (".parquet", ".jsonl")  # a folder stands for the files of the first of these that it holds
+FOLDER_OF = (".parquet", ".jsonl")  # a folder stands for the files of the one of these that it holds
 
 
 class Rows(Protocol):
     """Rows by number, and in order."""
 
+    @property
+    def made(self) -> frozenset[str]:
+        """The columns that come from the names of files or objects; nobody needs to read them."""
+
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Row: ...
     def names(self) -> list[str]:
-        """The columns, as the first row has them."""
+        """The columns: of a header or schema, of all rows in memory, or of the first of json lines."""
+
+    def place(self, index: int, /) -> str:
+        """Where a row stands, for an error."""
 
     def scan(self, columns: Sequence[str]) -> Iterable[Row]:
         """All rows in order; other columns than those named may be left out."""
@@ -42,9 +53,29 @@ class Rows(Protocol):
 class ListRows(list[Row]):
     """Rows in memory."""
 
+    def __init__(self, rows: Iterable[Row] = (), made: Iterable[str] = (), like: Rows | None = None) -> None:
+        super().__init__(rows)
+        self.made = frozenset(made)
+        self.like = like  # the rows that these were made of, one by one: they know where a row stands
+        self.files: list[tuple[int, Path, Sequence[int]]] = []  # the first row of each file, and the lines of its rows
+
+    def add(self, path: Path, rows: Iterable[Row], lines: Sequence[int] = ()) -> None:
+        """Append the rows of a file."""
+        self.files.append((len(self), path, lines))
+        self += rows
+
     def names(self) -> list[str]:
-        """The columns of the first row."""
-        return list(self[0]) if self else []
+        """The columns that any row has."""
+        return list(dict.fromkeys(name for row in self for name in row))
+
+    def place(self, index: int) -> str:
+        """The line or the number of a row in its file."""
+        if self.like is not None:
+            return self.like.place(index)
+        if not self.files:
+            return f"row {index}"
+        first, path, lines = self.files[bisect_right([first for first, _, _ in self.files], index) - 1]
+        return f"line {lines[index - first]} of {path}" if lines else f"row {index - first} of {path}"
 
     def scan(self, columns: Sequence[str]) -> Iterable[Row]:
         """The rows themselves."""
@@ -57,12 +88,15 @@ class ListRows(list[Row]):
 class JsonLines:
     """Rows of json-lines files: one offset a row is held."""
 
+    made: frozenset[str] = frozenset()
+
     def __init__(self, paths: list[Path], columns: list[str] | None = None) -> None:
         self.paths, self.columns = paths, columns
         self.offsets, self.ends = array("q"), []  # of each row, and the number of rows up to the end of each file
         for path in paths:
-            at = 0
+            at = start_of_text(path)
             with path.open("rb") as file:
+                file.seek(at)
                 for line in file:
                     if line.strip():
                         self.offsets.append(at)
@@ -87,6 +121,7 @@ class JsonLines:
         index = 0
         for which, path in enumerate(self.paths):
             with path.open("rb") as file:
+                file.seek(start_of_text(path))
                 for line in filter(bytes.strip, file):
                     yield self._parse(line, which, index)
                     index += 1
@@ -94,15 +129,20 @@ class JsonLines:
     def keep(self, columns: Sequence[str]) -> None:
         """A line is read whole."""
 
+    def place(self, index: int) -> str:
+        """The number of a row in its file, from 0, blank lines not counted."""
+        which = bisect_right(self.ends, index)
+        return f"row {index - (self.ends[which - 1] if which else 0)} of {self.paths[which]}"
+
     def _parse(self, line: bytes, which: int, index: int) -> Row:
         number = index - (self.ends[which - 1] if which else 0)
+        path = self.paths[which]
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode("utf-8"))
         except ValueError as error:
-            raise UserError(
-                f"{self.paths[which]}: row {number} is not JSON ({error}); write one object a line"
-            ) from None
-        return _named(row, self.columns, self.paths[which], number)
+            hint = "write one object a line" if line[:1] != b"[" else "if it is one list, name the file .json"
+            raise UserError(f"{path}: row {number} is not JSON ({error}); {hint}") from None
+        return _named(row, self.columns, f"{path}: row {number}")
 
 
 class ParquetRows:
@@ -111,12 +151,17 @@ class ParquetRows:
     Reading in a shuffled order decodes a group a row; a file with groups of a few hundred rows bears that.
     """
 
+    made: frozenset[str] = frozenset()
+
     def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
         self.groups: list[tuple[str, int]] = []
         counts, self.columns = [], list[str]()
         for path in paths:
             file = _open_parquet(str(path), os.getpid())
             names = list(file.schema_arrow.names)
+            if doubled := [name for name, count in Counter(names).items() if count > 1]:
+                raise UserError(f"{path}: two columns are called {doubled[0]!r}; give each a name of its own")
             self.columns = self.columns or names
             if set(names) != set(self.columns):
                 raise UserError(f"{path}: has the columns {names}, {paths[0].name} has {self.columns}; read them apart")
@@ -131,8 +176,8 @@ class ParquetRows:
         which = bisect_right(self.ends, index)
         path, group = self.groups[which]
         start = self.ends[which - 1] if which else 0
-        row: Row = _row_group(path, group, tuple(self.columns), os.getpid()).slice(index - start, 1).to_pylist()[0]
-        return row
+        found = _row_group(path, group, tuple(self.columns), os.getpid()).slice(index - start, 1)
+        return next(_cells_of(found))
 
     def names(self) -> list[str]:
         """The columns of the schema that are kept."""
@@ -143,11 +188,24 @@ class ParquetRows:
         for path, group in self.groups:
             file = _open_parquet(path, os.getpid())
             for batch in file.iter_batches(1024, row_groups=[group], columns=list(columns), use_threads=False):
-                yield from batch.to_pylist()
+                yield from _cells_of(batch)
+
+    def place(self, index: int) -> str:
+        """The number of a row in its file, from 0."""
+        path = self.groups[bisect_right(self.ends, index)][0]
+        first = next(number for number, (other, _) in enumerate(self.groups) if other == path)
+        return f"row {index - (self.ends[first - 1] if first else 0)} of {path}"
 
     def keep(self, columns: Sequence[str]) -> None:
         """Read these columns alone."""
         self.columns = [name for name in self.columns if name in columns]
+
+
+def _cells_of(table: Any) -> Iterator[Row]:
+    """The rows of a table or batch of pyarrow; a float of 32 bits stays one, for as a double 0.1 is 0.10000000149."""
+    short = [field.name for field in table.schema if str(field.type) in ("float", "halffloat")]
+    for row in table.to_pylist():
+        yield {**row, **{name: np.float32(row[name]) for name in short if row[name] is not None}}
 
 
 class NamedRows:
@@ -156,19 +214,33 @@ class NamedRows:
     def __init__(self, parts: list[tuple[Rows, Row]]) -> None:
         self.parts = parts
         self.ends = list(accumulate(len(rows) for rows, _ in parts))
+        self.made = frozenset(name for rows, named in parts for name in (*rows.made, *named))
+        rows, named = parts[0]
+        if doubled := [name for name in rows.names() if name in named]:
+            raise UserError(
+                f"{rows.place(0)}: its rows and its path name {doubled[0]!r}; call that of the path otherwise"
+            )
 
     def __len__(self) -> int:
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> Row:
+        rows, named, start = self._part(index)
+        return {**rows[index - start], **named}
+
+    def _part(self, index: int) -> tuple[Rows, Row, int]:
         which = bisect_right(self.ends, index)
-        rows, named = self.parts[which]
-        return {**rows[index - (self.ends[which - 1] if which else 0)], **named}
+        return *self.parts[which], self.ends[which - 1] if which else 0
 
     def names(self) -> list[str]:
-        """The columns of the first file, then those of its path."""
-        rows, named = self.parts[0]
-        return [*rows.names(), *named]
+        """The columns of all files, then those of their paths."""
+        found = [name for rows, _ in self.parts for name in rows.names()]
+        return list(dict.fromkeys([*found, *(name for _, named in self.parts for name in named)]))
+
+    def place(self, index: int) -> str:
+        """Where a row stands in its file."""
+        rows, _, start = self._part(index)
+        return rows.place(index - start)
 
     def scan(self, columns: Sequence[str]) -> Iterator[Row]:
         """All rows, file by file."""
@@ -197,11 +269,15 @@ def _open_parquet(path: str, process: int) -> Any:
 
 @lru_cache(maxsize=2)
 def _row_group(path: str, group: int, columns: tuple[str, ...], process: int) -> Any:
-    return _open_parquet(path, process).read_row_group(group, columns=list(columns), use_threads=False)
+    file = _open_parquet(path, process)
+    try:
+        return file.read_row_group(group, columns=list(columns), use_threads=False)
+    except OSError as error:  # its footer was whole, its pages are not
+        raise UserError(f"{path}: row group {group} cannot be read ({error}); download it again") from None
 
 
 def open_rows(
-    paths: list[Path], columns: list[str] | None = None, rows: str | None = None, *, is_quoted: bool = True
+    paths: list[Path], columns: list[str] | None = None, rows: str | None = None, *, is_quoted: bool | None = None
 ) -> Rows:
     """The rows of files of one kind, told by their suffix.
 
@@ -209,118 +285,93 @@ def open_rows(
         columns: names for rows that are lists, for the fields of a csv or tsv without a header, and for those of a txt
             file, which a tab parts.
         rows: the key of a json file under which its rows stand.
-        is_quoted: whether a double quote opens a quoted field of a csv or tsv.
+        is_quoted: whether a double quote opens a quoted field of a csv or tsv; by default in a csv, not in a tsv.
     Raises:
-        UserError: if a file is of another kind or cannot be read.
+        UserError: if a file is of another kind or cannot be read, or an option has no meaning for it.
     """
-    kinds = {path.suffix for path in paths}
-    if kinds == {".parquet"}:
+    kinds = {path.suffix.lower() for path in paths}
+    kind = next(iter(kinds)) if len(kinds) == 1 else ""
+    for name, given, of in (
+        ("columns", columns is not None, (".json", ".jsonl", ".txt", *DELIMITERS)),
+        ("rows", rows is not None, (".json",)),
+        ("is_quoted", is_quoted is not None, tuple(DELIMITERS)),
+    ):
+        if given and kind and kind not in of:
+            raise UserError(f"{paths[0]}: {name} means nothing for {kind}, only for {', '.join(of)}; leave it out")
+    if kind == ".parquet":
         return ParquetRows(paths)
-    if kinds == {".jsonl"}:
+    if kind == ".jsonl":
         return JsonLines(paths, columns)
     found = ListRows()
     for path in paths:
         try:
-            if path.suffix == ".json":
-                raw = _read_json(path, rows)
-            elif path.suffix in (".csv", ".tsv"):
-                raw = _read_csv(path, is_quoted, columns)
-            elif path.suffix == ".txt":
-                raw = [line.split("\t", max(0, len(columns or ()) - 1)) for line in read_lines(path)]
-            else:
-                known = ".json, .jsonl, .csv, .tsv, .txt, .parquet"
-                raise UserError(
-                    f"{path}: a table is a file of {known}, all of one kind; for a folder of media give files: PATTERN"
-                )
+            _read_into(found, path, columns, rows, is_quoted)
         except (ValueError, csv.Error, IsADirectoryError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path}: not a readable {path.suffix[1:]} table ({error})") from None
-        found += [_named(row, columns, path, number) for number, row in enumerate(raw)]
+            raise UserError(f"{path}: not a readable {path.suffix[1:].lower()} table ({error})") from None
     return found
 
 
-def _named(row: Any, columns: list[str] | None, path: Path, number: int) -> Row:
+def _read_into(found: ListRows, path: Path, columns: list[str] | None, key: str | None, is_quoted: bool | None) -> None:
+    """Append the rows of a file that is read into memory."""
+    suffix = path.suffix.lower()
+    if suffix in DELIMITERS:
+        found.add(path, *read_delimited(path, is_quoted, columns))
+    elif suffix == ".txt":
+        lines = read_lines(path)
+        while lines and not lines[-1].strip():
+            lines.pop()
+        fields = [line.split("\t", max(0, len(columns or ()) - 1)) for line in lines]
+        rows = [_named(row, columns, f"{path}: row {number}") for number, row in enumerate(fields)]
+        found.add(path, rows, range(1, len(rows) + 1))
+    elif suffix == ".json":
+        raw, made = _json_rows(read_json(path), key)
+        found.made |= made
+        found.add(path, [_named(row, columns, f"{path}: row {number}") for number, row in enumerate(raw)])
+    elif suffix in COMPRESSED:
+        raise UserError(f"{path}: a table is read as it is; unpack the {suffix[1:]} file first")
+    else:
+        known = ".json, .jsonl, .csv, .tsv, .txt, .parquet"
+        raise UserError(
+            f"{path}: a table is a file of {known}, all of one kind; for a folder of media give files: PATTERN"
+        )
+
+
+def _named(row: Any, columns: list[str] | None, where: str) -> Row:
     if isinstance(row, dict):
+        if columns:
+            raise UserError(f"{where} is an object, which names its own columns; leave columns out")
         return row
     if isinstance(row, list) and columns and len(row) == len(columns):
+        if len(set(columns)) < len(columns):
+            raise UserError(f"{where}: columns names one twice: {', '.join(columns)}; give each a name of its own")
         return dict(zip(columns, row, strict=True))
-    raise UserError(f"{path}: row {number} is {str(row)[:60]}; give objects, or lists and as many names in columns")
+    raise UserError(f"{where} is {str(row)[:60]}; give objects, or lists and as many names in columns")
 
 
-def _read_json(path: Path, key: str | None) -> list[Any]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if not error.msg.startswith("Extra data"):
-            raise
-        rows = [json.loads(line) for line in filter(str.strip, text.splitlines())]  # json lines by another name
+def _json_rows(tree: Any, key: str | None) -> tuple[list[Any], set[str]]:
+    """The rows of a json file, and the columns that are made of the names of its objects."""
+    made = set[str]()
     if key is not None:
-        if not isinstance(rows, dict) or key not in rows:
+        if not isinstance(tree, dict) or key not in tree:
             raise ValueError(f"it has no key {key} that holds its rows")
-        rows = rows[key]
-    if isinstance(rows, dict) and rows and all(isinstance(row, dict) for row in rows.values()):
-        rows = [{"id": name, **row} for name, row in rows.items()]
-    if not isinstance(rows, list):
-        raise ValueError(f"it holds a {type(rows).__name__}, not a list of rows; is there a key to name in rows?")
-    return rows
-
-
-def _read_csv(path: Path, is_quoted: bool, columns: list[str] | None) -> list[Any]:
-    csv.field_size_limit(1 << 30)  # the tables of VLMEvalKit hold pictures in base64
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
-        rows = list(csv.DictReader(file, columns, delimiter=delimiter, quoting=quoting))
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise ValueError(f"row {number} has more or fewer fields than the header")
-    return rows
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file without their ends.
-
-    Raises:
-        UserError: if it is no text.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a UTF-8 text file ({error}); convert it first") from None
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def _expression(pattern: str) -> str:
-    """A regular expression with a group for each name in braces; * is anything but a slash."""
-    seen: set[str] = set()
-    expression = ""
-    for literal, field, _, _ in Formatter().parse(pattern):
-        expression += re.escape(literal).replace(r"\*", "[^/]*")
-        if field:
-            expression += f"(?P={field})" if field in seen else f"(?P<{field}>[^/]+)"
-            seen.add(field)
-    return expression
-
-
-def names_in_path(path: Path, root: Path, pattern: str) -> Row:
-    """What the names in braces of a pattern stand for in the path of a file below a root."""
-    match = re.fullmatch(_expression(pattern), path.relative_to(root).as_posix())
-    if match is None:
-        raise UserError(f"{path}: is not named as {pattern} says; a name that stands twice must be the same")
-    return match.groupdict()
+        tree = tree[key]
+    if isinstance(tree, dict) and tree and all(isinstance(row, dict) for row in tree.values()):
+        made = set() if any("id" in row for row in tree.values()) else {"id"}
+        tree = [{"id": name, **row} for name, row in tree.items()]
+    if not isinstance(tree, list):
+        raise ValueError(f"it holds a {type(tree).__name__}, not a list of rows; is there a key to name in rows?")
+    return tree, made
 
 
 def read_file_names(path: Path, pattern: str) -> ListRows:
     """One row a file of a folder or zip: the pattern's names as columns, and `file`, its path inside."""
-    expression = _expression(pattern)
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         try:
-            names = open_zip(str(path)).namelist()
+            names = members_of(path, open_zip(str(path)))
         except zipfile.BadZipFile as error:
             raise UserError(f"{path}: not a zip that can be read ({error}); download it again") from None
     else:
-        names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-    matches = [(name, match) for name in sorted(names) if (match := re.fullmatch(expression, name))]
-    return ListRows({**match.groupdict(), "file": name} for name, match in matches)
+        names = files_below(path)
+    return ListRows(({**row, "file": name} for name, row in match_names(names, pattern)), {*fields_of(pattern), "file"})

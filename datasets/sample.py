@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.calls import Call, parse_calls, parse_tools
-from mmgpt.datasets.cells import check_keys, is_ignored
-from mmgpt.datasets.parts import Part, Text, is_absent, mended, parse_part, present, short
+from mmgpt.datasets.cells import check_keys, is_ignored, well_formed
+from mmgpt.datasets.parts import Part, Text, is_absent, parse_part, present, short
 
 __all__ = ["Call", "Message", "Part", "Role", "Sample", "Text", "Truth", "join_turns", "parse_messages"]
 
@@ -270,7 +270,7 @@ def _is_learned(given: Mapping[str, Any], role: Role) -> bool:
 def _answered(given: Mapping[str, Any], before: Sequence[Message]) -> str | None:
     """The id of the call that a tool's turn answers, which there must be, as must be the tool that it names."""
     calls = [call for message in before for call in message.calls]
-    call_id = mended(str(given["tool_call_id"])) if "tool_call_id" in given else None
+    call_id = well_formed(str(given["tool_call_id"])) if "tool_call_id" in given else None
     answered = [call for call in calls if call.id == call_id or call_id is None or call.id is None]
     if call_id is not None and not answered:
         known = ", ".join(call.id for call in calls if call.id) or "none"

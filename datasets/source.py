@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.cells import is_missing
+from mmgpt.datasets.file_names import as_on_disk, files_below, is_system
 from mmgpt.datasets.fingerprint import Fingerprint, fingerprint_of
 from mmgpt.datasets.media import MEDIA, Audio, Media, MediaError
 from mmgpt.datasets.media_paths import accents, is_address, is_base64, is_data_url, local_path
@@ -74,19 +75,21 @@ def resolve(data_root: Path, path: str) -> Path:
 def resolve_all(data_root: Path, paths: str | list[str], suffixes: tuple[str, ...] = ()) -> list[Path]:
     """The files that paths and glob patterns (these relative) of a config stand for, sorted within each of them.
 
-    A folder stands for the files in it, at any depth, of the first suffix that it holds.
+    A folder stands for the files in it, at any depth, of the one of these suffixes that it holds. Files of the system
+    and hidden ones, which neither a user nor a data set means, are passed over.
 
     Raises:
         Absent: if one stands for nothing.
-        UserError: if one leads out of the root.
+        UserError: if one leads out of the root, or a folder holds files of several of the suffixes.
     """
     found: list[Path] = []
     for path in [paths] if isinstance(paths, str) else paths:
         full = inside(data_root, path, data_root)
         if full.is_dir():
-            files = next((f for suffix in suffixes if (f := sorted(full.rglob(f"*{suffix}")))), [full])
+            files = _files_of_one_kind(full, suffixes) or [full]
         elif set(path) & set("*?[") and not full.exists() and not Path(path).is_absolute():
-            files = sorted(data_root.glob(path))
+            below = ((file, file.relative_to(data_root).as_posix()) for file in sorted(data_root.glob(path)))
+            files = [file for file, name in below if not is_system(name, path)]
         else:
             files = [resolve(data_root, path)]
         if not files:
@@ -97,6 +100,15 @@ def resolve_all(data_root: Path, paths: str | list[str], suffixes: tuple[str, ..
     return found
 
 
+def _files_of_one_kind(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of a folder at any depth that have one of the suffixes; capitals are no other suffix."""
+    files = [folder / name for name in files_below(folder) if Path(name).suffix.lower() in suffixes]
+    kinds = sorted({file.suffix.lower() for file in files})
+    if len(kinds) > 1:
+        raise UserError(f"{folder}: holds {' and '.join(kinds)} files; say which, as in {folder.name}/*{kinds[0]}")
+    return files
+
+
 def inside(folder: Path, path: str, data_root: Path) -> Path:
     """A path that a config or a row names: below its folder, or if it is absolute, below the data root.
 
@@ -104,8 +116,8 @@ def inside(folder: Path, path: str, data_root: Path) -> Path:
         UserError: if it, or what a link on the way points to, lies elsewhere.
     """
     home = data_root if Path(path).is_absolute() else folder
-    full = folder / path  # which is the path itself where that is absolute
     try:
+        full = as_on_disk(folder / path)  # which is the path itself where that is absolute
         stays = full.resolve().is_relative_to(home.resolve())
     except (ValueError, OSError, RuntimeError) as error:
         raise UserError(f"{path[:80]!r}: not a path ({error})") from None
@@ -122,13 +134,15 @@ def media_of(kind: str, cell: Any, folder: Path, data_root: Path) -> list[Media]
     `{"array", "sampling_rate"}`, or a list of those.
 
     Raises:
-        MediaError: if it is something else.
+        MediaError: if it is something else, or a struct with other keys than these.
         UserError: if a path leads out of the folder, or an absolute one out of the data root.
     """
     if not isinstance(cell, bytes) and is_missing(cell):  # the bytes of a file that is empty are an error of theirs
         return []
     if isinstance(cell, list | tuple):
         return [medium for one in cell for medium in media_of(kind, one, folder, data_root)]
+    if isinstance(cell, Mapping) and (other := cell.keys() - {"bytes", "path", "array", "sampling_rate"}):
+        raise MediaError(f"the {kind} {str(cell)[:60]} has the key {min(other)!r}; a struct holds bytes and path alone")
     if isinstance(cell, Mapping) and cell.get("array") is not None and kind == "audio":
         return [Audio(np.asarray(cell["array"]), rate=cell.get("sampling_rate"))]
     if isinstance(cell, Mapping) and cell.keys() & {"bytes", "path"}:

@@ -5,95 +5,33 @@ Rows come from json (a list of objects, of lists named by `columns`, or objects 
 zip). A name in braces in `path` is a column, as in "mmlu/{split}/{subject}_test.csv". `prompt` and `answer` are
 templates over the columns, in which {image}, {audio} and {video} stand for the media.
 Rows that share `group_by`, and the answers of a list of templates, become the branches of one sample.
+
+Every column is read by a key of the config, or stands in `ignore`, or is an error: when the source opens for the
+columns of a header, a schema, a json file or the first of json lines, and else at the row that has it. A missing cell
+(cells.py) is an error of its row wherever it is read, but for media, tags and the columns in `optional`.
 """
 
 import re
+import zipfile
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from string import Formatter
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
-from pydantic import PositiveInt, model_validator
 
-from mmgpt.config import Config, UserError, did_you_mean
-from mmgpt.datasets.derived import Derived
+from mmgpt.config import UserError, did_you_mean
+from mmgpt.datasets.cells import check_keys, is_missing, matches
+from mmgpt.datasets.file_names import as_on_disk, find_member, names_in_path
 from mmgpt.datasets.media import MEDIA, Media, MediaError, open_zip
-from mmgpt.datasets.rows import (
-    FOLDER_OF,
-    ListRows,
-    NamedRows,
-    Row,
-    Rows,
-    names_in_path,
-    open_rows,
-    read_file_names,
-    read_lines,
-)
+from mmgpt.datasets.plain_text import read_lines
+from mmgpt.datasets.rows import FOLDER_OF, ListRows, NamedRows, Row, Rows, open_rows, read_file_names
 from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth
-from mmgpt.datasets.source import Source, SourceConfig, media_of, resolve, resolve_all
-
-
-class Beside(Config):
-    """A column from a file of its own, row by row: the lines of a text file, or the arrays of a .npy file."""
-
-    path: str
-    is_bgr: bool = False  # the pictures of an array have their channels in the order blue, green, red
-
-
-class Holdout(Config):
-    """A fixed test split by hash, for data without an official one: crc32(key) % modulo == 0 is test."""
-
-    key: str
-    modulo: PositiveInt = 10
-
-
-class TableConfig(SourceConfig):
-    """A table with media; see the module's docstring."""
-
-    reader: Literal["table", "parquet"]
-    path: str  # a file, or a pattern with * or {column}; of json lines and parquet also a folder of such files
-    columns: list[str] | None = None
-    rows: str | None = None  # the key of a json file under which its rows stand
-    is_quoted: bool = True  # false for a csv or tsv in which a double quote is a character like any other
-    files: str | None = None
-    beside: dict[str, Beside] = {}
-    derive: dict[str, Derived] = {}
-    where: dict[str, str | list[str]] = {}  # what columns hold in the rows to keep
-    listed: dict[str, str] = {}  # column: a text file with the values to keep, one a line
-    splits: dict[str, dict[str, str | list[str]]] = {}  # what columns hold in each split; train has the other rows
-    holdout: Holdout | None = None
-    image: str | list[str] | None = None  # several: each may be empty, all stand at {image} ...
-    image_tag: str | None = None  # ... but for those that the words place: "<image {number}>", numbered from 1
-    audio: str | None = None
-    video: str | None = None
-    missing_media: Literal["error", "skip", "optional"] = "error"  # optional: a row with an empty cell has none
-    prompt: str = ""
-    answer: str | list[str]
-    answers: str | None = None  # the column with a list of all right answers, for scoring
-    choices: str | list[str] | None = None  # what the answer is chosen from: a column with a list, or templates
-    tags: list[str] = []  # columns whose values are groups that scores are reported of
-    group_by: str | None = None
-    key: str | None = None  # template that names a sample; its group or number if not given
-
-    @model_validator(mode="after")
-    def branches_share_a_prompt(self) -> Self:
-        if not self.prompt and (self.group_by or isinstance(self.answer, list)):
-            raise ValueError("group_by and a list of answers make branches of one prompt; give a prompt")
-        return self
-
-    @model_validator(mode="after")
-    def templates_are_whole(self) -> Self:
-        for name in ("path", "prompt", "answer", "key", *MEDIA):
-            for template in _many(getattr(self, name) or []):
-                try:
-                    fields_of(template)
-                except ValueError as error:
-                    raise ValueError(f"{name}={template!r}: {error}; write {{{{ or }}}} for a brace") from None
-        return self
+from mmgpt.datasets.source import Source, media_of, resolve, resolve_all
+from mmgpt.datasets.table_config import Beside, TableConfig, check_columns, several
+from mmgpt.datasets.template import EmptyCell, Piece, fields_of, fill, parse
 
 
 class TableSource(Source):
@@ -101,33 +39,57 @@ class TableSource(Source):
 
     def __init__(self, config: TableConfig, data_root: Path, rows: Rows | None = None) -> None:
         self.config, self.root = config, data_root
-        if config.splits and config.split not in (*config.splits, "train"):
-            known = did_you_mean(config.split, (*config.splits, "train"))
+        splits = {"train", "test"} if config.holdout else {*config.splits, "train"}
+        if (config.splits or config.holdout) and config.split not in splits:
+            known = did_you_mean(config.split, splits)
             raise UserError(f"split {config.split!r} of {config.label or config.path} does not exist; {known}")
         self.path = data_root / self._split(config.path)
         self.name = config.label or self.path.stem
-        self.media = {kind: [self._split(p) for p in _many(path)] for kind in MEDIA if (path := getattr(config, kind))}
-        self.targets = [self._split(answer) for answer in _many(config.answer)]
-        self.where = {name: [self._split(value) for value in _many(values)] for name, values in config.where.items()}
-        self.has_truths = bool(config.answers or config.choices or config.tags)
-        self.prompt = list(Formatter().parse(self._split(config.prompt)))
+        self.media = {
+            kind: [self._split(p) for p in paths] for kind in MEDIA if (paths := several(getattr(config, kind)))
+        }
+        self.where = {name: [self._split(value) for value in several(values)] for name, values in config.where.items()}
+        self.prompt = parse(self._split(config.prompt))
         self.rows = rows if rows is not None else self._open_rows()
+        self.columns = frozenset[str]()  # of the rows, those that have been checked
         if len(self.rows):
-            self.rows.keep(self._check_columns(self.rows.names()))
+            names = self.rows.names()
+            used = check_columns(config, names, self.rows.made, str(self.path))
+            self.columns = frozenset(names)
+            self.rows.keep(used)
         self.groups = self._group()
         super().__init__(config, len(self.groups), self.path)
 
     def __getitem__(self, index: int) -> Sample:
-        group = self.groups[index]
-        rows = [self._derive(self.rows[n]) for n in (group if isinstance(group, array) else [group])]
-        media = self._media_of(rows[0])
-        turns = [turn for row in rows for turn in self._turns(row, media)]
-        truths = tuple(self._truth(row) for row in rows for _ in self.targets) if self.has_truths else ()
-        name: Any = rows[0][self.config.group_by] if self.config.group_by else index
-        key = f"{self.name}/{self.config.split}/{self._fill(self.config.key, rows[0]) if self.config.key else name}"
-        if not self.config.group_by and len(turns) == 1:
-            return Sample(turns[0], self.name, key, truths=truths)
-        return replace(_branched(turns, self.name, key), truths=truths)
+        config, group = self.config, self.groups[index]
+        numbers = group if isinstance(group, array) else [group]
+        turns: list[tuple[Message, ...]] = []
+        truths: list[Truth] = []
+        media: dict[str, list[Media]] = {}
+        name = str(index)
+        for number in numbers:
+            raw = self.rows[number]
+            try:
+                row = self._derived(raw)
+                if number == numbers[0]:
+                    media = self._media_of(row)
+                    name = self._cell(config.group_by, row) if config.group_by else name
+                    name = self._fill(config.key, row) if config.key else name
+                turns += self._turns(row, media)
+                if config.answers or config.choices or config.tags:
+                    truths += [self._truth(row)] * len(several(config.answer))
+            except ValueError as error:
+                raise self._at(number, error) from None
+        key = f"{self.name}/{config.split}/{name}"
+        if not config.group_by and len(turns) == 1:
+            return Sample(turns[0], self.name, key, truths=tuple(truths))
+        return replace(_branched(turns, self.name, key), truths=tuple(truths))
+
+    def _at(self, number: int, error: ValueError) -> UserError:
+        """An error with the place of its row."""
+        kind = MediaError if isinstance(error, MediaError) else UserError
+        told = str(error) if isinstance(error, UserError) else f"{self.path}: {error}"
+        return kind(f"{told} ({self.rows.place(number)})")
 
     def _open_rows(self) -> Rows:
         config, path = self.config, self._split(self.config.path)
@@ -141,7 +103,7 @@ class TableSource(Source):
             self.files = files
             parts = [[file] for file in files] if names else [files]
             opened = [open_rows(part, config.columns, config.rows, is_quoted=config.is_quoted) for part in parts]
-            named = [names_in_path(file, self.root, path) for file in files] if names else []
+            named = [names_in_path(file.relative_to(self.root).as_posix(), path) for file in files] if names else []
             rows = NamedRows(list(zip(opened, named, strict=True))) if names else opened[0]
         for name, beside in config.beside.items():
             rows = self._join(rows, name, beside)
@@ -150,29 +112,26 @@ class TableSource(Source):
     def _join(self, rows: Rows, name: str, beside: Beside) -> Rows:
         path = resolve(self.root, self._split(beside.path))
         self.files = [*self.files, path]
-        if path.suffix == ".npy":
+        if name in rows.names():
+            raise UserError(f"{path}: {self.path} has a column {name!r} of its own; call the one beside it otherwise")
+        if path.suffix.lower() == ".npy":
             try:
                 cells: Sequence[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             except ValueError as error:
                 raise UserError(f"{path}: not an array that can be read ({error}); save it with numpy.save") from None
             cells = cells[..., ::-1] if beside.is_bgr else cells  # type: ignore[call-overload]
         else:
-            cells = read_lines(path)
+            cells = lines = read_lines(path)
+            while len(lines) > len(rows) and not lines[-1].strip():
+                lines.pop()
         if len(cells) != len(rows):
             raise UserError(f"{path}: holds {len(cells)} rows, {self.path} holds {len(rows)}; they must match")
-        return ListRows({**rows[n], name: cells[n]} for n in range(len(rows)))
-
-    def _deciding_columns(self) -> list[str]:
-        """The columns that say which rows are read and which belong together."""
-        config = self.config
-        names = [*config.where, *config.listed, *(name for where in config.splits.values() for name in where)]
-        names += fields_of(config.holdout.key) if config.holdout else []
-        return [*names, config.group_by] if config.group_by else names
+        return ListRows(({**rows[n], name: cells[n]} for n in range(len(rows))), rows.made, rows)
 
     def _group(self) -> Sequence[Any]:
         """Of each sample the number of its row, or an array of the numbers of its rows."""
         config = self.config
-        wanted = self._deciding_columns()
+        wanted = config.deciding_columns()
         if config.missing_media == "skip":
             wanted += [name for paths in self.media.values() for path in paths for name in fields_of(path)]
         if not wanted:
@@ -180,25 +139,27 @@ class TableSource(Source):
         wanted += [name for rule in config.derive.values() for name in (rule.column, rule.item) if name]
         lists = {name: set(read_lines(resolve(self.root, self._split(p)))) for name, p in config.listed.items()}
         kept = array("q")
-        groups: dict[Any, array[int]] = {}
-        columns = list(dict.fromkeys(name for name in wanted if name in self.rows.names()))
-        plain = {name: kept for name, kept in self.where.items() if name not in config.derive}
+        groups: dict[str, array[int]] = {}
+        columns = list(dict.fromkeys(name for name in wanted if name in self.columns))
+        plain = {name: values for name, values in self.where.items() if name not in config.derive}
         for number, raw in enumerate(self.rows.scan(columns)):
-            if not _fits(raw, plain):  # before anything is derived: rows of another kind may not bear it
-                continue
-            row = self._derive(raw)
-            if not self._is_wanted(row, lists):
-                continue
-            if config.group_by:
-                self._fill(f"{{{config.group_by}}}", row)  # which refuses an empty cell
-                groups.setdefault(row[config.group_by], array("q")).append(number)
-            else:
-                kept.append(number)
+            try:
+                if not _fits(raw, plain):  # before anything is derived: rows of another kind may not bear it
+                    continue
+                row = self._derived(raw)
+                if not self._is_wanted(row, lists):
+                    continue
+                if config.group_by:
+                    groups.setdefault(self._cell(config.group_by, row), array("q")).append(number)
+                else:
+                    kept.append(number)
+            except ValueError as error:
+                raise self._at(number, error) from None
         return list(groups.values()) if config.group_by else kept
 
     def _media_of(self, row: Row) -> dict[str, list[Media]]:
         found = {
-            kind: [one for path in paths for one in media_of(kind, self._cell(path, row), self.root, self.root)]
+            kind: [one for path in paths for one in media_of(kind, self._medium(path, row), self.root, self.root)]
             for kind, paths in self.media.items()
         }
         for kind, media in found.items():
@@ -208,64 +169,82 @@ class TableSource(Source):
                 )
         return found
 
-    def _cell(self, template: str, row: Row) -> Any:
+    def _medium(self, template: str, row: Row) -> Any:
         """What the template of a medium holds in a row: the cell itself, or a path; None where a cell is empty."""
         names = fields_of(template)
         if template == f"{{{names[0] if names else ''}}}":
             return row.get(names[0])
-        is_empty = any(row.get(name) is None or row[name] == "" for name in names)
+        is_empty = any(is_missing(row.get(name)) for name in names)
         return None if is_empty else self._fill(template, row)
 
     def _turns(self, row: Row, media: dict[str, list[Media]]) -> Iterator[tuple[Message, ...]]:
         parts: list[Part] = []
-        for literal, field, spec, _ in self.prompt:
+        for piece in self.prompt:
+            literal, field = piece[:2]
             parts += [Text(literal)] if literal else []
             if field in media:
                 parts += media[field]  # type: ignore[arg-type]
-            elif field is not None:
-                parts.append(Text(self._fill(f"{{{field}:{spec}}}", row)))
+            elif field is not None and (text := self._fill([("", *piece[1:])], row, self.config.optional)):
+                parts.append(Text(text))
         if self.config.image_tag:
             parts = _placed(parts, self.config.image_tag)
-        for template in self.targets:
-            answer = Message.of("assistant", self._fill(template, row))
-            yield (Message("user", tuple(parts)), answer) if self.config.prompt else (answer,)
+        for template in several(self.config.answer):
+            answer = self._fill(template, row)
+            if is_missing(answer):
+                raise UserError(f"{self.path}: the answer is empty in the row {_short(row)}; leave such rows out")
+            message = Message.of("assistant", answer)
+            yield (Message("user", tuple(parts)), message) if self.config.prompt else (message,)
 
     def _truth(self, row: Row) -> Truth:
         config = self.config
-        answers = self._listed(config.answers, row) if config.answers else ()
-        choices: tuple[str, ...] = ()
+        answers, choices = tuple[str, ...](), tuple[str, ...]()
+        if config.answers:
+            answers = self._list(config.answers, row, can_lack=True)
         if isinstance(config.choices, list):
             choices = tuple(self._fill(template, row) for template in config.choices)
         elif config.choices:
-            choices = self._listed(config.choices, row)
-        return Truth(answers, choices, {name: str(row[name]) for name in config.tags})
+            choices = self._list(config.choices, row)
+        tags = {name: self._cell(name, row) for name in config.tags if not is_missing(row.get(name))}
+        return Truth(answers, choices, tags)
 
-    def _listed(self, column: str, row: Row) -> tuple[str, ...]:
-        cell = row[column]
-        if not isinstance(cell, list | tuple) or not cell:
-            raise UserError(f"{self.path}: {column} is {str(cell)[:60]!r} in a row, not a list; name a column of lists")
-        return tuple(map(str, cell))
+    def _list(self, column: str, row: Row, can_lack: bool = False) -> tuple[str, ...]:
+        """The items of a cell that is a list; of several right answers, one that is missing is none."""
+        cell = row.get(column)
+        items = [one for one in cell if not (can_lack and is_missing(one))] if isinstance(cell, list | tuple) else []
+        if not items:
+            raise UserError(
+                f"{self.path}: {column} is {str(cell)[:60]!r} in a row, not a list of values; name a column of lists"
+            )
+        return tuple(self._cell(column, {column: one}) for one in items)
 
     def _split(self, template: str) -> str:
         return template.replace("{split}", self.config.split)
 
-    def _fill(self, template: str, row: Row) -> str:
-        template = self._split(template)
-        empty = [name for name in fields_of(template) if row.get(name) is None]
-        if empty:
-            raise UserError(f"{self.path}: {empty[0]} is empty in the row {_short(row)}; leave such rows out")
-        try:
-            return template.format_map(row)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{self.path}: {template!r} cannot be filled with {_short(row)} ({error})") from None
+    def _cell(self, name: str, row: Row) -> str:
+        """A cell as text."""
+        return self._fill([("", name, "", None)], row)
 
-    def _derive(self, row: Row) -> Row:
+    def _fill(self, template: str | Sequence[Piece], row: Row, optional: Collection[str] = ()) -> str:
+        template = self._split(template) if isinstance(template, str) else template
+        try:
+            return fill(template, row, optional)
+        except EmptyCell as error:
+            raise UserError(f"{self.path}: {error} in the row {_short(row)}; leave such rows out") from None
+        except ValueError as error:
+            shown = template if isinstance(template, str) else "".join(f"{{{p[1]}:{p[2]}}}" for p in template)
+            shown = shown.replace(":}", "}")
+            raise UserError(f"{self.path}: {shown!r} cannot be filled with {_short(row)} ({error})") from None
+
+    def _derived(self, row: Row) -> Row:
+        """A row with its derived columns, its own being known."""
+        if not row.keys() <= self.columns:
+            check_keys(row, self.columns, self.config.ignore, str(self.path))
         for name, rule in self.config.derive.items():
-            row = {**row, name: rule.of(row)} if rule.column in row else row
+            row = {**row, name: rule.of(row)}
         return row
 
     def _is_wanted(self, row: Row, lists: dict[str, set[str]]) -> bool:
-        if not _fits(row, self.where) or any(str(row.get(name)) not in kept for name, kept in lists.items()):
+        if not _fits(row, self.where) or not _fits(row, lists):
             return False
         own = next((name for name, where in self.config.splits.items() if _fits(row, where)), "train")
         if self.config.splits and own != self.config.split:
@@ -279,53 +258,24 @@ class TableSource(Source):
         )
 
     def _exists(self, template: str, row: Row) -> bool:
-        cell = self._cell(template, row)
+        cell = self._medium(template, row)
         if not isinstance(cell, str) or cell.startswith("data:"):
             return bool(media_of("image", cell, self.root, self.root))
         archive, inside_zip, inner = str(self.root / cell).partition(".zip/")
-        return inner in open_zip(archive + ".zip").NameToInfo if inside_zip else (self.root / cell).is_file()
-
-    def _check_columns(self, names: list[str]) -> list[str]:
-        """The columns that the config names, all of which there are."""
-        config = self.config
-        known = [*names, *config.derive, "split"]
-        used: list[tuple[str, list[str]]] = []
-        for number, rule in enumerate(config.derive.values()):
-            before = [*names, *list(config.derive)[:number]]
-            used += [(name, before) for name in (rule.column, rule.item) if name]
-        used += [(column, known) for column in self._deciding_columns()]
-        templates = [*self.targets, *(path for paths in self.media.values() for path in paths), config.key]
-        templates += config.choices if isinstance(config.choices, list) else []
-        lists = [config.answers, config.choices if isinstance(config.choices, str) else None, *config.tags]
-        used += [(name, known) for name in lists if name]
-        used += [(field, known) for template in templates for field in fields_of(template)]
-        used += [(field, [*known, *self.media]) for field in fields_of(config.prompt)]
-        for field, options in used:
-            if field not in options:
-                raise UserError(
-                    f"{self.path}: the template names {{{field}}}, the rows do not; {did_you_mean(field, options)}"
-                )
-        for kind in self.media:
-            if kind not in fields_of(config.prompt):
-                raise UserError(
-                    f"{self.path}: {kind} is given but the prompt {config.prompt!r} has no {{{kind}}} to show it"
-                )
-        return [field for field, _ in used]
-
-
-def fields_of(template: str | None) -> list[str]:
-    """The names in braces of a template."""
-    return [field for _, field, _, _ in Formatter().parse(template or "") if field is not None]
-
-
-def _many(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
+        if not inside_zip:
+            return as_on_disk(self.root / cell).is_file()
+        try:
+            return find_member(open_zip(archive + ".zip"), inner) is not None
+        except (OSError, zipfile.BadZipFile) as error:
+            raise MediaError(f"{archive}.zip: not a zip that can be read ({error}); download it again") from None
 
 
 def _placed(parts: list[Part], tag: str) -> list[Part]:
     """Pictures in place of the first tag of their number; those without a tag stay."""
     pictures = [part for part in parts if not isinstance(part, Text)]
-    tags = {tag.format(number=number): picture for number, picture in enumerate(pictures, start=1)}
+    tags = {tag.replace("{number}", str(number)): picture for number, picture in enumerate(pictures, start=1)}
+    if len(tags) < len(pictures):
+        raise UserError(f"image_tag={tag!r} names {len(pictures)} pictures alike; write {{number}} in it")
     pattern, words = f"({'|'.join(map(re.escape, tags))})", "".join(p.text for p in parts if isinstance(p, Text))
     left = [picture for spelt, picture in tags.items() if spelt not in words]
     found: list[Part] = []
@@ -340,8 +290,8 @@ def _placed(parts: list[Part], tag: str) -> list[Part]:
     return found
 
 
-def _fits(row: Row, where: Mapping[str, str | list[str]]) -> bool:
-    return all(str(row.get(name)) in _many(values) for name, values in where.items())
+def _fits(row: Row, where: Mapping[str, str | list[str] | set[str]]) -> bool:
+    return all(matches(row.get(name), [v] if isinstance(v, str) else v) for name, v in where.items())
 
 
 def _short(row: Row) -> str:

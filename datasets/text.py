@@ -1,6 +1,7 @@
 """Plain text: files of it, or a column of json lines or parquet. Each piece of it is a document.
 
-Texts are scanned once, a megabyte or a row at a time, and read again by place: what is held is 24 bytes a piece.
+Texts are scanned once, a megabyte or a row at a time, and read again by place: what is held is 24 bytes a piece. Blank
+pieces and rows without text are none; other columns than the text's must be named in `ignore`.
 """
 
 import codecs
@@ -15,6 +16,8 @@ import numpy as np
 from pydantic import PositiveInt
 
 from mmgpt.config import UserError, did_you_mean
+from mmgpt.datasets.cells import check_keys, is_missing
+from mmgpt.datasets.plain_text import start_of_text
 from mmgpt.datasets.rows import Rows, open_rows
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.datasets.source import Source, SourceConfig, resolve_all
@@ -22,6 +25,7 @@ from mmgpt.datasets.source import Source, SourceConfig, resolve_all
 CHUNK = 1 << 20  # bytes
 PATTERNS = {"line": r"[^\r\n]+", "paragraph": r"(?:[^\r\n]+(?:\r?\n)?)+"}
 TABLES = (".jsonl", ".parquet")
+SUFFIXES = (".txt", *TABLES)
 
 
 class TextConfig(SourceConfig):
@@ -41,18 +45,22 @@ class TextSource(Source):
 
     def __init__(self, config: TextConfig, data_root: Path) -> None:
         self.config = config
-        self.paths = self.files = resolve_all(data_root, config.path, (".txt", *TABLES))
-        first = config.path if isinstance(config.path, str) else config.path[0]
+        given = [config.path] if isinstance(config.path, str) else config.path
+        paths = [path.replace("{split}", config.split) for path in given]
+        self.paths = self.files = resolve_all(data_root, paths, SUFFIXES)
+        first = paths[0]
         self.name = config.label or Path(first).stem
         self.pieces = tuple(
             array("q") for _ in range(3)
         )  # file or row, start, stop: in bytes of a file, else characters
         self.rows: Rows | None = None
-        if self.paths[0].suffix in TABLES:
+        if any(path.suffix.lower() in TABLES for path in self.paths):
             self.rows = open_rows(self.paths)
             self._cut_rows(self.rows)
         elif config.unit == "row":
             raise UserError(f"{self.paths[0]}: a text file has no rows; unit is window, piece, line or paragraph")
+        elif config.column != "text" or config.ignore:
+            raise UserError(f"{self.paths[0]}: a text file has no columns; leave column and ignore out")
         else:
             for number, path in enumerate(self.paths):
                 for start, stop in _cut_file(path, config):
@@ -77,13 +85,19 @@ class TextSource(Source):
         name = self.config.column
         if len(rows) and name not in rows.names():
             raise UserError(f"{self.paths[0]}: no column {name}; {did_you_mean(name, rows.names())}")
+        known = rows.names() if len(rows) else []
+        check_keys(known, [name], self.config.ignore, str(self.paths[0]))
         rows.keep([name])
         first, last = (round(share * len(rows)) for share in self.config.span)
         for number, row in enumerate(rows.scan([name])):
+            if not row.keys() <= set(known):
+                check_keys(row, known, self.config.ignore, rows.place(number))
             text = row.get(name)
+            if is_missing(text):
+                continue
             if not isinstance(text, str):
                 raise UserError(f"{self.paths[0]}: row {number} holds no text in {name}: {str(text)[:60]!r}; mend it")
-            if first <= number < last and text.strip():
+            if first <= number < last:
                 for start, stop in _cut(text, self.config):
                     self._append(number, start, stop)
 
@@ -108,8 +122,9 @@ def _cut(text: str, config: TextConfig) -> Iterator[tuple[int, int]]:
 
 def _cut_file(path: Path, config: TextConfig) -> Iterator[tuple[int, int]]:
     """The pieces of a text file, in bytes."""
-    length = _count_characters(path)
-    first, last = (round(share * length) for share in config.span)
+    has_mark = start_of_text(path) > 0  # a byte order mark is a character to the decoder, and none of the text
+    length = _count_characters(path) - has_mark
+    first, last = (round(share * length) + has_mark for share in config.span)
     if first >= last:
         return
     if config.unit in ("window", "piece"):

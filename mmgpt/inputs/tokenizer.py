@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mmgpt.config import Config, UserError
-from mmgpt.datasets.parts import mended
+from mmgpt.datasets.cells import well_formed
 
 PAD, END, MASK = "<|pad|>", "<|end|>", "<|mask|>"
 SLOTS = {"image": "<|image|>", "audio": "<|audio|>"}  # one placeholder token for each feature of a medium
@@ -151,7 +151,7 @@ class Tokenizer:
         return len(self._encode(text))
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.core.encode(mended(text), add_special_tokens=False).ids)
+        return tuple(self.core.encode(well_formed(text), add_special_tokens=False).ids)
 
     def _encode_markup(self, markup: str) -> tuple[int, ...]:
         """Encode a template's own text, in which special tokens are meant as such. Never give it user text."""

@@ -77,7 +77,8 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 def test_pictures_in_a_parquet_cell_are_read_however_they_are_held(cell, expected, tmp_path):
     (tmp_path / "red.png").write_bytes(png("red"))
     write(tmp_path / "rows.parquet", [{"picture": cell, "answer": "yes", "unused": 1}])
-    source = read(tmp_path, reader="parquet", path="rows.parquet", image="{picture}", prompt="{image}?")
+    options = {"reader": "parquet", "image": "{picture}", "prompt": "{image}?", "ignore": ["unused"]}
+    source = read(tmp_path, path="rows.parquet", **options)
     assert colours(source[0]) == expected
     assert [m.text for m in source[0].messages] == ["?", "yes"]
 
@@ -96,7 +97,7 @@ def test_sounds_in_parquet_cells_are_read_as_bytes_or_as_arrays_with_their_rate(
 def test_folders_and_patterns_of_parquet_are_one_table_in_the_order_of_names(path, tmp_path):
     write(tmp_path / "data" / "b-1.parquet", [{"answer": str(n), "kind": "odd" if n % 2 else "even"} for n in range(5)])
     write(tmp_path / "data" / "b-2.parquet", [{"kind": "odd", "answer": str(n)} for n in range(5, 8)])
-    assert answers(read(tmp_path, path=path)) == list("01234567")
+    assert answers(read(tmp_path, path=path, ignore=["kind"])) == list("01234567")
     assert answers(read(tmp_path, path=path, where={"kind": "even"})) == list("024")
     grouped = read(tmp_path, path=path, prompt="{kind}?", group_by="kind")
     assert [[b[-1].text for b in grouped[n].branches] for n in range(2)] == [list("024"), list("13567")]
@@ -129,7 +130,7 @@ def test_parquet_holds_two_row_groups_whatever_the_size_of_the_file(tmp_path):
     row = {"answer": "x" * 1000, "unused": "y" * 10_000}
     write(tmp_path / "rows.parquet", [row] * 4_000, group=100)
     before = pyarrow.total_allocated_bytes()
-    source = read(tmp_path, path="rows.parquet", where={"answer": row["answer"]})
+    source = read(tmp_path, path="rows.parquet", where={"answer": row["answer"]}, ignore=["unused"])
     tracemalloc.start()
     assert all(len(source[n].messages[0].text) == 1000 for n in range(0, 4_000, 50))
     peak = tracemalloc.get_traced_memory()[1]
@@ -237,7 +238,8 @@ def test_pictures_in_base64_are_read_through_a_data_url(missing_media, tmp_path)
     assert len(coded) > 131_072, "longer than csv fields are by default"
     (tmp_path / "MMBench.tsv").write_text(f"index\timage\tanswer\n0\t{coded}\tA\n")
     url = "data:image/png;base64,{image}"
-    source = read(tmp_path, path="MMBench.tsv", image=url, prompt="{image}?", missing_media=missing_media)
+    options = {"prompt": "{image}?", "missing_media": missing_media, "ignore": ["index"]}
+    source = read(tmp_path, path="MMBench.tsv", image=url, **options)
     assert media(source[0])[0].load().tobytes() == noise.tobytes()
 
 
@@ -246,7 +248,7 @@ def test_rows_that_lack_a_key_are_rows_with_an_empty_cell(tmp_path):
     assert answers(read(tmp_path, path="rows.jsonl", where={"kind": "x"}, limit=1)) == ["a"]
     assert len(read(tmp_path, path="rows.jsonl", where={"kind": "x"})) == 2
     with pytest.raises(UserError, match=r"rows.jsonl: answer is empty in the row {'kind': 'x'}"):
-        read(tmp_path, path="rows.jsonl")[1]
+        read(tmp_path, path="rows.jsonl", ignore=["kind"])[1]
     with pytest.raises(UserError, match=r"rows.jsonl: kind is empty in the row {'answer': 'c'}"):
         read(tmp_path, path="rows.jsonl", prompt="?", group_by="kind")
 

@@ -131,7 +131,8 @@ def test_a_folder_is_read_by_the_pattern_of_its_file_names(root):
 )
 def test_the_four_kinds_of_table_give_the_same_rows(name, content, tmp_path):
     (tmp_path / name).write_text(content)
-    source = read(tmp_path, path=name, prompt="{word}?", answer="{meaning}")
+    is_quoted = True if name.endswith(".tsv") else None
+    source = read(tmp_path, path=name, prompt="{word}?", answer="{meaning}", is_quoted=is_quoted)
     assert [talk(source[n]) for n in range(2)] == [["a, b?", "one"], ["c?", 'two "2"']]
 
 
@@ -149,7 +150,7 @@ def test_braces_in_the_rows_are_never_filled_in(tmp_path):
 def test_columns_are_derived_and_rows_are_kept_by_their_values(tmp_path):
     (tmp_path / "rows.csv").write_text("name,group\nRed_Apple,fruit\nOak_Tree,tree\nGreen_PEAR,fruit\nCarrot,root\n")
     derive = {"words": {"column": "name", "lower": True, "replace": {"_": " "}}}
-    options = {"path": "rows.csv", "derive": derive, "answer": "{words}"}
+    options = {"path": "rows.csv", "derive": derive, "answer": "{words}", "ignore": ["group"]}
     fruit = read(tmp_path, **options, where={"group": "fruit"})
     assert [talk(fruit[n]) for n in range(2)] == [["red apple"], ["green pear"]]
     assert len(read(tmp_path, **options, where={"group": ["fruit", "root"]})) == 3
@@ -174,7 +175,7 @@ def test_columns_are_derived_from_lists(tmp_path):
     with pytest.raises(UserError, match="right=1 is not the number of one of 1 items"):
         source[1]
     with pytest.raises(UserError, match=r"said=.*is no list of items"):
-        read(tmp_path, path="rows.json", derive={"usual": derive["usual"]}, answer="{usual}")[1]
+        read(tmp_path, path="rows.json", derive={"usual": derive["usual"]}, answer="{usual}", ignore=["*"])[1]
     with pytest.raises(UserError, match=r"names \{wrong\}, the rows do not"):
         read(tmp_path, path="rows.json", derive={"word": {"column": "choices", "item": "wrong"}}, answer="x")
 
@@ -196,9 +197,10 @@ def test_columns_are_derived_from_lists_as_a_whole_from_texts_that_spell_them_an
     with pytest.raises(UserError, match=r"choices='\[\]' is no list of items"):
         read(tmp_path, **options)[1]
     with pytest.raises(UserError, match="grade=7 is not the number of one of 3 items"):
-        read(tmp_path, path="rows.json", derive={"level": derive["level"]}, answer="{level}")[1]
+        read(tmp_path, path="rows.json", derive={"level": derive["level"]}, answer="{level}", ignore=["*"])[1]
+    wrong = {"w": {**derive["lines"], "column": "right"}}
     with pytest.raises(UserError, match="right='1' is no list of items"):
-        read(tmp_path, path="rows.json", derive={"w": {**derive["lines"], "column": "right"}}, answer="{w}")[0]
+        read(tmp_path, path="rows.json", derive=wrong, answer="{w}", ignore=["*"])[0]
     swapped = {"word": derive["word"], "choices": derive["choices"]}
     with pytest.raises(UserError, match=r"names \{choices\}, the rows do not"):
         read(tmp_path, path="rows.json", derive=swapped, answer="{word}")

@@ -102,8 +102,9 @@ def write_rows(path, rows):
 def test_the_texts_of_a_column_are_cut_and_no_piece_crosses_a_row(name, tmp_path):
     rows = [{"body": "caf\u00e9 au lait", "id": 1}, {"body": " ", "id": 2}, {"body": "tea\nmilk", "id": 3}]
     write_rows(tmp_path / name, rows)
+    body = {"reader": "text", "path": name, "column": "body", "ignore": ["id"]}
     found = {
-        unit: texts(open_source(TextConfig(reader="text", path=name, column="body", unit=unit, window=6), tmp_path))
+        unit: texts(open_source(TextConfig(**body, unit=unit, window=6), tmp_path))
         for unit in ("row", "window", "piece", "line")
     }
     assert found["row"] == ["caf\u00e9 au lait", "tea\nmilk"]
@@ -119,12 +120,12 @@ def test_the_texts_of_a_column_are_cut_and_no_piece_crosses_a_row(name, tmp_path
     ]
     assert found["piece"] == ["caf\u00e9 a", "u lait", "tea\nmi", "lk"]
     assert found["line"] == ["caf\u00e9 au lait", "tea", "milk"]
-    last = TextConfig(reader="text", path=name, column="body", unit="row", span=(0.5, 1.0))
+    last = TextConfig(**body, unit="row", span=(0.5, 1.0))
     assert texts(open_source(last, tmp_path)) == ["tea\nmilk"]
     with pytest.raises(UserError, match=r"no column txt; .*body"):
-        open_source(TextConfig(reader="text", path=name, column="txt"), tmp_path)
+        open_source(TextConfig(**{**body, "column": "txt"}), tmp_path)
     with pytest.raises(UserError, match=r"row 0 holds no text in id: '1'"):
-        open_source(TextConfig(reader="text", path=name, column="id"), tmp_path)
+        open_source(TextConfig(**{**body, "column": "id", "ignore": ["body"]}), tmp_path)
 
 
 def windows(text):
