@@ -84,7 +84,8 @@ class MessagesSource(Source):
         self.media = {kind: (name,) if (name := lists[kind]) else NAMES[kind] for kind in MEDIA}
         self.known = {*self.turns, *QUERY, given.system, given.tools, "objects"}
         self.known |= {name for names in self.media.values() for name in names}
-        self.placeholders = Placeholders(config.placeholders, config.text_tags)
+        named = {str(kind): tag for kind, tag in config.placeholders.items()}
+        self.placeholders = Placeholders(named, config.text_tags)
         self._check_columns()
         self.rows.keep([name for name in self._names() if name in self.known or not self._is_left_out(name)])
         super().__init__(config, len(self.rows), self.path)
