@@ -19,7 +19,7 @@ from mmgpt.datasets.media import MEDIA, Media
 from mmgpt.datasets.parts import is_absent, present, short
 from mmgpt.datasets.placing import Listed, Placeholders, grounded, held
 from mmgpt.datasets.rows import FOLDER_OF, Row, open_rows
-from mmgpt.datasets.sample import Message, Part, Reasoning, Sample, parse_messages
+from mmgpt.datasets.sample import Message, Part, Reasoning, Sample, parse_messages, role_name
 from mmgpt.datasets.source import Source, SourceConfig, media_of, resolve, resolve_all
 
 TURNS = ("messages", "conversations", "conversation", "texts")
@@ -84,9 +84,10 @@ class MessagesSource(Source):
         self.media = {kind: (name,) if (name := lists[kind]) else NAMES[kind] for kind in MEDIA}
         self.known = {*self.turns, *QUERY, given.system, given.tools, "objects"}
         self.known |= {name for names in self.media.values() for name in names}
-        self.placeholders = Placeholders(config.placeholders, config.text_tags)
+        named = {str(kind): tag for kind, tag in config.placeholders.items()}
+        self.placeholders = Placeholders(named, config.text_tags)
         self._check_columns()
-        self.rows.keep([name for name in self.rows.names() if name in self.known or not self._is_left_out(name)])
+        self.rows.keep([name for name in self._names() if name in self.known or not self._is_left_out(name)])
         super().__init__(config, len(self.rows), self.path)
 
     def __getitem__(self, index: int) -> Sample:
@@ -96,13 +97,23 @@ class MessagesSource(Source):
         except UserError as error:
             raise type(error)(f"{self.path}: {key}: {error}") from None
 
+    def _names(self) -> list[str]:
+        """The columns of the first row; none where it is faulty, which whoever reads it is told."""
+        try:
+            return self.rows.names()
+        except UserError:
+            return []
+
     def _check_columns(self) -> None:
         """The columns that the config names occur."""
         columns = self.config.columns
         named = {field: str(getattr(columns, field)) for field in columns.model_fields_set if getattr(columns, field)}
-        seen = set(self.rows.names())
+        seen = set(self._names())
         if not seen.issuperset(named.values()):
-            seen |= {name for row in islice(self.rows.scan(self.rows.names()), LOOKED_AT) for name in row}
+            try:
+                seen |= {name for row in islice(self.rows.scan(list(seen)), LOOKED_AT) for name in row}
+            except UserError:  # a faulty row; those before it do
+                pass
         for field, name in named.items():
             if seen and name not in seen:
                 raise UserError(
@@ -150,7 +161,9 @@ class MessagesSource(Source):
 
     def _turns(self, row: Row, given: Mapping[str, Any], index: int) -> tuple[list[Any], list[str]]:
         """The turns as {role, content}, and the keys that they were found under."""
-        names = [name for name in self.turns if row.get(name) is not None]
+        names = [name for name in self.turns if name in given]
+        if not names:  # an empty conversation is one
+            names = [name for name in self.turns if row.get(name) is not None][:1]
         if len(names) > 1:
             raise UserError(
                 f"turns stand under {' and '.join(names)}; ignore one, or name the other in columns.messages"
@@ -267,13 +280,15 @@ def _with_system(turns: Any, system: Any, tools: Any) -> Any:
     """Turns after the system text and the tools that their row gives apart."""
     if not isinstance(turns, list) or (system is None and tools is None):
         return turns
-    first = turns[0] if turns and isinstance(turns[0], Mapping) and turns[0].get("role") == "system" else None
+    opens = turns[0] if turns and isinstance(turns[0], Mapping) else {}
+    first = opens if role_name(opens.get("role")) == "system" else None
     opened = dict(first or {"role": "system", "content": None})
     if system is not None:
         if not isinstance(system, str):
             raise UserError(f"the system text is {short(system)}; write a string")
-        if first and opened["content"] not in (system, None):
-            raise UserError(f"two system texts, {short(system)} beside the turn {short(opened['content'])}; give one")
+        own = opened.get("content")
+        if not is_absent(own) and own != system:
+            raise UserError(f"two system texts, {short(system)} beside the turn {short(own)}; give one")
         opened["content"] = system
     if tools is not None:
         if not is_absent(opened.get("tools")):

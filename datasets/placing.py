@@ -55,9 +55,10 @@ class Listed:
 
 def held(part: Any, listed: Mapping[str, Listed]) -> Any:
     """A content part; one that holds no medium itself (`{"type": "image"}`) has the row's next or that of its index."""
-    if not isinstance(part, Mapping) or part.get("type") not in MEDIA or part["type"] not in listed:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str) or kind not in listed:
         return part
-    kind, given = part["type"], present(part)
+    given = present(part)
     if any(key in given for key in sources_of(kind)):
         return part
     own = listed[kind].at(given.pop("index")) if "index" in given else listed[kind].next()

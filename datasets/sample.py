@@ -183,7 +183,7 @@ def parse_messages(
         except UserError as error:
             raise type(error)(f"message {number}: {error}") from None
         last = messages[-1] if messages else message
-        is_calls = isinstance(item, Mapping) and _role_name(item.get("role")) in CALLS
+        is_calls = isinstance(item, Mapping) and role_name(item.get("role")) in CALLS
         if is_calls and last.role == "assistant" and last is not message and last.is_learned == message.is_learned:
             message = join_turns((messages.pop(),), (message,))[0]
         messages.append(message)
@@ -195,7 +195,7 @@ def _parse_message(
 ) -> Message:
     if not isinstance(raw, Mapping) or "role" not in raw:
         raise UserError(f"{short(raw)} is not a message; it needs the keys role and content")
-    name, content = _role_name(raw["role"]), raw.get("content")
+    name, content = role_name(raw["role"]), raw.get("content")
     if name in CALLS:
         raw, name = {**raw, "tool_calls": content, "content": None}, "assistant"
     if name not in get_args(Role):
@@ -216,7 +216,7 @@ def _parse_message(
     return Message(role, parts, _is_learned(given, role), calls, tools, _answered(given, before))
 
 
-def _role_name(raw: Any) -> str:
+def role_name(raw: Any) -> str:
     """A role as it is called here, or as it came in lower case."""
     name = str(raw).strip().lower()
     return ROLE_NAMES.get(name, name)

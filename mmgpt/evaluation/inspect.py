@@ -57,7 +57,7 @@ def open_data(
     if stage is not None and stage not in names:
         raise UserError(f"stage {stage!r} is none of {recipe.name}'s; {did_you_mean(stage, names)}")
     sources = {one.name: [open_source(item, data_root) for item in one.data] for one in recipe.stages}
-    readable = {name: [_Readable(source) for source in some] for name, some in sources.items()}
+    readable: dict[str, list[Source]] = {name: [_Readable(source) for source in some] for name, some in sources.items()}
     tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, readable)
     for modality in recipe.model.encoders:
         tokenizer.special(SLOTS[modality])

@@ -105,7 +105,9 @@ def with_turn(turn: dict, *more: dict) -> dict:
         ({"query": "q", "response": "a", "history": [["q"]]}, {}, "is no exchange"),
         ({"messages": "[{]"}, {}, "are not JSON"),
         ({"messages": [{"role": "system", "content": "S1"}, *TURNS], "system": "S2"}, {}, "two system texts"),
+        ({"messages": [{"role": "Developer", "content": "S1"}, *TURNS], "system": "S2"}, {}, "two system texts"),
         ({"messages": TURNS, "system": ["S"]}, {}, "write a string"),
+        (with_part(type=["image"]), {}, "is not known"),
         ({"messages": [Q, {**A, "tool_calls": "weather"}]}, {}, "is not JSON"),
         (with_turn({"tool_calls": [{**CALL, "extra": 1}]}), {}, "nothing reads 'extra'"),
         (with_turn({"tool_calls": [{**CALL, "type": "custom"}]}), {}, "only functions"),
@@ -160,6 +162,7 @@ def test_what_a_row_says_and_nothing_reads_is_an_error_that_names_it(row, option
         ({"messages": [{**Q, "loss": False}, {**A, "weight": 1}]}, {}),
         (with_turn({"reasoning_content": "hm"}), {"reasoning": "drop"}),
         ({"messages": json.dumps(TURNS)}, {}),
+        ({"messages": TURNS, "conversations": [], "texts": None}, {}),
         ({"messages": [{"role": "Human", "content": "q"}, {"role": "BOT", "content": "a"}]}, {}),
         ({"conversation": [{"human": "q", "assistant": "a"}]}, {}),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "role": None}]}, {}),
@@ -352,3 +355,12 @@ def test_prompts_take_what_openai_clients_send_and_refuse_the_rest():
     assert isinstance(user.parts[0], Image)
     with pytest.raises(UserError, match=r"message 0: the user turn: nothing reads 'name'; .* Leave it out"):
         parse_messages([{"role": "user", "content": "q", "name": "Bob"}])
+
+
+def test_a_faulty_first_row_is_told_when_it_is_read_and_not_before(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"messages": [\n' + json.dumps({"messages": TURNS, "pics": []}) + "\n")
+    for columns in ({}, {"images": "pics"}):
+        source = open_source(MessagesConfig(reader="messages", path="bad.jsonl", columns=columns), tmp_path)
+        assert len(source) == 2
+        with pytest.raises(UserError, match="row 0 is not JSON"):
+            source[0]
