@@ -73,7 +73,13 @@ def speech(root: Path, said: str) -> None:
     (root / "LibriSpeech" / "dev" / "1" / "2" / "1-2.trans.txt").write_text(f"1-2-0000 {said}\n")
 
 
-NUMBERS = {"reader": "table", "path": "pictures", "files": "{color}_{n}.png", "image": "{file}", "prompt": "{image}"}
+NUMBERS = {
+    "reader": "table",
+    "path": "pictures",
+    "files": "{color}_{n}.png",
+    "image": "pictures/{file}",
+    "prompt": "{image}",
+}
 EPISODES = {"reader": "table", "path": "t.csv", "prompt": "{q}", "answer": "{a}"}
 READERS: dict[str, tuple[dict, Callable[[Path], None], Callable[[Path], None], str]] = {
     "messages, a row more": (
