@@ -113,13 +113,13 @@ READERS: dict[str, tuple[dict, Callable[[Path], None], Callable[[Path], None], s
         "of other content",
     ),
     "pictures in a folder, one less": (
-        {**NUMBERS, "answer": "{color}"},
+        {**NUMBERS, "prompt": "{image}", "answer": "{color}"},
         lambda root: folder_of(root, [10, 20, 30]),
         lambda root: folder_of(root, [10, 20]),
         "3 samples then, 2 now",
     ),
     "pictures in a folder, one repainted": (
-        {**NUMBERS, "answer": "{color}"},
+        {**NUMBERS, "prompt": "{image}", "answer": "{color}"},
         lambda root: folder_of(root, [10, 20, 30]),
         lambda root: folder_of(root, [10, 21, 30]),
         "of other content",
