@@ -336,7 +336,7 @@ def _members(sample: Sample, count_tokens: CountTokens | None) -> tuple[list[tup
         return replace(part, source=name)
 
     try:
-        row = {
+        row: Record = {
             "key": sample.key,
             "source": sample.source,
             "messages": [stored(message) for message in sample.messages],

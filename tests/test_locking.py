@@ -41,9 +41,9 @@ def holder(file: Path, *options: str) -> subprocess.Popen[str]:
 def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path):
     process = holder(tmp_path / ".lock")
     try:
-        with pytest.raises(UserError, match=rf"process {process.pid} on {socket.gethostname()}, since .* is writing"):
-            with hold(tmp_path / ".lock"):
-                pytest.fail("held by two")
+        told = rf"process {process.pid} on {socket.gethostname()}, since .* is writing"
+        with pytest.raises(UserError, match=told), hold(tmp_path / ".lock"):
+            pytest.fail("held by two")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -76,9 +76,9 @@ def test_a_worker_that_ends_does_not_give_the_lock_of_its_parent_away(tmp_path):
 def test_one_process_does_not_hold_a_file_twice_by_whatever_path(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
-    with hold(tmp_path / "run" / ".lock"):
-        with pytest.raises(UserError, match="which is this one"), hold(tmp_path / "link" / ".lock"):
-            pass
+    own = hold(tmp_path / "run" / ".lock")
+    with own, pytest.raises(UserError, match="which is this one"), hold(tmp_path / "link" / ".lock"):
+        pass
     with hold(tmp_path / "link" / ".lock"), hold(tmp_path / "link" / ".other"):
         pass
 

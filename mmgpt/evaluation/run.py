@@ -57,7 +57,7 @@ def evaluate(
         on_progress: called with task, questions answered, and questions in all, of this process.
         on_score: called with task, name and running value of the task's first metric.
     Raises:
-        UserError: on an unknown task, absent data, an `out` that another evaluation is writing to, or a prompt that does
+        UserError: on an unknown task, absent data, an `out` that another evaluation writes to, or a prompt that does
             not fit the context, with its item's key.
         FloatingPointError: if the model's logits are not numbers, with the item's key.
         TimeoutError: if another process stopped to answer.

@@ -73,7 +73,13 @@ def speech(root: Path, said: str) -> None:
     (root / "LibriSpeech" / "dev" / "1" / "2" / "1-2.trans.txt").write_text(f"1-2-0000 {said}\n")
 
 
-NUMBERS = {"reader": "table", "path": "pictures", "files": "{color}_{n}.png", "image": "{file}", "prompt": "{image}"}
+NUMBERS = {
+    "reader": "table",
+    "path": "pictures",
+    "files": "{color}_{n}.png",
+    "image": "pictures/{file}",
+    "prompt": "{image}",
+}
 EPISODES = {"reader": "table", "path": "t.csv", "prompt": "{q}", "answer": "{a}"}
 READERS: dict[str, tuple[dict, Callable[[Path], None], Callable[[Path], None], str]] = {
     "messages, a row more": (
@@ -107,13 +113,13 @@ READERS: dict[str, tuple[dict, Callable[[Path], None], Callable[[Path], None], s
         "of other content",
     ),
     "pictures in a folder, one less": (
-        {**NUMBERS, "answer": "{color}"},
+        {**NUMBERS, "prompt": "{image}", "answer": "{color}"},
         lambda root: folder_of(root, [10, 20, 30]),
         lambda root: folder_of(root, [10, 20]),
         "3 samples then, 2 now",
     ),
     "pictures in a folder, one repainted": (
-        {**NUMBERS, "answer": "{color}"},
+        {**NUMBERS, "prompt": "{image}", "answer": "{color}"},
         lambda root: folder_of(root, [10, 20, 30]),
         lambda root: folder_of(root, [10, 21, 30]),
         "of other content",

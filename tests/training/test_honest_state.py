@@ -108,9 +108,7 @@ def assert_as_straight(root: Path) -> None:
 )
 def test_data_that_changed_since_the_stop_are_an_error_and_put_back_the_run_goes_on(answers, told, root, go_on):
     write_rows(root, answers)
-    with pytest.raises(
-        UserError, match=rf"checkpoint-2: the data have changed since, those of rows in .*({told}); put"
-    ):
+    with pytest.raises(UserError, match=rf"checkpoint-2: the data have changed since, those of rows .*({told}); put"):
         go_on()
     write_rows(root, ["red", "blue", "green", "pink"])
     go_on()
@@ -168,9 +166,7 @@ def test_the_lock_is_held_while_it_trains(root, go_on):
     ],
 )
 @pytest.mark.parametrize("place", ["checkpoint", "final"])
-def test_what_a_disk_refuses_is_one_line_and_the_last_checkpoint_stands(
-    place, fault, words, root, command, monkeypatch
-):
+def test_what_a_disk_refuses_is_one_line_and_the_checkpoint_stands(place, fault, words, root, command, monkeypatch):
     def refuse(bundle, draft, **options):
         (draft / "model.safetensors").write_bytes(b"half")
         raise fault
@@ -218,7 +214,7 @@ def test_torch_words_a_full_disk_anew_and_it_is_still_told(root, recipe, tmp_pat
     weight = next(bundle.model.parameters())
     optimizer = torch.optim.AdamW([weight])
     optimizer.state[weight] = {"exp_avg": torch.zeros(9_000)}
-    with largest_file(20_000), pytest.raises(OSError, match="File too large: '.*one'"):
+    with largest_file(20_000), pytest.raises(OSError, match=r"File too large: '.*one'"):
         checkpoint.save_checkpoint(bundle, [optimizer], tmp_path / "one", {})
     assert not list(tmp_path.glob("*one*"))
 
@@ -251,10 +247,10 @@ def test_a_disk_that_is_full_keeps_the_last_checkpoint_and_goes_on_when_there_is
     [
         (
             lambda at: (at / "trainer_state.json").unlink(),
-            r"trainer_state\.json: no such file; the folder is incomplete",
+            r"trainer_state\.json: no such file; the folder",
         ),
         (lambda at: (at / "model.safetensors").unlink(), "no such file; the checkpoint is incomplete"),
-        (lambda at: shutil.rmtree(at / "state"), "its state is absent or damaged .* the one before it"),
+        (lambda at: shutil.rmtree(at / "state"), r"its state is absent or damaged .* the one before it"),
         (lambda at: (at / "state" / ".metadata").write_bytes(b""), "its state is absent or damaged"),
         (lambda at: next((at / "state").glob("*.distcp")).write_bytes(b"half"), "its state is absent or damaged"),
         (lambda at: (at / "trainer_state.json").write_text('{"stage'), "not valid JSON"),
@@ -279,9 +275,10 @@ def test_a_run_without_its_recipe_is_not_gone_on_with(root, go_on):
         go_on()
 
 
-@pytest.mark.parametrize(
-    "change", [lambda text: text.replace("seed: 0", "seed: 1"), lambda text: "\0\xff", lambda text: ""]
-)
+CHANGES = [lambda text: text.replace("seed: 0", "seed: 1"), lambda text: "\0\xff", lambda text: ""]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_recipe_that_was_changed_by_hand_is_another_one(change, root, command):
     file = root / "broken" / "config.yaml"
     file.write_bytes(change(file.read_text()).encode("latin-1"))
