@@ -71,9 +71,7 @@ def test_a_sound_in_any_type_and_layout_is_itself_or_refused(samples, kind, chan
     ],
 )
 def test_whole_numbers_of_a_type_that_tells_no_scale_are_refused(array):
-    with pytest.raises(
-        MediaError, match=r"does not tell their scale; give 16-bit ones as int16, .*, or floats in"
-    ):
+    with pytest.raises(MediaError, match=r"does not tell their scale; give 16-bit ones as int16, .*, or floats in"):
         Audio(array, rate=RATE).load()
 
 
@@ -146,9 +144,7 @@ def test_a_rate_is_a_whole_number_of_any_type(rate):
     "rate", ["16000", 0, -1, True, False, float("nan"), float("inf"), 44_100.5, 10**12, [16000], b"8000", 0.5, 1j]
 )
 def test_a_rate_that_is_none_is_refused_at_the_door(rate):
-    with pytest.raises(
-        MediaError, match=r"rate=.* is no whole number of samples a second; write Audio\("
-    ):
+    with pytest.raises(MediaError, match=r"rate=.* is no whole number of samples a second; write Audio\("):
         Audio(TONE, rate=rate)
 
 
