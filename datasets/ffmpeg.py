@@ -50,7 +50,8 @@ def decode_sound(av: Any, name: str, payload: bytes, limits: Limits, start: floa
         rate, blocks, held, first = stream.codec_context.sample_rate, [], 0, None
         if not rate:
             raise ValueError("its sound states no rate")
-        stated = float((stream.duration or 0) * stream.time_base)
+        stated = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        is_guess = container.format.name == "aac"  # a stream without a header, whose length is told from its bitrate
         check_length(name, int(stated * rate), rate, limits)
         planes = av.AudioResampler(format="fltp")
         for packet in container.demux(stream):
@@ -63,7 +64,7 @@ def decode_sound(av: Any, name: str, payload: bytes, limits: Limits, start: floa
                 check_length(name, held, rate, limits)
     if first is None:
         return None
-    if start is None and stated > held / rate + SLACK:
+    if start is None and not is_guess and stated > held / rate + SLACK:
         raise MediaError(f"{name}: truncated, {held / rate:.2f} of {stated:.2f} s; replace or remove it")
     late = 0 if start is None else round((first - start) * rate)
     check_length(name, held + max(0, late), rate, limits)

@@ -100,5 +100,5 @@ def _words_of(head: bytes) -> str:
     """The beginning of a text, "" of anything else."""
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = head[:TEXT_BYTES].decode(encoding, errors="ignore")
-    is_text = len(text) * 2 >= min(len(head), TEXT_BYTES) and all(c.isprintable() or c in "\t\r\n\f" for c in text)
+    is_text = len(text) * 2 + 2 >= min(len(head), TEXT_BYTES) and all(c.isprintable() or c in "\t\r\n\f" for c in text)
     return " ".join(text.split())[:40] if is_text else ""

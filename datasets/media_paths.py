@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from mmgpt.datasets.formats import kind_of
 
 SHORTEST_BASE64 = 64  # letters; what is shorter is a path
-FILE_URL = re.compile(r"file:(?://(?:localhost)?)?(?=/)", re.IGNORECASE)  # RFC 8089
+FILE_URL = re.compile(r"file:(?://(?:localhost)?)?(?=/(?!/))", re.IGNORECASE)  # RFC 8089
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 URL_SAFE = str.maketrans("-_", "+/")
 
