@@ -1,5 +1,7 @@
 """An error of a config names the key as the user wrote it and shows that key's value, never a tree."""
 
+from copy import deepcopy
+
 import pytest
 
 from mmgpt.config import UserError, apply_overrides, build
@@ -13,8 +15,8 @@ EPISODES = {"reader": "episodes", "of": {"reader": "world", "name": "scenes"}}
 @pytest.fixture
 def recipe(make_recipe):
     tree = make_recipe({"name": "one"}, {"name": "two"}).model_dump(mode="json")
-    tree["model"]["encoders"]["audio"], tree["model"]["adapters"]["audio"] = CONFORMER, {"kind": "mlp"}
-    tree["stages"][1]["data"] = [dict(EPISODES)]
+    tree["model"]["encoders"]["audio"], tree["model"]["adapters"]["audio"] = dict(CONFORMER), {"kind": "mlp"}
+    tree["stages"][1]["data"] = [deepcopy(EPISODES)]
     return tree
 
 
@@ -86,7 +88,7 @@ def test_a_wrong_type_or_name_is_told_at_its_own_key(override, told, recipe):
         (["stages.0.auxiliary={ctc: 1}"], "stages.0.auxiliary.ctc: stage one learns ctc"),
         (["stages.0.objective=masked", "stages.0.word_dropout=0.1"], "stages.0.word_dropout=0.1 is for causal"),
         (["stages.0.optimizer.muon_convolutions=true"], "stages.0.optimizer.muon_convolutions is for kind=muon"),
-        (["stages.1.data.0.words=[a]"], "stages.1.data.0.ways=5 needs as many made-up labels"),
+        (["stages.1.data.0.words=[a, b]"], "stages.1.data.0.ways=5 needs as many made-up labels"),
         (["wraps={vido: [a, b]}"], "wraps.vido: the model has no such encoder"),
         (["stages.two.name=one"], "stages ['one', 'one'] must have different names"),
     ],
