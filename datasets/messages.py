@@ -110,10 +110,8 @@ class MessagesSource(Source):
         named = {field: str(getattr(columns, field)) for field in columns.model_fields_set if getattr(columns, field)}
         seen = set(self._names())
         if not seen.issuperset(named.values()):
-            try:
+            with contextlib.suppress(UserError):  # a faulty row; those before it do
                 seen |= {name for row in islice(self.rows.scan(list(seen)), LOOKED_AT) for name in row}
-            except UserError:  # a faulty row; those before it do
-                pass
         for field, name in named.items():
             if seen and name not in seen:
                 raise UserError(

@@ -66,13 +66,9 @@ def evaluate(
     own_seeds = _seeds(seeds, seed)
     _check(limit, world, out)
     batch_size, data_root = whole("batch_size", batch_size, least=1), arguments.place("data_root", data_root)
-    wanted = [Shots.parse(name) for name in dict.fromkeys(map(str, several("shots", shots)))]
-    if not wanted:
-        raise UserError("shots are none; give at least one, as in shots=[0]")
+    wanted = _shots(shots)
     opened = _open_tasks(tasks, data_root, with_pool=bool(blind) or any(one.count for one in wanted))
-    if not isinstance(model, str | Path) and not hasattr(model, "fingerprint"):
-        raise UserError(f"model={model!r:.60}: does not answer; give what mmgpt.load returns, or the name of a model")
-    under_test: Model = open_model(str(model)) if isinstance(model, str | Path) else model
+    under_test = _opened(model)
     modes = ("removed",) if blind is True else tuple(several("blind", blind or ()))
     fingerprint = under_test.fingerprint() if out is not None or cache is not None else ""
     kept = Answers(out, cache, fingerprint, rank)
@@ -87,6 +83,21 @@ def evaluate(
         if out is not None and rank == 0:
             found.save(Path(out))
     return found
+
+
+def _shots(shots: Sequence[int | str]) -> list[Shots]:
+    wanted = [Shots.parse(name) for name in dict.fromkeys(map(str, several("shots", shots)))]
+    if not wanted:
+        raise UserError("shots are none; give at least one, as in shots=[0]")
+    return wanted
+
+
+def _opened(model: Model | str | Path) -> Model:
+    if isinstance(model, str | Path):
+        return open_model(str(model))
+    if not hasattr(model, "fingerprint"):
+        raise UserError(f"model={model!r:.60}: does not answer; give what mmgpt.load returns, or the name of a model")
+    return model
 
 
 def _check(limit: int | None, world: int, out: str | Path | None) -> None:

@@ -196,7 +196,7 @@ def test_templates_that_cannot_be_filled_are_refused_with_the_config(options, to
         ([("1.0.png", picture()), ("1.json", talk("2.0.png"))], "'2.0.png' is no member"),
         ([("1.json", talk(branches={"a": 1}))], "branches are a list"),
         ([("1.json", talk(truths=[3]))], "truths are objects"),
-        ([("1.json", b'{"messages": [{"role": "usr", "content": "a"}]}')], r"few/0 \(1\): role 'usr'"),
+        ([("1.json", b'{"messages": [{"role": "usr", "content": "a"}]}')], r"few/0 \(1\): message 0: role 'usr'"),
         ([("1.json", ARRAY)], "is no member"),
     ],
 )  # fmt: skip
