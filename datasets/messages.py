@@ -6,6 +6,7 @@ take the media that the row lists of that kind, in order; in a row without such 
 `text_tags` names it. Every key of a row, turn and part is read, in `ignore`, or an error; null is as absent.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -104,7 +104,7 @@ def test_a_rule_of_a_whole_section_is_told_at_the_key_it_is_about(overrides, key
     [
         (["reader=jsonl"], "reader has no kind; write reader: {kind: jsonl, path: FILE}"),
         (["prompt='{q'"], "prompt: the template '{q': expected '}' before end of string; write {{ and }}"),
-        (["answer='{a}}'"], "answer='{a}}': Single '}' encountered in format string"),
+        (["answer='{a}}'"], "answer: the template '{a}}': Single '}' encountered"),
         (["kind=choose", "choices=[true, no]"], 'choices.0=True: Input should be a valid string; write "true" in q'),
         (["generate.max_new_tokens=2.5"], "generate.max_new_tokens=2.5: Input should be a valid integer"),
         (["generate.num_beams=2", "generate.temperature=1.0"], "generate.num_beams=2 does not go with temperature"),

@@ -54,35 +54,38 @@ def evaluate(
         seeds: several of them, in place of `seed`; a task without exemplars is run once.
         place: rank and number of the processes that share the work; if not given, those of torchrun. All but the first
             come back without results.
-        on_progress: called with task, questions answered, and questions in all, of this process.
+        on_progress: called with task, questions answered, and all of them, in this process.
         on_score: called with task, name and running value of the task's first metric.
     Raises:
-        UserError: on an unknown task, absent data, an `out` that another evaluation writes to, or a prompt that does
-            not fit the context, with its item's key.
+        UserError: on an unknown task, absent data, an `out` that another evaluation writes to, or a prompt over the
+            context, with its item's key.
         FloatingPointError: if the model's logits are not numbers, with the item's key.
         TimeoutError: if another process stopped to answer.
     """
     rank, world = place or place_of_process()
-    own_seeds = _seeds(seeds, seed)
+    own_seeds, wanted, modes = _seeds(seeds, seed), _shots(shots), _blind_modes(blind)
     _check(limit, world, out)
     batch_size, data_root = whole("batch_size", batch_size, least=1), arguments.place("data_root", data_root)
-    wanted = _shots(shots)
     opened = _open_tasks(tasks, data_root, with_pool=bool(blind) or any(one.count for one in wanted))
     under_test = _opened(model)
-    modes = ("removed",) if blind is True else tuple(several("blind", blind or ()))
     fingerprint = under_test.fingerprint() if out is not None or cache is not None else ""
     kept = Answers(out, cache, fingerprint, rank)
     setting = Setting(under_test, fingerprint, kept, rank, world, batch_size, modes, on_progress, on_score)
     found = Evaluation(under_test.name, environment())
-    with contextlib.ExitStack() as held:
-        if out is not None:
-            held.enter_context(hold(Path(out) / f".lock.{rank}"))
-        held.callback(kept.close)
+    with contextlib.closing(kept), _alone_in(out, rank):
         for task in opened:
             Scorer(setting, task, task.items(limit)).run(wanted, own_seeds, found)
         if out is not None and rank == 0:
             found.save(Path(out))
     return found
+
+
+def _alone_in(out: str | Path | None, rank: int) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if out is None else hold(Path(out) / f".lock.{rank}")
+
+
+def _blind_modes(blind: bool | Sequence[str]) -> tuple[str, ...]:
+    return ("removed",) if blind is True else tuple(several("blind", blind or ()))
 
 
 def _shots(shots: Sequence[int | str]) -> list[Shots]:
