@@ -107,7 +107,7 @@ def test_rescoring_counts_a_corrected_answer(choosing, answerer, easy_vqa, tmp_p
 def test_rescoring_without_samples_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "samples-a-0.jsonl").write_text(content)
-    with pytest.raises(UserError, match=r"no samples there; give a samples-TASK-SHOTS\.jsonl"):
+    with pytest.raises(UserError, match=r"no samples there; `mmgpt eval --out` writes samples-TASK-SHOTS"):
         rescore(tmp_path / "samples-a-0.jsonl")
 
 
