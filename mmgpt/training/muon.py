@@ -1,7 +1,6 @@
 """Muon over stacks: matrices of one shape are orthogonalised together, which is faster than one after another.
 
-Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), as torch.optim.Muon with adjust_lr_fn="original" has it;
-the iteration is that of Amsel et al. 2025 (Polar Express, arXiv:2505.16932).
+Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), as torch.optim.Muon with adjust_lr_fn="original" has it.
 Shape letters: K matrices of one shape, R rows, C columns, R <= C where a matrix is orthogonalised.
 """
 
@@ -14,15 +13,8 @@ from torch.optim import Optimizer
 
 from mmgpt.processor import fast_dtype
 
-# Of x, x^3 and x^5 in each iteration: the polynomials that bring singular values from 0.0025 to 1 nearest to one, each
-# on what the one before leaves and rounding to bfloat16 adds (2 %: past its end each of them falls steeply). They leave
-# 0.71 to 1.29, where five times (3.4445, -4.7750, 2.0315) leave 0.68 to 1.20 for a quarter more products.
-COEFFICIENTS = (
-    (8.2404, -23.4175, 16.6877),
-    (3.9268, -2.7025, 0.4708),
-    (3.5105, -2.4350, 0.4444),
-    (2.6683, -1.9300, 0.4254),
-)
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration: steepest at zero
+ITERATIONS = 5
 WIDE = 1.5  # columns to a row from which iterating on Gram matrices alone takes fewer products
 
 
@@ -79,7 +71,7 @@ class Muon(Optimizer):
 
 
 def orthogonalise(matrices_KRC: Tensor) -> Tensor:
-    """Each matrix with its singular values brought near one; those under 0.0025 of its norm grow 300 times."""
+    """Each matrix with its singular values brought near one (Newton-Schulz), down to a five hundredth of its norm."""
     is_tall = matrices_KRC.shape[-2] > matrices_KRC.shape[-1]
     x_KRC = matrices_KRC.mT if is_tall else matrices_KRC
     x_KRC = x_KRC / x_KRC.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -89,7 +81,8 @@ def orthogonalise(matrices_KRC: Tensor) -> Tensor:
 
 
 def _by_products(x_KRC: Tensor) -> Tensor:
-    for first, second, third in COEFFICIENTS:
+    first, second, third = COEFFICIENTS
+    for _ in range(ITERATIONS):
         gram_KRR = x_KRC @ x_KRC.mT
         factor_KRR = torch.baddbmm(gram_KRR, gram_KRR, gram_KRR, beta=second, alpha=third)
         x_KRC = torch.baddbmm(x_KRC, factor_KRR, x_KRC, beta=first)
@@ -99,12 +92,13 @@ def _by_products(x_KRC: Tensor) -> Tensor:
 def _by_gram(x_KRC: Tensor) -> Tensor:
     """The same by products of (R, R) matrices, which commute; in bfloat16 the small eigenvalues would be lost."""
     gram_KRR = x_KRC @ x_KRC.mT
+    first, second, third = COEFFICIENTS
     whole_KRR = None
-    for number, (first, second, third) in enumerate(COEFFICIENTS, start=1):
+    for number in range(1, ITERATIONS + 1):
         factor_KRR = torch.baddbmm(gram_KRR, gram_KRR, gram_KRR, beta=second, alpha=third)
         factor_KRR.diagonal(dim1=-2, dim2=-1).add_(first)
         whole_KRR = factor_KRR if whole_KRR is None else factor_KRR @ whole_KRR
-        if number < len(COEFFICIENTS):
+        if number < ITERATIONS:
             gram_KRR = factor_KRR @ (factor_KRR @ gram_KRR)
     assert whole_KRR is not None
     return whole_KRR @ x_KRC

@@ -5,7 +5,6 @@ from mmgpt.training import muon
 from mmgpt.training.muon import Muon, orthogonalise
 
 SHAPES = [(8, 8), (8, 8), (24, 8), (8, 24), (24, 8)]
-TORCHS = ((3.4445, -4.7750, 2.0315),) * 5  # torch.optim.Muon's iteration
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -15,8 +14,7 @@ def weights() -> list[torch.nn.Parameter]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_updates_are_those_of_torchs_muon_where_it_iterates_alike(dtype, monkeypatch):
-    monkeypatch.setattr(muon, "COEFFICIENTS", TORCHS)
+def test_updates_are_those_of_torchs_muon(dtype):
     ours, theirs = weights(), weights()
     our = Muon(ours, lr=0.02, momentum=0.95, weight_decay=0.1, dtype=dtype)
     their = torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="original")
@@ -32,8 +30,7 @@ def test_updates_are_those_of_torchs_muon_where_it_iterates_alike(dtype, monkeyp
         torch.testing.assert_close(our.state[a]["momentum_buffer"], their.state[b]["momentum_buffer"])
 
 
-def test_a_kernel_is_updated_as_the_matrix_of_its_outputs_by_the_rest(monkeypatch):
-    monkeypatch.setattr(muon, "COEFFICIENTS", TORCHS)
+def test_a_kernel_is_updated_as_the_matrix_of_its_outputs_by_the_rest():
     generator = torch.Generator().manual_seed(1)
     kernel = torch.nn.Parameter(torch.randn(6, 2, 3, 3, generator=generator))
     matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
@@ -54,8 +51,8 @@ def test_a_matrix_becomes_its_polar_factor(shape, dtype):
     found = torch.einsum("krs,krc,ksc->ks", left, orthogonalise(matrices.to(dtype)).double(), right)
     regular = values > 0.01 * values.norm(dim=-1, keepdim=True)
     assert regular.float().mean() > 0.9
-    assert found[regular].min() > (0.7 if dtype == torch.float32 else 0.65)  # bfloat16 rounds the small ones
-    assert found[regular].max() < 1.3
+    assert found[regular].min() > (0.67 if dtype == torch.float32 else 0.6)  # bfloat16 rounds the small ones
+    assert found[regular].max() < 1.21
 
 
 def test_iterating_on_gram_matrices_gives_what_iterating_on_the_matrices_gives():
@@ -64,17 +61,6 @@ def test_iterating_on_gram_matrices_gives_what_iterating_on_the_matrices_gives()
     x = torch.linalg.qr(torch.randn(24, 24, generator=generator))[0] * scales @ torch.randn(24, 96, generator=generator)
     x = (x / x.norm())[None]
     torch.testing.assert_close(muon._by_gram(x), muon._by_products(x), atol=2e-3, rtol=0)
-
-
-def test_singular_values_from_a_four_hundredth_on_end_as_near_to_one_as_the_polynomials_promise():
-    values = torch.linspace(0.0025, 0.14, 100)
-    matrix = torch.diag(values / values.norm())[None]
-    found = torch.linalg.svdvals(orthogonalise(matrix))[0]
-    inside = values / values.norm() > 0.0025
-    assert (found[inside.flip(0)] - 1).abs().max() < 0.3
-    small = torch.diag(torch.tensor([1.0, 1e-4, 1e-5]))[None]
-    gain = torch.linalg.svdvals(orthogonalise(small))[0, 1:] / torch.tensor([1e-4, 1e-5])
-    torch.testing.assert_close(gain, torch.full((2,), 303.1), rtol=0.02, atol=0)  # the product of the first ones
 
 
 def test_the_precision_is_that_which_the_machine_computes_fast(monkeypatch):
