@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from mmgpt.config import UserError
+from mmgpt.datasets.cells import is_missing
 from mmgpt.datasets.sample import Message, Sample, Truth
 
 
@@ -28,7 +29,7 @@ def items_of(sample: Sample) -> Iterator[Item]:
     """The questions of a sample: one, or one a branch; one assistant turn alone is a document.
 
     Raises:
-        UserError: if it does not end with an assistant turn in words, the reference.
+        UserError: if it does not end with an assistant turn in words, the reference, or an answer is missing.
     """
     for one in sample.unbranched():
         if not one.messages or one.messages[-1].role != "assistant":
@@ -37,6 +38,8 @@ def items_of(sample: Sample) -> Iterator[Item]:
         if one.messages[-1].calls:
             raise UserError(f"{one.key}: its reference is a call of a tool, which no metric reads; leave it out")
         said = one.messages[-1].text
+        if is_missing(said) or any(is_missing(answer) for answer in truth.answers):
+            raise UserError(f"{one.key}: its answer is empty, and nothing can be scored against it; leave it out")
         yield Item(one.key, one.messages[:-1], said, truth.answers or (said,), truth.choices, truth.tags)
 
 
