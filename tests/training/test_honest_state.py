@@ -54,12 +54,14 @@ def recipe(make_recipe) -> Recipe:
 @pytest.fixture(scope="module")
 def begun(recipe, tmp_path_factory) -> Path:
     """A root with rows.jsonl, a run `straight` that ended, a run `broken` that stopped after two of four steps."""
-    root = tmp_path_factory.mktemp("begun")
+    root, threads = tmp_path_factory.mktemp("begun"), torch.get_num_threads()
+    torch.set_num_threads(1)
     write_rows(root, ["red", "blue", "green", "pink"])
     train(recipe, out=root / "straight", data_root=root, device="cpu")
     with pytest.raises(Stopped):
         train(recipe, out=root / "broken", data_root=root, device="cpu", on_record=stop_after(3))
     (root / "recipe.yaml").write_text(to_yaml(recipe))
+    torch.set_num_threads(threads)
     return root
 
 
@@ -101,7 +103,7 @@ def assert_as_straight(root: Path) -> None:
     [
         (["red", "blue", "green", "pink", "gold"], "4 samples then, 5 now"),
         (["red", "blue", "green"], "4 samples then, 3 now"),
-        (["red", "blue", "green", "pinks"], r"332 bytes then, 333 now|bytes then"),
+        (["red", "blue", "green", "pinks"], "bytes then"),
         (["red", "blue", "green", "gold"], "of other content"),
         (["blue", "red", "green", "pink"], "of other content"),
     ],
@@ -135,7 +137,7 @@ def test_the_data_of_a_stage_that_is_done_may_go(make_recipe, tmp_path):
     assert checkpoint_steps(tmp_path / "run" / "two") == [1, 2]
 
 
-def test_a_second_training_in_a_folder_is_refused_and_the_first_is_not_disturbed(root, command):
+def test_a_second_training_in_a_folder_is_refused_and_the_first_is_not_disturbed(root, command, go_on):
     before = {file: file.read_bytes() for file in (root / "broken").rglob("*") if file.is_file()}
     with hold(root / "broken" / ".lock"):
         code, told = command()
@@ -143,7 +145,7 @@ def test_a_second_training_in_a_folder_is_refused_and_the_first_is_not_disturbed
     assert f"process {os.getpid()}" in told
     assert "is writing there" in told
     assert {file: file.read_bytes() for file in (root / "broken").rglob("*") if file.is_file()} == before
-    assert command()[0] == 0
+    go_on()
     assert_as_straight(root)
 
 
@@ -166,7 +168,7 @@ def test_the_lock_is_held_while_it_trains(root, go_on):
     ],
 )
 @pytest.mark.parametrize("place", ["checkpoint", "final"])
-def test_what_a_disk_refuses_is_one_line_and_the_checkpoint_stands(place, fault, words, root, command, monkeypatch):
+def test_what_a_disk_refuses_is_one_line_and_checkpoints_stand(place, fault, words, root, command, go_on, monkeypatch):
     def refuse(bundle, draft, **options):
         (draft / "model.safetensors").write_bytes(b"half")
         raise fault
@@ -181,8 +183,7 @@ def test_what_a_disk_refuses_is_one_line_and_the_checkpoint_stands(place, fault,
     assert checkpoint_steps(root / "broken" / "stage0") == ([1, 2] if place == "checkpoint" else [3, 4])
     load_bundle(root / "broken")
     monkeypatch.undo()
-    code, told = command()
-    assert code == 0, told
+    go_on()
     assert_as_straight(root)
 
 
@@ -197,11 +198,11 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize(("size", "name"), [(1500, "log.jsonl"), (9_000, "checkpoint-3")])
-def test_a_write_that_the_system_cuts_short_names_its_file_and_leaves_the_run_whole(size, name, root, go_on):
+@pytest.mark.parametrize(("noted", "name"), [(19_900, "log.jsonl"), (0, "checkpoint-3")])
+def test_a_write_that_the_system_cuts_short_names_its_file_and_leaves_the_run_whole(noted, name, root, go_on):
     """Of torch's, safetensors' and Python's own writers."""
-    (root / "broken" / "log.jsonl").write_text("")
-    with largest_file(size), pytest.raises(OSError, match=rf"File too large: '.*{name}'"):
+    (root / "broken" / "log.jsonl").write_text(json.dumps({"note": "x" * noted}) + "\n")
+    with largest_file(20_000), pytest.raises(OSError, match=rf"File too large: '.*{name}'"):
         go_on()
     assert checkpoint_steps(root / "broken" / "stage0") == [1, 2]
     assert not list((root / "broken").rglob(".*.draft"))
@@ -231,7 +232,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 def test_a_disk_that_is_full_keeps_the_last_checkpoint_and_goes_on_when_there_is_room(root, recipe, small_disk):
     size = sum(file.stat().st_size for file in (root / "broken" / "stage0" / "checkpoint-2").rglob("*"))
-    subprocess.run(["mount", "-o", f"remount,size={2 * size + 200_000}", small_disk], check=True)
+    subprocess.run(["mount", "-o", f"remount,size={2 * size + size // 2 + 60_000}", small_disk], check=True)
     with pytest.raises(OSError, match=r"No space left on device: '.*checkpoint-3'"):
         train(recipe, out=small_disk / "run", data_root=root, device="cpu")
     assert checkpoint_steps(small_disk / "run" / "stage0") == [1, 2]

@@ -22,6 +22,7 @@ from mmgpt.datasets.readers import open_source
 from mmgpt.evaluation import pipeline
 from mmgpt.inputs.stream import StepStream
 from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.locking import hold
 from mmgpt.model.bundle import new_bundle
 from mmgpt.training.checkpoint import checkpoint_steps
 from mmgpt.training.log import read_log
@@ -235,6 +236,14 @@ def test_only_the_first_process_writes_and_tells(mixture, two_train, tmp_path):
 
 
 @pytest.mark.train
+def test_both_processes_are_refused_where_another_run_writes(mixture, two_train, tmp_path):
+    with hold(tmp_path / "both" / ".lock"):
+        group = two_train(mixture(), "both")
+        assert group.end() == [2, 2], group.told()
+    assert all("is writing there" in told for told in group.told())
+    assert not (tmp_path / "both").exists()
+
+
 def test_a_rank_whose_samples_are_all_skipped_takes_part_in_the_step(mixture, two_train, tmp_path):
     talk = [{"role": "user", "content": "<audio>?"}, {"role": "assistant", "content": "short"}]
     torn = {"messages": talk, "audios": ["absent.wav"]}
