@@ -176,3 +176,59 @@ def test_references_without_any_words_are_refused(write):
 def test_an_absent_file_is_named(write, references):
     with pytest.raises(UserError, match=r"none\.json: no such file"):
         score_captions(references, "none.json")
+
+
+IDS = {
+    "numbers": lambda key: key,
+    "floats": float,
+    "strings": str,
+    "strings with a fraction": lambda key: f"{key}.0",
+    "spaces": lambda key: f" {key}",
+}
+
+
+@pytest.mark.parametrize("results_as", IDS)
+@pytest.mark.parametrize("annotations_as", ["numbers", "strings", "floats"])
+def test_the_type_of_a_question_s_id_never_changes_a_figure(results_as, annotations_as, vqa_files, write):
+    given = results((1, "Red."), (2, "yes"), (3, "two"))
+    wanted = score_vqa(*vqa_files, write("plain.json", given))
+    retyped = [{**row, "question_id": IDS[results_as](row["question_id"])} for row in given]
+    rows = json.loads(gzip.decompress(vqa_files[1].read_bytes()))["annotations"]
+    for row in rows:
+        row["question_id"] = IDS[annotations_as](row["question_id"])
+    annotations = write("retyped.json", {"annotations": rows})
+    assert score_vqa(vqa_files[0], annotations, write("results.json", retyped)) == wanted
+
+
+@pytest.mark.parametrize("as_type", IDS)
+def test_the_type_of_an_image_s_id_never_changes_a_figure(as_type, references, write):
+    given = captions((7, "a dog runs"), (8, "a cat"))
+    wanted = score_captions(references, write("plain.json", given))
+    retyped = [{**row, "image_id": IDS[as_type](row["image_id"])} for row in given]
+    assert score_captions(references, write("results.json", retyped)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (results((1, "red"), ("1", "blue"), (2, "yes"), (3, "2")), "1 double question_ids: 1"),
+        (results((1, None), (2, None), (3, "2")), "2 rows have no answer: 1, 2"),
+        (results((True, "red")), "has no question_id"),
+        (results((float("nan"), "red")), "has no question_id"),
+        (results(("", "red")), "has no question_id"),
+        (results(([1], "red")), "has no question_id"),
+        (results(("1.5", "red"), (2, "yes"), (3, "2")), "1 ids are none of the 3 questions: 1.5"),
+    ],
+)
+def test_ids_and_answers_that_are_none_are_named(rows, message, vqa_files, write):
+    with pytest.raises(UserError, match=message):
+        score_vqa(*vqa_files, write("results.json", rows))
+
+
+def test_the_table_of_captions_writes_figures_as_every_other_one(references, write, mmgpt_says):
+    given = write("results.json", captions((7, "a dog runs"), (8, "a cat sits")))
+    code, said, _ = mmgpt_says("score", "captions", "--references", references, "--results", given)
+    assert code == 0
+    rows = dict(line.split()[:2] for line in said.splitlines() if line.split()[:1] and "_" in line.split()[0])
+    assert rows["Bleu_1"] == "100.0"
+    assert rows["ROUGE_L"] == "100.0"

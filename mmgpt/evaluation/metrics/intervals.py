@@ -39,11 +39,11 @@ def mean_interval(scores_N: Floats) -> list[float]:
     count, mean = len(scores_N), float(scores_N.mean())
     variance = float(scores_N.var(ddof=1)) if count > 1 else 0.0
     if variance < 1e-12 or np.isin(scores_N, (0, 1)).all():
-        return _around(mean, count, Z95)
-    return _around(mean, count * mean * (1 - mean) / variance, t95(count - 1))
+        return wilson(mean, count)
+    return wilson(mean, count * mean * (1 - mean) / variance, t95(count - 1))
 
 
-def _around(mean: float, count: float, z: float) -> list[float]:
+def wilson(mean: float, count: float, z: float = Z95) -> list[float]:
     """Wilson's interval of a share of `count` outcomes."""
     centre = (mean + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * math.sqrt(max(0.0, mean * (1 - mean)) / count + z**2 / (4 * count * count)) / (1 + z**2 / count)

@@ -15,10 +15,11 @@ def of_scores(scores):
     return summary(METRICS["exact_match"], np.array(scores)[:, None])
 
 
-def test_exact_match_forgives_outer_white_space_alone():
+def test_exact_match_forgives_writing_alone():
     assert exact_match(" yes\n", ("no", "yes")) == 1.0
     assert exact_match("Yes", ("yes",)) == 0.0
-    assert exact_match("yes.", ("yes",)) == 0.0
+    assert exact_match("yes.", ("yes",)) == 1.0
+    assert exact_match("yes it is", ("yes",)) == 0.0
     assert exact_match("", ("",)) == 1.0
 
 

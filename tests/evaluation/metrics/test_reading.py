@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError
@@ -67,7 +67,7 @@ def answered(name, said, right):
     return [Answered(said, (right,), choices), *others]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(sorted(DECORATIONS.keys() - {"bold with its dot", "dot after bold"})),
     st.sampled_from(sorted(DECORATIONS)),
@@ -76,6 +76,7 @@ def answered(name, said, right):
 @pytest.mark.parametrize("name", RIGHT)
 def test_decorating_a_right_answer_or_its_reference_never_changes_the_score(name, inner, outer, form):
     pytest.importorskip(NEEDS.get(name, "numpy"))
+    assume("*" not in DECORATIONS[inner] or outer != "bold with its dot")  # "****17**.**" is bold to nobody
     right = said = RIGHT[name]
     for decoration in (inner, outer):
         said = DECORATIONS[decoration].format(said)
@@ -238,7 +239,7 @@ def test_yes_and_no_are_read_by_rule(text, is_yes):
 
 
 @pytest.mark.parametrize(
-    ("yes", "no"), [("Yes.", "No."), (" yes", " no"), ("YES", "NO"), ("True", "False"), ("1", "0")]
+    ("yes", "no"), [("Yes.", "No."), (" yes", " no"), ("YES", "NO"), ("True", "False"), ("1", "0"), ("**Yes**", "no\n")]
 )
 def test_right_answers_of_yes_and_no_are_read_as_predictions_are(yes, no):
     some = [Answered("yes", (yes,)), Answered("no", (no,)), Answered("No, it is red", (no,)), Answered("no", (yes,))]
