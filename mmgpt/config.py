@@ -54,7 +54,9 @@ def _whole(value: Any) -> Any:
     """A whole number of any type, 1e3 among them, as an int; all else as it is."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
-    return int(value) if isinstance(value, Integral) or float(value).is_integer() else value
+    if isinstance(value, Integral):
+        return int(value)
+    return int(float(value)) if float(value).is_integer() else value
 
 
 def _real(value: Any) -> Any:

@@ -136,15 +136,6 @@ def _likeliest(cls: type[BaseModel], faults: Sequence[dict[str, Any]]) -> list[d
     return [fault for members in groups.values() for fault in max(members.values(), key=likelihood)]
 
 
-def _members(annotation: Any) -> list[Any]:
-    """What a value of an annotation may be, None left out; the annotation itself where it is no union."""
-    if get_origin(annotation) is Annotated:
-        return _members(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [member for one in get_args(annotation) if one is not type(None) for member in _members(one)]
-    return [annotation]
-
-
 def _walk(cls: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], Any, Any, list[int]]:
     """Follow a location through the annotations.
 

@@ -6,7 +6,6 @@ long as float32, int8 3 to 26 times. Restricting a processor (ATEN_CPU_CAPABILIT
 it one of the other kind here as well.
 """
 
-import os
 import platform
 import statistics
 import time
@@ -70,34 +69,6 @@ def _warn_once(what: str, device: torch.device, remedy: str) -> None:
         f"float32; {remedy}"
     )
     warnings.warn(message, SlowPrecision, stacklevel=3)
-
-
-def describe_cpu() -> str:
-    """The processor's name, the units that decide what is fast, and whether it was restricted; for figures."""
-    units = [
-        name
-        for name, is_there in (
-            ("AMX", torch.cpu._is_amx_tile_supported()),
-            ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported()),
-            ("VNNI", torch.cpu._is_vnni_supported()),
-            ("AVX-512", torch.cpu._is_avx512_supported()),
-            ("AVX2", torch.cpu._is_avx2_supported()),
-        )
-        if is_there
-    ]
-    limits = [f"{name}={os.environ[name]}" for name in RESTRICTIONS if name in os.environ]
-    return ", ".join([_model_name(), " ".join(units) or platform.machine(), *limits])
-
-
-RESTRICTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-
-
-def _model_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _is_x86() -> bool:

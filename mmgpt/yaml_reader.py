@@ -8,7 +8,7 @@ Thousands may be set apart (1_000), as YAML 1.1 and Python have it. Merge keys (
 import codecs
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -42,7 +42,10 @@ class YamlError(UserError):
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    """Has no resolvers of YAML 1.1."""
+
+
+_Loader.yaml_implicit_resolvers = {}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -140,12 +143,11 @@ class _Values:
     def value(self, node: yaml.Node, path: str) -> Any:
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
-        is_list = isinstance(node, yaml.SequenceNode)
-        if node.tag != TAG + ("seq" if is_list else "map"):
+        if node.tag not in (f"{TAG}seq", f"{TAG}map"):
             raise self._unknown_tag(node, path)
-        if is_list:
-            return [self.value(item, f"{path}.{number}".lstrip(".")) for number, item in enumerate(node.value)]
-        return self._mapping(node, path)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        return [self.value(item, f"{path}.{number}".lstrip(".")) for number, item in enumerate(node.value)]
 
     def _unknown_tag(self, node: yaml.Node, path: str) -> YamlError:
         tag = node.tag.replace(TAG, "!!")
