@@ -117,7 +117,8 @@ def _split(text: str, own: Mapping[str, str], listed: Mapping[str, Listed]) -> I
 
 def _without_medium(tag: str, kind: str, names: Iterable[str]) -> str:
     keys = list(names)
-    near = next(iter(difflib.get_close_matches(f"{kind}s", keys, n=1)), "KEY")
+    alike = [key for key in keys if kind in key.lower()] or difflib.get_close_matches(kind, keys, n=1)
+    near = next(iter(alike), "KEY")
     return (
         f"a turn says {tag}, but the row holds no {kind}; its keys are {', '.join(keys)}. If one of them holds it, "
         f"write columns: {{{kind}s: {near}}}; if the tag is just words, write text_tags: ['{tag}']"
