@@ -159,11 +159,11 @@ def _whole(name: str, rate: Any) -> int:
     """
     if getattr(rate, "ndim", None) == 0 and hasattr(rate, "item"):  # a scalar of numpy or torch
         rate = rate.item()
-    if isinstance(rate, bool) or not isinstance(rate, Real) or not 1 <= rate < 2**31 or rate % 1:
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 1 <= float(rate) < 2**31 or rate % 1:
         raise MediaError(
             f"{name}: rate={rate!r} is no whole number of samples a second; write Audio(samples, rate=16000)"
         )
-    return int(rate)
+    return int(float(rate))
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]

@@ -1,7 +1,6 @@
 """Templates over the columns of a row: "{question}\\nAnswer in {lang}", with format specs as in "{image_id:012d}"."""
 
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Real
 from string import Formatter
 from typing import Any
 
@@ -65,7 +64,8 @@ def write(cell: Any, field: str, spec: str = "", optional: Collection[str] = ())
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
     try:
-        is_whole = isinstance(cell, Real) and cell == int(cell) and spec[-1:] in "bcdoxX"
-        return well_formed(format(int(cell) if is_whole else cell, spec))  # a column with holes holds floats
+        number = cell.item() if hasattr(cell, "item") else cell
+        is_whole = isinstance(number, float) and number % 1 == 0 and spec[-1:] in "bcdoxX"
+        return well_formed(format(int(number) if is_whole else cell, spec))  # a column with holes holds floats
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{field}: {error}") from None

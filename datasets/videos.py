@@ -127,7 +127,7 @@ class Video(Media):
 
 
 def _is_positive(number: object) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and 0 < number < math.inf
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < math.inf
 
 
 def _on_one_scale(name: str, frames: list[Image]) -> list[Image]:
