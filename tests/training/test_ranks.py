@@ -244,6 +244,7 @@ def test_both_processes_are_refused_where_another_run_writes(mixture, two_train,
     assert not (tmp_path / "both").exists()
 
 
+@pytest.mark.train
 def test_a_rank_whose_samples_are_all_skipped_takes_part_in_the_step(mixture, two_train, tmp_path):
     talk = [{"role": "user", "content": "<audio>?"}, {"role": "assistant", "content": "short"}]
     torn = {"messages": talk, "audios": ["absent.wav"]}
