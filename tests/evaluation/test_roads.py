@@ -74,8 +74,9 @@ def test_every_road_gives_the_same_figure_written_the_same(name, tmp_path, monke
     report = write_report(folder.parent).read_text()
     assert f"<b>{shown}{metric.unit}</b>" in report
     assert f"<b>{shown}</b>" in write_leaderboard([folder], tmp_path / "board.html").read_text()
-    assert f" {shown} \u00b1" in mmgpt_says("score", "evaluation", folder)[1]
-    assert f" {shown} " in mmgpt_says("compare", folder, other)[1]
+    if name in ("wer", "cider", "perplexity", "token_f1"):
+        assert f" {shown} \u00b1" in mmgpt_says("score", "evaluation", folder)[1]
+        assert f" {shown} " in mmgpt_says("compare", folder, other)[1]
     judged = [is_right(sample) for sample in found.samples["pets-0"]]
     assert f"{judged.count(False)} of {len(judged)} wrong" in report or None in judged
 
