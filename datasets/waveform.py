@@ -12,7 +12,7 @@ from mmgpt.datasets.medium import Limits, MediaError
 LOUDEST = 1e12  # a sample beyond it is damage, and its square would overflow float32
 FULL_SCALE = {"int8": 2.0**7, "uint8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}  # as WAV and AIFF files have them
 MOST_24_BITS = 2**23  # int32 up to here may as well hold numbers of 24 or 16 bits
-OVERSHOOT = 2.0  # of floats: two tracks at full scale, added up; resampling leaves less
+OVERSHOOT = 8.0  # of floats: mixes and noise exceed full scale; whole numbers beyond 1 are those of another scale
 MOST_CHANNELS = 32  # as many rows and more are a spectrogram
 
 
@@ -56,7 +56,8 @@ def _scaled(name: str, samples: np.ndarray) -> np.ndarray:
     lowest, highest = samples.min(), samples.max()
     if samples.dtype.kind == "f":
         peak = max(abs(float(lowest)), abs(float(highest)))
-        if OVERSHOOT < peak <= LOUDEST:
+        is_off = peak > OVERSHOOT or (peak > 1 and bool((samples == np.round(samples)).all()))
+        if is_off and peak <= LOUDEST:
             raise MediaError(
                 f"{name}: {samples.dtype} values from {lowest:g} to {highest:g}, which must lie in -1 to 1; "
                 "divide 16-bit numbers by 32768, 32-bit ones by 2147483648, others by their peak"

@@ -219,10 +219,8 @@ class Assistant:
         chosen: list[Choice] = []
         for at in range(0, len(conversations), batch_size):
             rows = range(at, min(at + batch_size, len(conversations)))
-            rendered = [
-                self.renderer.choices(read_prompt(conversations[i]), checked_choices(lists[i]), f"prompt {i}")
-                for i in rows
-            ]
+            texts = {i: checked_choices(lists[i], may_be_empty=True) for i in rows}
+            rendered = [self.renderer.choices(read_prompt(conversations[i]), texts[i], f"prompt {i}") for i in rows]
             for i, logprobs in zip(rows, self._score(list(map(_split, rendered))), strict=True):
                 scores = [sum(one) / (len(one) if normalise else 1) for one in logprobs]
                 best = max(range(len(scores)), key=scores.__getitem__)

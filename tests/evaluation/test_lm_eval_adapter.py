@@ -72,7 +72,7 @@ def harness(reads, file, shots=0, **options):
 
 def evaluated(model, file, normalise):
     """The samples of an evaluation of the same items."""
-    reader = {"kind": "jsonl", "path": file.name}
+    reader = {"kind": "jsonl", "path": file.name, "ignore": ["label"]}
     keys = {"prompt": "{question}", "answer": "{answer}", "choices": "choices", "raw": True, "normalise": normalise}
     task = {"name": "made", "kind": "choose", "reader": reader, **keys, "metrics": ["choice_accuracy"]}
     found = evaluate(model, [build(TaskConfig, task, "made")], data_root=file.parent)

@@ -96,7 +96,7 @@ def test_a_tower_of_open_clip_finds_by_its_image_features(clip, task):
 def test_sounds_are_found_by_the_encoder_and_several_pictures_by_their_mean(make_bundle, clip):
     assistant = Assistant(make_bundle(audio={"kind": "mlp", "stride": 2}))
     rng = np.random.default_rng(0)
-    sounds = [Audio(rng.normal(size=4_000).astype(np.float32) * 0.1 * n, rate=16_000) for n in range(1, 7)]
+    sounds = [Audio(rng.normal(size=4_000).astype(np.float32) * 0.03 * n, rate=16_000) for n in range(1, 7)]
     source = [
         Sample((Message.of("user", sound, "which?"), Message.of("assistant", f"{n}")), key=f"s{n}")
         for n, sound in enumerate(sounds)

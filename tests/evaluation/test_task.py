@@ -101,7 +101,7 @@ def test_a_task_that_does_not_fit_together_is_refused(changes, told):
 
 CHART_QA = """
 name: chart_qa
-reader: {kind: jsonl, path: data/chart_qa/test.jsonl}
+reader: {kind: jsonl, path: data/chart_qa/test.jsonl, ignore: [human, kind]}
 prompt: "{image}\\n{question}\\nAnswer with one number or one word."
 answer: "{answer}"
 generate: {max_new_tokens: 16, temperature: 0.0}
@@ -186,7 +186,8 @@ def test_a_prompt_lays_over_the_data_that_is_included(easy_vqa, tmp_path):
 def test_choices_may_be_templates_or_a_column_of_each_row(tmp_path):
     row = {"q": "Which?", "A": "ice", "B": "fire", "all": ["fire", "ice"], "right": "fire"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    tree = {"name": "made", "reader": {"kind": "jsonl", "path": "rows.jsonl"}, "prompt": "{q}", "answer": "{right}"}
+    reader = {"kind": "jsonl", "path": "rows.jsonl", "ignore": ["A", "B", "all"]}
+    tree = {"name": "made", "reader": reader, "prompt": "{q}", "answer": "{right}"}
     for given, choices in ((["{A}", "{B}"], ("ice", "fire")), ("all", ("fire", "ice"))):
         config = build(TaskConfig, {**tree, "kind": "choose", "choices": given}, "made")
         assert Task(config, tmp_path).items()[0].choices == choices

@@ -42,7 +42,7 @@ TOKEN = re.compile(
     re.VERBOSE,
 )
 OPENING = re.compile(r'(?<![^\s(\[{])"(?=\S)')
-CURLY = str.maketrans({"\u2018": "`", "\u2019": "'", "\u201c": "``", "\u201d": "''"})
+CURLY = str.maketrans({"\u2018": "`", "\u2019": "'", "\u201c": "``", "\u201d": "''", "\u00ab": "``", "\u00bb": "''"})
 NAMES = {"(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"}
 NAMES |= {"..": "...", "\u2026": "...", "---": "--", "\u2013": "--", "\u2014": "--"}
 DROPPED = frozenset({"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"})  # brackets count as words

@@ -117,7 +117,7 @@ def test_captions_of_a_picture_are_one_item_and_its_questions_are_several(laid_o
 
 def test_mmmu_s_other_pictures_stand_first_and_a_second_tag_stays_a_word(laid_out):
     root = laid_out("mmmu")
-    data = load_task("mmmu").data.model_copy(update={"prompt": "{image}<image 2> is like <image 2>"})
+    data = load_task("mmmu").data.model_copy(update={"prompt": "{image}<image 2> is like <image 2>", "ignore": ["*"]})
     parts = Task(load_task("mmmu").model_copy(update={"data": data}), root).items()[0].messages[0].parts
     assert [getattr(part, "text", "picture") for part in parts] == ["picture", "picture", " is like ", "<image 2>"]
 
