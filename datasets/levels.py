@@ -108,8 +108,8 @@ def _check_filled(name: str, dtype: np.dtype, extent: _Extent, white: float) -> 
         )
     if white == WORD and top <= WORD / FILLED:
         raise MediaError(
-            f"{name}: {dtype} values up to {top:g}, too dark to be sure that 65535 is white; "
-            "give floats, array / 1023 (10 bits), / 4095 (12) or / 65535 (16), or 8-bit levels as uint8"
+            f"{name}: {dtype} values up to {top:g}, too dark to be sure that 65535 is white (8-bit levels must lie in "
+            "0 to 255); give floats, array / 1023 (10 bits), / 4095 (12) or / 65535 (16), or 8-bit levels as uint8"
         )
     if dtype.kind == "f" and white == BYTE and top < FILLED:
         raise MediaError(

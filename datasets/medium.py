@@ -127,7 +127,7 @@ class Media:
     def _file(self) -> bytes:
         """What an open file holds, from its start where it can be wound back; read once, for it may be a stream."""
         if isinstance(self.source, io.TextIOBase):
-            raise MediaError(f"{self.name()}: gives text; open the file in binary mode, 'rb'")
+            raise MediaError(f"{self.name()}: gives str; open the file in binary mode, 'rb'")
         try:
             if getattr(self.source, "seekable", bool)():
                 self.source.seek(0)

@@ -108,7 +108,8 @@ class MessagesSource(Source):
     def _check_columns(self) -> None:
         """The columns that the config names occur."""
         columns = self.config.columns
-        named = {field: str(getattr(columns, field)) for field in columns.model_fields_set if getattr(columns, field)}
+        given = {field: name for field, name in columns if name != type(columns).model_fields[field].default}
+        named = {field: str(name) for field, name in given.items()}
         seen = set(self._names())
         if not seen.issuperset(named.values()):
             with contextlib.suppress(UserError):  # a faulty row; those before it do

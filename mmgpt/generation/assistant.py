@@ -22,7 +22,7 @@ from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.generation.scoring import score, windows
 from mmgpt.generation.speculate import check_draft
 from mmgpt.inputs.chat import IGNORED, Medium, Rendered, TooLong
-from mmgpt.inputs.choices import checked_choices
+from mmgpt.inputs.choices import without_space
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.quantize import Quantization, pick_scheme
 from mmgpt.model.weights import load_bundle, pick_device, pick_dtype, widen
@@ -219,7 +219,7 @@ class Assistant:
         chosen: list[Choice] = []
         for at in range(0, len(conversations), batch_size):
             rows = range(at, min(at + batch_size, len(conversations)))
-            texts = {i: checked_choices(lists[i], may_be_empty=True) for i in rows}
+            texts = {i: without_space(lists[i]) for i in rows}
             rendered = [self.renderer.choices(read_prompt(conversations[i]), texts[i], f"prompt {i}") for i in rows]
             for i, logprobs in zip(rows, self._score(list(map(_split, rendered))), strict=True):
                 scores = [sum(one) / (len(one) if normalise else 1) for one in logprobs]

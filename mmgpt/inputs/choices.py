@@ -30,22 +30,28 @@ def parse_choices(given: Sequence[str]) -> list[str]:
     raise UserError(f"choices {given[0]!r} cannot be read; {told}")
 
 
-def checked_choices(choices: Sequence[str], *, may_be_empty: bool = False) -> list[str]:
-    """The choices as they are scored: without the white space around them, which would turn an answer round.
+def checked_choices(choices: Sequence[str]) -> list[str]:
+    """The choices as they are scored, none of them empty and none there twice.
 
-    Args:
-        choices: texts.
-        may_be_empty: whether one of them may be the empty answer.
     Raises:
-        UserError: if one is no text or empty, or two are the same.
+        UserError: names the choice.
     """
-    stripped: list[str] = []
+    stripped = without_space(choices)
+    for choice in stripped:
+        if not choice:
+            raise UserError(f"of the choices {list(choices)} one is empty; give each at least a letter")
+        if stripped.count(choice) > 1:
+            raise UserError(f"the choice {choice!r} is there twice; give each once")
+    return stripped
+
+
+def without_space(choices: Sequence[str]) -> list[str]:
+    """Choices without the white space around them, which would turn an answer round.
+
+    Raises:
+        UserError: if one is no text.
+    """
     for choice in choices:
         if not isinstance(choice, str):
             raise UserError(f"the choice {choice!r} is no text; give a list of strings")
-        if not choice.strip() and not may_be_empty:
-            raise UserError(f"of the choices {list(choices)} one is empty; give each at least a letter")
-        if choice.strip() in stripped:
-            raise UserError(f"the choice {choice.strip()!r} is there twice; give each once")
-        stripped.append(choice.strip())
-    return stripped
+    return [choice.strip() for choice in choices]

@@ -84,6 +84,8 @@ def spoken(messages: Sequence[Message], form: ToolForm | None, system: str | Non
     Raises:
         UserError: if there are tools or calls and no form for them.
     """
+    if not any(message.calls or message.tools or message.call_id for message in messages):
+        form = None  # what a tool says in a talk without calls is a turn of its own role
     turns: list[Spoken] = []
     for number, message in enumerate(messages):
         if form is None:

@@ -327,7 +327,7 @@ def test_new_processes_make_the_same_whatever_their_cores_hashes_locale_and_time
         for env in (poor, rich)
     ]
     one, other = (json.loads(process.communicate()[0]) for process in running)
-    assert (one.pop("threads"), other.pop("threads")) == (1, 4)
+    assert one.pop("threads") == 1 < other.pop("threads")  # at most the machine's cores
     for name, made in one.items():
         assert made == other[name], name
 
