@@ -65,7 +65,7 @@ def with_turn(turn: dict, *more: dict) -> dict:
         ({"messages": TURNS, "conversations": TURNS}, {}, "turns stand under messages and conversations"),
         ({"messages": TURNS, "response": "b"}, {}, "nothing reads 'response'"),
         ({"messages": TURNS, "image": "a.png"}, {"columns": {"images": "pics"}}, "columns.images=pics, but no row"),
-        ({"messages": TURNS, "sistem": "s"}, {"columns": {"system": "system"}}, r"did you mean sistem\?"),
+        ({"messages": TURNS, "sistem": "s"}, {"columns": {"system": "system"}}, r"did you mean system\?"),
         ({"dialog": TURNS}, {"columns": {"messages": "dialogue"}}, r"did you mean dialog\?"),
         (
             {"messages": [{"who": "user", "says": "q"}]},
