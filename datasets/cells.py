@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Sequence
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from math import isinf
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def is_missing(cell: Any) -> bool:
         return not bare(cell)
     if isinstance(cell, bytes):
         return not cell.strip()
-    if isinstance(cell, list | tuple | dict) or getattr(cell, "ndim", 0):
+    if isinstance(cell, list | tuple | dict) or getattr(cell, "ndim", None):
         return False
     if hasattr(cell, "as_py"):  # a scalar of pyarrow
         return is_missing(cell.as_py())
@@ -61,14 +60,14 @@ def cell_text(cell: Any) -> str:
         return str(bool(cell))
     if isinstance(cell, int | np.integer):
         return str(int(cell))
-    if isinstance(cell, Real | Decimal):
+    if isinstance(cell, float | np.floating | Decimal):
         if isinf(cell):
             raise ValueError(f"{cell} is no number that a float can hold; write it as a text")
-        if cell != int(cell):
+        if cell % 1:
             return str(cell)
         whole = format(Decimal(str(cell)), "f").partition(".")[0]  # int(1e23) is 99999999999999991611392
         return "0" if whole == "-0" else whole
-    if isinstance(cell, bytes | bytearray | list | tuple | dict | set) or getattr(cell, "ndim", 0):
+    if isinstance(cell, bytes | bytearray | list | tuple | dict | set) or getattr(cell, "ndim", None):
         raise ValueError(f"{str(cell)[:60]!r} is a {type(cell).__name__}, no text; derive a column from it, or name it")
     return well_formed(str(cell))
 

@@ -14,7 +14,8 @@ from pydantic import Field, PositiveInt
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.sample import Message, Part, Sample
 from mmgpt.datasets.source import Source, SourceConfig
-from mmgpt.datasets.table import TableConfig, TableSource
+from mmgpt.datasets.table import TableSource
+from mmgpt.datasets.table_config import TableConfig
 
 Turn = tuple[str, str]  # question, answer
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

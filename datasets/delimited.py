@@ -5,6 +5,7 @@ does not end where a field does is an error that names the line, for it would sw
 """
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from mmgpt.config import UserError
 from mmgpt.datasets.cells import bare, is_missing
-from mmgpt.datasets.plain_text import read_text, start_of_text
+from mmgpt.datasets.plain_text import read_text
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -76,24 +77,17 @@ def _unquoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
 
 def _quoted(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(1 << 30)  # the tables of VLMEvalKit hold pictures in base64
-    start_of_text(path)
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        first = file.readline()
-    is_old_mac = not first.endswith("\n") and "\r" in first
-    with path.open(encoding="utf-8-sig", newline="" if is_old_mac else "\n") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        start = 1
-        try:
-            for fields in reader:
-                if fields:
-                    yield start, fields
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise ValueError(
-                f"the row that begins on line {start} has a quote or a line end where none belongs, noticed on line "
-                f"{reader.line_num}: {error}; write a quote inside quotes twice, or set is_quoted: false"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}: not a UTF-8 text file (near line {reader.line_num + 1}: {error}); convert it first"
-            ) from None
+    text = read_text(path)
+    lines = io.StringIO(text, newline="\n" if "\n" in text else "")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield start, fields
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"the row that begins on line {start} has a quote or a line end where none belongs, noticed on line "
+            f"{reader.line_num}: {error}; write a quote inside quotes twice, or set is_quoted: false"
+        ) from None

@@ -36,7 +36,7 @@ class Derived(Config):
 
     def of(self, row: dict[str, Any]) -> Made:
         """The value in a row."""
-        value = row.get(self.column)
+        value: Any = row.get(self.column)
         if is_missing(value):
             return None
         value = _parsed(value) if self.literal else value

@@ -49,6 +49,8 @@ class EpisodesConfig(SourceConfig):
 
     @model_validator(mode="after")
     def _labels_suffice(self) -> Self:
+        if self.ignore:
+            raise ValueError("ignore is of the source below of, whose columns it leaves out; move it there")
         most = max(_several(self.ways))
         if self.labels != "real" and len(set(self.words)) < most:
             raise ValueError(f"ways={most} needs as many made-up labels, words has {len(set(self.words))}; add some")

@@ -20,7 +20,8 @@ from mmgpt.datasets.layouts import (
 from mmgpt.datasets.messages import MessagesConfig, MessagesSource
 from mmgpt.datasets.shards import ShardsConfig, ShardSource
 from mmgpt.datasets.source import Source, SourceConfig
-from mmgpt.datasets.table import TableConfig, TableSource
+from mmgpt.datasets.table import TableSource
+from mmgpt.datasets.table_config import TableConfig
 from mmgpt.datasets.text import TextConfig, TextSource
 from mmgpt.datasets.worlds.world import WorldConfig, WorldSource
 

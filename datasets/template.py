@@ -1,9 +1,10 @@
 """Templates over the columns of a row: "{question}\\nAnswer in {lang}", with format specs as in "{image_id:012d}"."""
 
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Real
 from string import Formatter
 from typing import Any
+
+import numpy as np
 
 from mmgpt.config import UserError
 from mmgpt.datasets.cells import cell_text, is_missing, well_formed
@@ -65,7 +66,7 @@ def write(cell: Any, field: str, spec: str = "", optional: Collection[str] = ())
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
     try:
-        is_whole = isinstance(cell, Real) and cell == int(cell) and spec[-1:] in "bcdoxX"
+        is_whole = isinstance(cell, float | np.floating) and float(cell).is_integer() and spec[-1:] in "bcdoxX"
         return well_formed(format(int(cell) if is_whole else cell, spec))  # a column with holes holds floats
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{field}: {error}") from None

@@ -18,6 +18,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 class UserError(ValueError):
     """Something the user can mend: the message holds the value, the rule and the remedy. The CLI exits with 2."""
 
+    def __str__(self) -> str:
+        """The message as any terminal and file takes it: a lone surrogate of a row or a file name is spelt out."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class Config(BaseModel):
     """Base of every config: immutable, unknown keys refused."""

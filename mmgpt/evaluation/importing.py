@@ -166,7 +166,8 @@ class _Import:
         rows = open_rows(resolve_all(self.root, path, FOLDER_OF))
         if not len(rows):
             raise UserError(f"{self.root / path}: holds no rows; check the split {split}")
-        return {"reader": "table", "label": self.tree.get("task"), "path": path, "split": split}, rows[0]
+        own = {"reader": "table", "label": self.tree.get("task"), "path": path, "split": split}
+        return {**own, "ignore": ["*"]}, rows[0]  # their tasks read the columns that they name, and leave the others
 
     def _file(self, split: str) -> str:
         """The file of a split, below the data root: named by data_files, or found in the folder dataset_path."""

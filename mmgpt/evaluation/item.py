@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from mmgpt.config import UserError
+from mmgpt.datasets.cells import is_missing
 from mmgpt.datasets.sample import Message, Sample, Truth
 
 
@@ -28,13 +29,15 @@ def items_of(sample: Sample) -> Iterator[Item]:
     """The questions of a sample: one, or one a branch; one assistant turn alone is a document.
 
     Raises:
-        UserError: if it does not end with an assistant turn in words, the reference.
+        UserError: if it does not end with an assistant turn in words, the reference, or an answer is missing.
     """
     for one in sample.unbranched():
         if not one.messages or one.messages[-1].role != "assistant":
             raise UserError(f"{one.key}: a task's sample must end with an assistant turn, its reference")
         (truth,) = one.truths or (Truth(),)
         said = one.messages[-1].text
+        if is_missing(said) or any(is_missing(answer) for answer in truth.answers):
+            raise UserError(f"{one.key}: its answer is empty, and nothing can be scored against it; leave it out")
         yield Item(one.key, one.messages[:-1], said, truth.answers or (said,), truth.choices, truth.tags)
 
 

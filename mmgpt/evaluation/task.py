@@ -17,7 +17,8 @@ from mmgpt.config import Config, UserError, build, did_you_mean, find_config, re
 from mmgpt.datasets.media import MEDIA
 from mmgpt.datasets.readers import SOURCES, AnySource, open_source
 from mmgpt.datasets.source import Absent, Source, SourceConfig
-from mmgpt.datasets.table import fields_of
+from mmgpt.datasets.table_config import TableConfig
+from mmgpt.datasets.template import fields_of
 from mmgpt.evaluation.item import Item, items_of, merged_items_of
 from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.shots import ShotConfig
@@ -70,7 +71,7 @@ class TaskConfig(Config):
                 raise ValueError(f"{name} is for kind={' or '.join(kinds)}, not {kind}; leave it out or change kind")
         if kind == "classify" and not self.choices and not self.exemplars:
             raise ValueError("kind=classify needs choices, or exemplars whose answers are the classes")
-        if self.exemplars == self.data:
+        if self.exemplars is not None and _same_rows(self.exemplars, self.data):
             raise ValueError("exemplars are the test data itself; name another split or file")
         unknown = [metric for metric in self.metrics if metric not in METRICS]
         if unknown:
@@ -88,6 +89,13 @@ class TaskConfig(Config):
         if inner in SHORT and ((inner in tree and inner != "reader") or (is_short and inner in LAID_OVER)):
             return path[1:]
         return ["reader", *path[1:]] if is_short and path[0] == "data" else path
+
+
+def _same_rows(exemplars: SourceConfig, data: SourceConfig) -> bool:
+    """Whether two sources read the same rows, though one may be called another split, which nothing of it reads."""
+    if isinstance(data, TableConfig) and not (data.splits or data.holdout or "{split}" in data.model_dump_json()):
+        exemplars = exemplars.model_copy(update={"split": data.split})
+    return exemplars == data
 
 
 def _translated(given: Mapping[str, Any]) -> dict[str, Any]:
