@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Sequence
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from math import isinf
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ def cell_text(cell: Any) -> str:
         return str(bool(cell))
     if isinstance(cell, int | np.integer):
         return str(int(cell))
-    if isinstance(cell, Real | Decimal):
+    if isinstance(cell, float | np.floating | Decimal):
         if isinf(cell):
             raise ValueError(f"{cell} is no number that a float can hold; write it as a text")
         if cell % 1:

@@ -142,17 +142,18 @@ def check_columns(config: TableConfig, names: list[str], made: Iterable[str], wh
     shown = fields_of(config.prompt)
     media = [kind for kind in MEDIA if getattr(config, kind)]
     used += [(field, [*known, *media]) for field in shown if field != "split" and field not in media]
-    for field, options in used:
-        if field not in options:
-            raise UserError(f"{where}: the template names {{{field}}}, the rows do not; {did_you_mean(field, options)}")
     for kind in MEDIA:
-        if kind in media and kind not in shown:
-            raise UserError(f"{where}: {kind} is given but the prompt {config.prompt!r} has no {{{kind}}} to show it")
         if kind in shown and kind not in media:
             raise UserError(
                 f"{where}: {{{kind}}} in the prompt is the {kind} itself, and none is given; "
                 f'say where it stands, as in {kind}: "{{{kind}}}"'
             )
+    for field, options in used:
+        if field not in options:
+            raise UserError(f"{where}: the template names {{{field}}}, the rows do not; {did_you_mean(field, options)}")
+    for kind in media:
+        if kind not in shown:
+            raise UserError(f"{where}: {kind} is given but the prompt {config.prompt!r} has no {{{kind}}} to show it")
     columns = [field for field, _ in used]
     raw |= set(columns) - set(derived)
     check_keys([name for name in names if name not in made], raw, config.ignore, where)

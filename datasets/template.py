@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
+import numpy as np
+
 from mmgpt.config import UserError
 from mmgpt.datasets.cells import cell_text, is_missing, well_formed
 
@@ -64,8 +66,7 @@ def write(cell: Any, field: str, spec: str = "", optional: Collection[str] = ())
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
     try:
-        number = cell.item() if hasattr(cell, "item") else cell
-        is_whole = isinstance(number, float) and number % 1 == 0 and spec[-1:] in "bcdoxX"
-        return well_formed(format(int(number) if is_whole else cell, spec))  # a column with holes holds floats
+        is_whole = isinstance(cell, float | np.floating) and float(cell).is_integer() and spec[-1:] in "bcdoxX"
+        return well_formed(format(int(cell) if is_whole else cell, spec))  # a column with holes holds floats
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{field}: {error}") from None

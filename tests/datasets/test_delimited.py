@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmgpt.config import UserError, build
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.rows import open_rows
-from mmgpt.datasets.table import TableConfig
+from mmgpt.datasets.table_config import TableConfig
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
     [

@@ -20,7 +20,7 @@ from mmgpt.datasets import rows as rows_module
 from mmgpt.datasets.media import Media, MediaError
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.rows import JsonLines, ParquetRows, open_rows
-from mmgpt.datasets.table import TableConfig
+from mmgpt.datasets.table_config import TableConfig
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

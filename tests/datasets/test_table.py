@@ -14,7 +14,7 @@ from mmgpt.config import UserError, build, read_yaml
 from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Text
-from mmgpt.datasets.table import TableConfig
+from mmgpt.datasets.table_config import TableConfig
 
 PNG_COLOURS = ("red", "lime", "blue")
 QUESTIONS = [

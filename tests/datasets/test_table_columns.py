@@ -14,7 +14,7 @@ from mmgpt.config import UserError, build
 from mmgpt.datasets.episodes import EpisodesConfig
 from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.table import TableConfig
+from mmgpt.datasets.table_config import TableConfig
 from mmgpt.datasets.text import TextConfig
 
 USED = {"q": "1?", "a": "red"}
@@ -78,7 +78,7 @@ def test_a_row_with_other_keys_than_those_before_it_is_refused_where_it_stands(t
     with pytest.raises(UserError, match=r"nothing reads 'anser'; .*\(row 2 of"):
         read(tmp_path, path="rows.jsonl", where={"a": "red"})
     write(tmp_path / "rows.json", [USED, USED, {**USED, "anser": "blue"}])
-    with pytest.raises(UserError, match=r"rows.json: nothing reads 'anser'; did you mean a"):
+    with pytest.raises(UserError, match=r"rows.json: nothing reads 'anser'; known: a, q"):
         read(tmp_path, path="rows.json", prompt="{q}", answer="{a}")
 
 
@@ -251,8 +251,7 @@ def test_members_of_a_zip_are_found_however_their_names_are_spelt(tmp_path):
 def test_a_zip_that_holds_a_file_twice_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("cat/1.png", b"1")
-        with pytest.warns(UserWarning, match="Duplicate name"):
-            archive.writestr("cat/1.png", b"2")
+        archive.writestr("cat\\1.png", b"2")
     with pytest.raises(UserError, match=r"a.zip: holds 'cat/1.png' twice"):
         read(tmp_path, path="a.zip", files="{label}/{n}.png", prompt="", answer="{label}")
 
@@ -270,7 +269,7 @@ def test_a_file_is_opened_however_its_accents_are_spelt(disk, row, tmp_path):
 def test_arrays_beside_a_table_are_no_text(tmp_path):
     write(tmp_path / "rows.json", [{"a": "x"}])
     np.save(tmp_path / "p.npy", np.zeros((1, 2, 2, 3), np.uint8))
-    with pytest.raises(UserError, match=r"'\{p\}' cannot be filled .*is a ndarray, no text"):
+    with pytest.raises(UserError, match=r"'\{p\}' cannot be filled .*no text"):
         read(tmp_path, path="rows.json", beside={"p": {"path": "p.npy"}}, prompt="{p}", answer="{a}")[0]
 
 
