@@ -160,7 +160,7 @@ class _Values:
         if node.tag in self.tags:
             return self.tags[node.tag](text)
         kind = node.tag.removeprefix(TAG)
-        if kind in ("str", "merge"):  # "\\ud83d\\ude00" is one character, as JSON has it
+        if kind in ("str", "merge"):  # "\ud83d\ude00" is one character, as JSON has it
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if kind not in SCALARS:
             raise self._unknown_tag(node, path)

@@ -13,7 +13,7 @@ from mmgpt.datasets.source import Source
 from mmgpt.inputs.chat import Renderer
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
-from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
+from mmgpt.training.recipe import Recipe, StageConfig, open_recipe
 from mmgpt.training.vocabulary import make_tokenizer
 from mmgpt.training.warm_start import talk_of
 
@@ -52,7 +52,7 @@ def open_data(
     Raises:
         UserError: if the recipe or a source is wrong, or there is no such stage.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
+    recipe = open_recipe(recipe, overrides)
     names = [one.name for one in recipe.stages]
     if stage is not None and stage not in names:
         raise UserError(f"stage {stage!r} is none of {recipe.name}'s; {did_you_mean(stage, names)}")

@@ -183,7 +183,7 @@ def open_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> R
     if not isinstance(recipe, Recipe):
         return load_recipe(recipe, overrides)
     if overrides:
-        raise UserError(f"overrides={list(overrides)}: are for a YAML file; this is a Recipe, make it with them")
+        raise UserError(f"overrides={overrides!r}: are for a YAML file; this is a Recipe, make it with them")
     return recipe
 
 

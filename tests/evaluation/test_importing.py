@@ -179,10 +179,43 @@ def test_what_cannot_be_carried_over_is_refused_by_its_key(changes, told, root, 
     ],
 )
 def test_python_in_the_yaml_is_refused_by_its_key(line, told, root):
-    given = "".join(f"{one}\n" for one in MY_VQA.splitlines() if not one.startswith(line.partition(":")[0]))
-    (root / "theirs.yaml").write_text(given + line + "\n")
+    others = [one for one in MY_VQA.splitlines() if one.partition(":")[0] != line.partition(":")[0]]
+    (root / "theirs.yaml").write_text("\n".join([*others, line, ""]))
     with pytest.raises(UserError, match=told):
         import_task(root / "theirs.yaml", root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"metric_list": "acc"}, "metric_list: 'acc' is not a list"),
+        ({"metric_list": ["acc"]}, "metric_list: 'acc' is no mapping; write - metric: NAME"),
+        ({"generation_kwargs": 5}, "generation_kwargs: '5' is not a mapping"),
+        (
+            {"generation_kwargs": {"do_sample": "no"}},
+            "generation_kwargs.do_sample: 'no' is no boolean; write true or f",
+        ),
+        ({"output_type": ["generate_until"]}, r"output_type: .* is not a text"),
+        ({"test_split": 5}, "test_split: '5' is not a text"),
+        ({"num_fewshot": True}, "num_fewshot: 'True' is not a whole number"),
+        ({"metadata": "v1"}, "metadata: 'v1' is not a mapping or a list"),
+        ({"metadata": {"version": "one"}}, "metadata.version: 'one' is no number"),
+        ({"include": ["a.yaml", "a.yaml"]}, "include names a.yaml twice"),
+        ({"include": 5}, "include=5: is no file name"),
+        ({"include": "a.yaml"}, r"theirs.yaml: include: .*a.yaml: no such file"),
+    ],
+)
+def test_a_key_of_another_type_is_refused_by_its_name(changes, told, root, write):
+    with pytest.raises(UserError, match=told):
+        import_task(write(MY_VQA, **changes), root)
+
+
+def test_of_several_includes_the_first_wins_as_it_does_in_the_harness(root, write):
+    (root / "first.yaml").write_text("task: first\n")
+    (root / "second.yaml").write_text("task: second\nnum_fewshot: 2\n")
+    path = write(MY_VQA, task="-", num_fewshot="-", include=["first.yaml", "second.yaml"])
+    assert import_task(path, root).name == "first"
+    assert import_yaml(path, root).startswith("# first: imported from theirs.yaml; its num_fewshot is --shots 2")
 
 
 def test_a_file_that_is_not_there_is_told(root):
