@@ -48,7 +48,8 @@ def mended(payload: bytes) -> bytes | None:
     """A WAV of its format and samples alone, in this order; None where it is no WAV, or lacks one of them."""
     if payload[:4] != b"RIFF" or payload[8:12] != b"WAVE":
         return None
-    chunks, at = {}, 12
+    chunks: dict[bytes, bytes] = {}
+    at = 12
     while at + 8 <= len(payload):
         if not _is_name(payload[at : at + 4]) and _is_name(payload[at - 1 : at + 3]):
             at -= 1  # the chunk before is of odd length and was not filled up
