@@ -1,9 +1,11 @@
 """Choices to answer with: read from the command line, and checked wherever they come from."""
 
-import csv
+import re
 from collections.abc import Sequence
 
 from mmgpt.config import UserError
+
+PIECE = re.compile(r'\s*(?:"(?P<quoted>[^"]*)"|(?P<bare>(?!")[^,]*?))\s*(?:,\s*|$)')  # a choice and its comma
 
 
 def parse_choices(given: Sequence[str]) -> list[str]:
@@ -17,13 +19,15 @@ def parse_choices(given: Sequence[str]) -> list[str]:
     """
     if len(given) != 1:
         return checked_choices([choice.strip() for choice in given])
-    try:
-        (row,) = csv.reader([" ".join(given[0].split())], skipinitialspace=True, strict=True)
-    except (csv.Error, ValueError):
-        told = "put a choice that holds a comma between double quotes, or give --choices once for each choice"
-        raise UserError(f"choices {given[0]!r} cannot be read; {told}") from None
-    choices = [choice.strip() for choice in row]
-    return checked_choices(choices[:-1] if len(choices) > 1 and not choices[-1] else choices)
+    text, choices, place = " ".join(given[0].split()), list[str](), 0
+    while place < len(text) or not choices:
+        found = PIECE.match(text, place)
+        if found is None:
+            told = "put a choice that holds a comma between double quotes, or give --choices once for each choice"
+            raise UserError(f"choices {given[0]!r} cannot be read; {told}")
+        choices.append(found["bare"] if found["quoted"] is None else found["quoted"])
+        place = found.end()
+    return checked_choices(choices)
 
 
 def checked_choices(choices: Sequence[str]) -> list[str]:
