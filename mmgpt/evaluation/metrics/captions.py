@@ -58,9 +58,8 @@ class Corpus:
     @classmethod
     def of(cls, answered: Sequence[Answered]) -> "Corpus":
         """Of predictions and references."""
-        texts = [as_reference(one.prediction, one.references) for one in answered] + [
-            text for one in answered for text in one.references
-        ]
+        texts = [as_reference(one.prediction, one.references) for one in answered]
+        texts += [text for one in answered for text in one.references]
         counts = [len(one.references) for one in answered]
         owner = np.concatenate([np.arange(len(answered)), np.repeat(np.arange(len(answered)), counts)])
         # A fraction such as "1\u00a01/2" is one token, but n-grams split it, as upstream.
