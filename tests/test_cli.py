@@ -204,12 +204,23 @@ def test_ask_with_choices_prints_the_choices_and_marks_the_best(mmgpt_says, chec
 
 
 @pytest.mark.parametrize(
+    "choices", [["yes, no"], [" yes ,no "], ["yes,no,"], ["yes", " no"], ['"yes" , "no"']], ids=str
+)
+def test_spaces_around_choices_do_not_turn_the_answer_round(choices, mmgpt_says, checkpoint, picture):
+    wanted = mmgpt_says("ask", checkpoint, "What?", "--image", picture, "--choices", "yes,no")
+    options = [part for choice in choices for part in ("--choices", choice)]
+    assert mmgpt_says("ask", checkpoint, "What?", "--image", picture, *options) == wanted
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["?", "--image", "not/there.png"], "not/there.png: no such file; check the image's path"),
         (["?", "--audio", "a.wav"], "a.wav: this model has no audio encoder; it takes text, image"),
         (["1" * 400], "tokens, 82 too many for the context of 320; shorten it"),
         (["?", "--choices", "yes"], "give each at least two choices"),
+        (["?", "--choices", "yes,,no"], "one is empty"),
+        (["?", "--choices", "yes, yes"], "'yes' is there twice"),
         (["?", "--temperature", -1], "temperature=-1"),
         (["?", "--max-new-tokens", 0], "max_new_tokens=0"),
         (["?", "--device", "cupu"], "device cupu: cannot be used here"),

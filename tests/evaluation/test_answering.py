@@ -1,5 +1,6 @@
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import metrics
-from mmgpt.evaluation.answering import Question, answers, room_of
+from mmgpt.evaluation.answering import Question, answers, check_items, room_of
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import Metric
 from mmgpt.evaluation.run import evaluate, rescore
@@ -145,3 +146,23 @@ def test_the_room_for_an_answer_is_enough_for_the_longest_choice(answerer):
     item = Item("a/0", (Message.of("user", "?"),), "b", ("b",), ("b", "a longer one \u00e9"))
     assert room_of(task("choose"), item) > len(answerer.tokenizer.encode("a longer one \u00e9"))
     assert room_of(task("generate"), item) == 8
+
+
+def test_a_choice_with_spaces_or_twice_has_the_score_of_the_bare_one(answerer, easy_vqa):
+    config = task("choose")
+    item = Task(config, easy_vqa).items(1)[0]
+    asked = [
+        Question(number, replace(item, choices=choices), item.messages)
+        for number, choices in enumerate([("yes", "no"), (" yes", "no\n"), ("yes", "no", " yes ")])
+    ]
+    bare, spaced, double = answers(answerer, config, asked, 4)
+    assert spaced.logprobs == pytest.approx(bare.logprobs)
+    assert double.logprobs == pytest.approx((*bare.logprobs, bare.logprobs[0]))
+    assert bare.prediction == spaced.prediction.strip() == double.prediction.strip()
+
+
+def test_a_right_answer_that_a_metric_cannot_read_is_told_before_all_is_asked(easy_vqa):
+    config = load_task("easy_vqa").model_copy(update={"metrics": ["pope_accuracy"]})
+    items = Task(config, easy_vqa).items()
+    with pytest.raises(UserError, match=r"task easy_vqa, .*: the right answer '.*' is neither yes nor no"):
+        check_items(config, items)

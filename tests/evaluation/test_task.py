@@ -271,3 +271,11 @@ def test_every_packaged_yaml_of_a_source_builds():
     folder = Path(mmgpt.configs.__file__).parent / "data"
     for path in folder.glob("*.yaml"):
         assert TypeAdapter(AnySource).validate_python(read_yaml(path)).label == path.stem
+
+
+@pytest.mark.parametrize(("choices", "told"), [(["yes", "yes "], "is there twice"), (["yes", " "], "one is empty")])
+def test_choices_of_a_task_that_cannot_be_told_apart_are_refused(choices, told):
+    from mmgpt.evaluation.task import TaskConfig
+
+    with pytest.raises(ValueError, match=told):
+        TaskConfig(name="t", kind="choose", choices=choices, data={"reader": "world", "name": "scene_questions"})

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mmgpt.config import UserError
 from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric, share
-from mmgpt.evaluation.metrics.normalise import unmarked
+from mmgpt.evaluation.metrics.normalise import as_reference, unmarked
 from mmgpt.evaluation.metrics.ptb import words
 
 Ints = NDArray[np.int64]
@@ -58,7 +58,8 @@ class Corpus:
     @classmethod
     def of(cls, answered: Sequence[Answered]) -> "Corpus":
         """Of predictions and references."""
-        texts = [one.prediction for one in answered] + [text for one in answered for text in one.references]
+        texts = [as_reference(one.prediction, one.references) for one in answered]
+        texts += [text for one in answered for text in one.references]
         counts = [len(one.references) for one in answered]
         owner = np.concatenate([np.arange(len(answered)), np.repeat(np.arange(len(answered)), counts)])
         # A fraction such as "1\u00a01/2" is one token, but n-grams split it, as upstream.
@@ -155,7 +156,7 @@ def cider_scores(answered: Sequence[Answered]) -> Floats:
 
 def rouge_l(prediction: str, references: tuple[str, ...]) -> float:
     """F of the longest common subsequence, from the best precision and the best recall (Lin 2004)."""
-    said = tokens(prediction)
+    said = tokens(as_reference(prediction, references))
     common = [(longest_common(said, right), len(right)) for right in map(tokens, references)]
     precision = max(shared for shared, _ in common) / max(1, len(said))
     recall = max(shared / max(1, length) for shared, length in common)

@@ -19,16 +19,7 @@ from mmgpt.evaluation.metrics.metric import Floats, Metric
 
 RESAMPLES = 1000
 Z95 = 1.959964
-SMALL_T95 = (
-    math.inf,
-    12.7062,
-    4.3027,
-    3.1824,
-    2.7764,
-    2.571,
-    2.447,
-    2.365,
-)  # Student's t by degrees of freedom
+SMALL_T95 = (math.inf, 12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469)  # Student's t of few degrees of freedom
 
 
 def summary(metric: Metric, statistics_NS: Floats) -> dict[str, float | list[float]]:
@@ -60,7 +51,7 @@ def wilson(mean: float, count: float, z: float = Z95) -> list[float]:
 
 
 def t95(freedom: int) -> float:
-    """The two-sided 95 % quantile of Student's t, by the expansion of Cornish and Fisher (to 0.001 from 8 on)."""
+    """The two-sided 95 % quantile of Student's t, by the expansion of Cornish and Fisher (to 0.001 from 7 on)."""
     if freedom < len(SMALL_T95):
         return SMALL_T95[freedom]
     z = Z95
