@@ -29,7 +29,7 @@ TINY, SMALL = 1e-15, 1e-9  # keep BLEU without matches above 0 and without n-gra
 @lru_cache(maxsize=1 << 19)
 def tokens(caption: str) -> tuple[str, ...]:
     """The words of a caption without markup; several metrics read the same ones."""
-    return tuple(words(unmarked(caption).strip(" *_`.\u3002\uff61")))
+    return tuple(words(unmarked(caption)))
 
 
 @dataclass(frozen=True)
