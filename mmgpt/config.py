@@ -63,10 +63,6 @@ def _real(value: Any) -> Any:
     """A number of numpy as Python's own; all else as it is."""
     return float(value) if isinstance(value, Real) and not isinstance(value, int | float) else value
 
-    def __str__(self) -> str:
-        """The message as any terminal and file takes it: a lone surrogate of a row or a file name is spelt out."""
-        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
-
 
 class Config(BaseModel):
     """Base of every config: immutable, unknown keys refused, numbers finite, nothing taken for what it is not.
