@@ -138,7 +138,7 @@ def test_a_wrong_override_is_refused_with_its_path(override, told, mmgpt_says, r
                 "images": ["fake.png"],
                 "messages": [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "b"}],
             },
-            "fake.png: not a picture that can be read; give a PNG",
+            "not a picture that can be read; give a PNG",
         ),
     ],
 )
@@ -233,7 +233,10 @@ def test_a_wrong_question_is_refused(arguments, told, mmgpt_says, checkpoint):
 def test_a_text_file_under_a_picture_s_name_is_refused(mmgpt_says, checkpoint, tmp_path):
     (tmp_path / "fake.png").write_text("not a picture at all")
     told = refused(mmgpt_says("ask", checkpoint, "What?", "--image", tmp_path / "fake.png"))
-    assert "fake.png: not a picture that can be read; give a PNG, JPEG or WebP file" in told
+    assert (
+        "fake.png: a text ('not a picture at all'), not a picture that can be read; give a PNG, JPEG or WebP file"
+        in told
+    )
 
 
 def test_a_checkpoint_that_does_not_fit_or_is_cut_is_refused(mmgpt_says, checkpoint):
