@@ -79,7 +79,8 @@ def kind_of(payload: bytes) -> tuple[str, str]:
     words = _words_of(head)
     if not payload:
         return "0 bytes", ""
-    return (f"a text ({words!r})", "a path goes in as a string") if words else ("", "")
+    remedy = "a path goes in as a string" if re.fullmatch(r"[^\s]+\.\w{2,4}", words) else ""
+    return (f"a text ({words!r})", remedy) if words else ("", "")
 
 
 def refusal(payload: bytes, medium: str, formats: str, reason: str = "") -> str:

@@ -62,7 +62,7 @@ WRONG = {
     "no-channels": (with_header(22, "<H", 0), f"{A_WAV} (Channel count is zero), {NO_SOUND}"),
     "text": (
         b"not a sound at all",
-        f"a text ('not a sound at all'), {NO_SOUND}; a path goes in as a string",
+        f"a text ('not a sound at all'), {NO_SOUND}",
     ),
     "not-numbers": (
         encode(np.array([0, np.nan, np.inf]), subtype="FLOAT"),

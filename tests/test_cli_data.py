@@ -34,7 +34,9 @@ def test_check_exits_with_1_if_there_is_a_fault_and_writes_all_findings(mmgpt_sa
     assert "faults: 1, warnings: 3" in said
     findings = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
     assert [one["key"] for one in findings if one["is_fault"]] == ["rows[a]/4"]
-    assert "bad.png: not a picture that can be read" in next(one["message"] for one in findings if one["is_fault"])
+    assert "bad.png: a text ('no picture'), not a picture that can be read" in next(
+        one["message"] for one in findings if one["is_fault"]
+    )
 
 
 def test_check_exits_with_0_where_warnings_are_all(mmgpt_says, recipe):
@@ -159,7 +161,7 @@ def test_shard_by_parts_drops_copies_and_counts_tokens(mmgpt_says, lines, tmp_pa
         (("--part", "3/2"), "part 3/2: the parts of 2 are 1 to 2"),
         (("--max-size", "many"), "--max-size many: write a number and a unit"),
         (("--near-copies", "2"), "near=2.0: a similarity lies between 0 and 1"),
-        (("window=-1",), "book.yaml: source.window=-1: Input should be greater than 0"),
+        (("window=-1",), "book.yaml: window=-1: Input should be greater than 0"),
     ],
 )
 def test_shard_refuses_what_cannot_be(options, told, mmgpt_says, lines):
