@@ -34,9 +34,8 @@ def test_check_exits_with_1_if_there_is_a_fault_and_writes_all_findings(mmgpt_sa
     assert "faults: 1, warnings: 3" in said
     findings = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
     assert [one["key"] for one in findings if one["is_fault"]] == ["rows[a]/4"]
-    assert "bad.png: a text ('no picture'), not a picture that can be read" in next(
-        one["message"] for one in findings if one["is_fault"]
-    )
+    (fault,) = [one["message"] for one in findings if one["is_fault"]]
+    assert "bad.png: a text ('no picture'), not a picture that can be read" in fault
 
 
 def test_check_exits_with_0_where_warnings_are_all(mmgpt_says, recipe):
