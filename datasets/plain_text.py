@@ -43,7 +43,8 @@ def start_of_text(path: Path) -> int:
     for signature, (what, remedy) in SIGNATURES.items():
         if head.startswith(signature):
             raise UserError(f"{path}: not a UTF-8 text file ({what}); {remedy}")
-    if len(head) >= 8 and any(not any(head[odd::2]) and all(head[1 - odd :: 2]) for odd in (0, 1)):
+    zeros = [head[start::2].count(0) for start in (0, 1)]  # every second byte of Latin letters
+    if min(zeros) == 0 and max(zeros) > len(head) // 4 > 1:
         raise UserError(f"{path}: not a UTF-8 text file (it looks like UTF-16); save it as UTF-8")
     return len(BOM) if head.startswith(BOM) else 0
 
