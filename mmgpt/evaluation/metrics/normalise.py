@@ -16,6 +16,7 @@ MARKUP = [
     (re.compile(r"(?<!`)(`{1,8})(?!`)(.{1,1000}?)(?<!`)\1(?!`)"), r"\2"),
     (re.compile(r"^(?:#{1,6}|>|\u2022)\s+"), ""),
 ]
+MARK = re.compile(r"[<>\\*_`#\u2022]")  # without any of these there is no markup
 SPELLINGS = (
     {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width letters, digits and marks
     | dict.fromkeys(map(ord, "\u2018\u2019\u201a\u201b\u2032"), "'")
@@ -39,7 +40,7 @@ def composed(text: str) -> str:
 def unmarked(text: str) -> str:
     """The same words `composed` and without markup: bold, italic and code of Markdown, HTML or LaTeX, headings."""
     text, before = composed(text), ""
-    while text != before:
+    while text != before and MARK.search(text):
         before = text
         for form, kept in MARKUP:
             text = form.sub(kept, text)
