@@ -97,10 +97,10 @@ SOUNDS = [
 
 
 def prepared(case: str) -> Iterator[Tensor]:
-    """What a case makes of the pictures or sounds: as they came, and in two showings."""
+    """What a case makes of the pictures or sounds: as they came, and in a showing."""
     config = ENCODER.validate_python(CASES[case])
     for medium in PICTURES if hasattr(config, "patch_size") else SOUNDS:
-        for seed in (None, 1, 2):
+        for seed in (None, 1):
             yield config.prepare(medium, None if seed is None else random.Random(seed))
 
 
@@ -214,7 +214,7 @@ def test_media_are_prepared_in_one_thread_on_any_machine(case, others):
     assert set(SEEN) == {1}
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     case=st.sampled_from(["conformer", "conformer stack", "parakeet", "wav2vec2-bert", "whisper augmented"]),
     rate=st.sampled_from([8000, 11_025, 16_000, 22_050, 44_100, 44_101]) | st.integers(1000, 96_000),
@@ -231,7 +231,7 @@ def test_sounds_of_any_length_and_rate_are_prepared_the_same_under_two_threads(c
     assert torch.equal(under(1, make), under(2, make))
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     case=st.sampled_from(["vit", "vit RandomResizedCrop", "timm", "timm tiles", "timm any ratio", "open_clip"]),
     size=st.tuples(st.integers(8, 400), st.integers(8, 400)),
