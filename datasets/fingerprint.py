@@ -66,7 +66,11 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
 def _blocks(file: str | Path) -> bytes:
     with open(file, "rb") as opened:
         size = os.fstat(opened.fileno()).st_size
-        return b"".join(os.pread(opened.fileno(), BLOCK, max(0, at)) for at in (0, (size - BLOCK) // 2, size - BLOCK))
+        blocks = []
+        for at in (0, (size - BLOCK) // 2, size - BLOCK):
+            opened.seek(max(0, at))
+            blocks.append(opened.read(BLOCK))
+    return b"".join(blocks)
 
 
 def _told(source: "Source", index: int) -> Iterator[str]:

@@ -17,7 +17,8 @@ Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 _lock = threading.Lock()  # while it is held, torch's number of threads is what the process set
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def in_one_thread(make: Callable[Given, Made]) -> Callable[Given, Made]:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 the user's input is wrong, 130 stopped 
 
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -239,7 +240,13 @@ def _show_where(finished: "Finished") -> None:
     )
 
 
-def _show_warning(terminal: Console, message: Warning | str, *where: Any) -> None:
+def _show_warning(
+    terminal: Console, usual: Callable[..., None], message: Any, kind: type[Warning], *where: Any
+) -> None:
+    """A warning of ours as a note; any other as Python shows it, with the place that it came from."""
+    if not kind.__module__.startswith("mmgpt."):
+        usual(message, kind, *where)
+        return
     terminal.print(f"note: {message}", style="yellow", markup=False, highlight=False)
 
 
@@ -248,7 +255,7 @@ def main() -> None:
     from mmgpt.training.interrupt import Interrupted
 
     errors = Console(stderr=True, soft_wrap=True)
-    warnings.showwarning = partial(_show_warning, errors)
+    warnings.showwarning = partial(_show_warning, errors, warnings.showwarning)
     try:
         app()
     except UserError as error:

@@ -28,7 +28,7 @@ def has_bf16_units(device: torch.device) -> bool:
     """True where products in bfloat16 are at least as fast as in float32; elsewhere float32 is to be chosen."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # builds for macOS come without oneDNN
         return _slowdown("bfloat16", device) <= 1
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # which heeds ONEDNN_MAX_CPU_ISA
         return False
@@ -37,6 +37,7 @@ def has_bf16_units(device: torch.device) -> bool:
     )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_int8_units(device: torch.device) -> bool:
     """True where products of int8 numbers are worth their rounding; elsewhere weights become float32 before them."""
     if device.type != "cpu":

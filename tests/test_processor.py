@@ -54,6 +54,13 @@ def test_a_processor_of_which_nothing_is_known_is_measured(factor, is_fast, monk
     assert processor.has_bf16_units(torch.device("meta")) is is_fast
 
 
+def test_a_build_without_onednn_is_measured(monkeypatch):
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    for factor in (0.5, 3.0):
+        monkeypatch.setattr(processor, "_slowdown", lambda kind, device, factor=factor: factor)
+        assert processor.has_bf16_units(CPU) is (factor < 1)
+
+
 def test_a_restricted_processor_is_one_without_units():
     program = (
         "import json, torch; from mmgpt import processor as p; cpu = torch.device('cpu');"

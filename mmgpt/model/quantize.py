@@ -1,7 +1,7 @@
 """Linear layers with weights of 8 or 4 bits, for inference.
 
-On a CPU the products are exact, so a row's result depends neither on the rows beside it nor on the processor: torch's
-integer kernels where it has units for int8, elsewhere float32, in which integers up to 2^24 are exact.
+On a CPU a row's result does not depend on the rows beside it. Products of int8 are exact, on any processor: by torch's
+integer kernels where it has units for int8, elsewhere in float32, which holds integers up to 2^24.
 
 - `int8`: a scale a row of the weight. Inputs are written as two int8 digits (16 bits a number, a scale a token), whose
   products with the weights are exact integers.

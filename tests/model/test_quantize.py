@@ -110,6 +110,15 @@ def test_a_layer_gives_the_same_with_and_without_units_for_int8(scheme, monkeypa
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
+def test_a_layer_is_one_graph_when_it_is_compiled(scheme):
+    layer, x = layer_of(nn.Linear(64, 32), scheme), torch.randn(3, 64)
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(layer, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(x), layer(x))
+
+
 def test_int8_is_within_two_steps_of_torchaos():
     quantization = pytest.importorskip("torchao.quantization")
     linear = nn.Linear(64, 32, bias=False)
