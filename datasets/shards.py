@@ -20,6 +20,7 @@ from pydantic import model_validator
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.cells import cell_text, check_keys, is_missing
 from mmgpt.datasets.media import MEDIA, Media, MediaError
+from mmgpt.datasets.plain_text import parse_json
 from mmgpt.datasets.remote import AbsentError, is_remote, read_range, read_text
 from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth, parse_messages
 from mmgpt.datasets.source import Source, SourceConfig, resolve
@@ -324,19 +325,12 @@ def _decode(data: bytes, ext: str, where: str) -> str:
 
 
 def _parse_json(data: bytes, where: str) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        held = dict(pairs)
-        if len(held) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-        return held
-
     try:
-        row = json.loads(_decode(data, "json", where), object_pairs_hook=once)
+        row = parse_json(_decode(data, "json", where))
         if not isinstance(row, dict):
             raise ValueError(f"it holds a {type(row).__name__}, not an object")
     except MediaError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise MediaError(f"{where}: its .json cannot be read ({error}); write it again") from None
     return row

@@ -23,13 +23,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mmgpt.config import UserError
+from mmgpt.datasets.file_names import is_system
 from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.remote import AbsentError, is_remote, read_range, read_text, size_of
 
 BLOCK = 512  # bytes; a tar is made of them
 PADDING = 2**20  # bytes after the end of a tar in which another one is looked for; tar itself pads to 10 KiB
 SCANNED_AS = 2  # goes up when a scan finds other samples than before
-SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 MODALITIES = {
     **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "ppm"), "image"),
     **dict.fromkeys(("wav", "flac", "mp3", "ogg", "oga", "opus", "aif", "aiff"), "audio"),
@@ -51,12 +51,11 @@ def split_name(name: str) -> tuple[str, str]:
 
 def is_system_file(name: str) -> bool:
     """True for what a system or a format adds to an archive: hidden files, `__MACOSX/`, `Thumbs.db` and the like."""
-    *folders, base = PurePosixPath(name).parts or ("",)
+    parts = PurePosixPath(name).parts
     return (
-        any(part.startswith(".") and part not in (".", "..") for part in (*folders, base))
-        or any(part == "__MACOSX" or part.startswith("PaxHeaders") for part in folders)
-        or base.lower() in SYSTEM_FILES
-        or any(re.fullmatch(r"__[^.]*__(\..*)?", part) for part in (*folders, base))
+        is_system(name)
+        or any(part.startswith("PaxHeaders") for part in parts[:-1])
+        or any(re.fullmatch(r"__[^.]*__(\..*)?", part) for part in parts)
     )
 
 

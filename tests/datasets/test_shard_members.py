@@ -125,7 +125,7 @@ def test_a_text_member_is_read_without_a_mark_and_the_end_of_its_last_line(held,
 
 def test_a_json_with_a_byte_order_mark_is_read_and_a_doubled_key_is_not(tmp_path):
     assert words(read(tmp_path, RED, ("1.json", b'\xef\xbb\xbf{"c": "cat"}'), answer="{c}")) == ["cat"]
-    with pytest.raises(MediaError, match="the key 'c' is there twice"):
+    with pytest.raises(MediaError, match="has the key 'c' twice"):
         read(tmp_path, RED, ("1.json", b'{"c": "cat", "c": "dog"}'), answer="{c}")[0]
 
 
