@@ -27,6 +27,8 @@ class Muon(Optimizer):
         lr: of an update whose singular values are about one, times sqrt(max(1, rows / columns)).
         momentum: share of the running mean that stays (Nesterov's form).
         weight_decay: decoupled, times lr.
+        interval: steps from one update of a matrix to its next, which is `interval` times as large; the mean takes
+            every gradient. The shapes take turns, so that steps cost alike.
         dtype: of the orthogonalisation; None is bfloat16 where the device has units for it, else float32.
     """
 
@@ -36,31 +38,45 @@ class Muon(Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        interval: int = 1,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
+        self.interval, self.dtype = interval, dtype
         shapes = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.ndim < 2]
         if shapes:
             raise ValueError(f"Muon is for matrices; {len(shapes)} parameters are none, the first of shape {shapes[0]}")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update the matrices that have a gradient and whose turn it is."""
         for group in self.param_groups:
             alike: dict[Any, list[Tensor]] = defaultdict(list)
             for parameter in (p for p in group["params"] if p.grad is not None):
-                alike[parameter.shape, parameter.dtype, parameter.device].append(parameter)
-            for parameters in alike.values():
-                self._update(parameters, group["lr"], group["momentum"], group["weight_decay"])
+                alike[parameter.shape, parameter.dtype, parameter.device, self._count(parameter)].append(parameter)
+            for number, ((*_, step), parameters) in enumerate(alike.items()):
+                is_due = (step + number) % self.interval == 0
+                self._update(parameters, group["lr"] * self.interval, group["momentum"], group["weight_decay"], is_due)
 
-    def _update(self, parameters: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+    def _count(self, parameter: Tensor) -> int:
+        """Steps that a matrix has taken before this one; not kept where each step is an update."""
+        if self.interval == 1:
+            return 0
+        step = self.state[parameter].setdefault("step", torch.zeros((), dtype=torch.int64))
+        step += 1
+        return int(step) - 1
+
+    def _update(
+        self, parameters: list[Tensor], lr: float, momentum: float, weight_decay: float, is_due: bool
+    ) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         means = [
             self.state[p].setdefault("momentum_buffer", torch.zeros_like(p, memory_format=torch.preserve_format))
             for p in parameters
         ]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
+        if not is_due:
+            return
         ahead_KRC = torch.stack(gradients).lerp(torch.stack(means), momentum).flatten(2)
         dtype = self.dtype or fast_dtype(ahead_KRC.device)
         updates_KRC = orthogonalise(ahead_KRC.to(dtype)).to(ahead_KRC.dtype)

@@ -62,7 +62,7 @@ def make_optimizers(model: nn.Module, stage: StageConfig) -> list[Optimizer]:
     options = stage.optimizer
     optimizers: list[Optimizer] = []
     if groups["muon"]:
-        optimizers.append(Muon(groups["muon"], momentum=options.momentum))
+        optimizers.append(Muon(groups["muon"], momentum=options.momentum, interval=options.muon_interval))
     if groups["rest"]:
         rest = groups["rest"]
         sgd = options.kind == "sgd"

@@ -26,12 +26,14 @@ class OptimizerConfig(Config):
     weight_decay: NonNegativeFloat = 0.0  # of matrices; norms, biases and embeddings never decay
     momentum: NonNegativeFloat = 0.95  # of sgd and muon
     muon_learning_rate: PositiveFloat = 0.02  # of a matrix, where the stage's learning_rate is AdamW's
+    muon_interval: PositiveInt = 1  # steps from one update of a matrix by muon to its next, larger one: 2 halves its cost
     muon_convolutions: bool = False  # kernels of convolutions (Conv2d) as matrices, which decay too
 
     @model_validator(mode="after")
-    def _convolutions_need_muon(self) -> Self:
-        if self.muon_convolutions and self.kind != "muon":
-            raise ValueError(f"muon_convolutions is for kind=muon, this is {self.kind}; change one of the two")
+    def _muon_is_used(self) -> Self:
+        for name in ("muon_interval", "muon_convolutions"):
+            if getattr(self, name) != type(self).model_fields[name].default and self.kind != "muon":
+                raise ValueError(f"{name} is for kind=muon, this is {self.kind}; change one of the two")
         return self
 
 

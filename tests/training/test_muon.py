@@ -74,6 +74,38 @@ def test_the_precision_is_that_which_the_machine_computes_fast(monkeypatch):
         assert seen.pop() == dtype
 
 
+def test_with_an_interval_of_one_each_matrix_moves_at_each_step_and_of_two_in_turns_twice_as_far():
+    def moved(interval: int) -> list[list[float]]:
+        params = [torch.nn.Parameter(torch.eye(4)), torch.nn.Parameter(torch.eye(4, 6))]
+        optimizer, steps = Muon(params, lr=0.1, interval=interval), []
+        for _ in range(4):
+            before = [p.detach().clone() for p in params]
+            for p in params:
+                p.grad = torch.eye(*p.shape)
+            optimizer.step()
+            steps.append([round((p - b).norm().item(), 4) for p, b in zip(params, before, strict=True)])
+        return steps
+
+    far = moved(1)[0]
+    assert moved(1) == [far] * 4
+    assert moved(2) == [[2 * far[0], 0], [0, 2 * far[1]]] * 2
+
+
+def test_an_update_after_an_interval_counts_the_gradients_between():
+    """The mean of all gradients, Nesterov's way, as if two steps without an update stood before the one with it."""
+    generator = torch.Generator().manual_seed(3)
+    gradients = [torch.randn(6, 6, generator=generator) for _ in range(3)]
+    matrix = torch.nn.Parameter(torch.zeros(6, 6))
+    optimizer = Muon([matrix], lr=0.5, momentum=0.9, interval=2)
+    for gradient in gradients:
+        before = matrix.detach().clone()
+        matrix.grad = gradient.clone()
+        optimizer.step()
+    mean = 0.1 * (0.81 * gradients[0] + 0.9 * gradients[1] + gradients[2])
+    expected = orthogonalise((0.1 * gradients[2] + 0.9 * mean)[None])[0]
+    torch.testing.assert_close(matrix.detach() - before, -expected, atol=1e-5, rtol=0)
+
+
 def test_a_matrix_without_a_gradient_stays_and_keeps_no_state():
     one, other = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
     one.grad = torch.eye(4)

@@ -23,9 +23,10 @@ def test_words_are_hidden_by_one_rule_only():
         load_recipe("quickstart", ["stages.instruct.objective=masked", "stages.instruct.word_dropout=0.1"])
 
 
-def test_convolutions_are_for_muon():
-    with pytest.raises(UserError, match=r"muon_convolutions is for kind=muon, this is adamw; change one of the two"):
-        load_recipe("quickstart", ["stages.look.optimizer={muon_convolutions: true}"])
+@pytest.mark.parametrize(("name", "value"), [("muon_convolutions", "true"), ("muon_interval", "2")])
+def test_what_is_for_muon_is_refused_elsewhere(name, value):
+    with pytest.raises(UserError, match=rf"{name} is for kind=muon, this is adamw; change one of the two"):
+        load_recipe("quickstart", [f"stages.look.optimizer={{{name}: {value}}}"])
 
 
 @pytest.mark.train

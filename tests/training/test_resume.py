@@ -18,6 +18,7 @@ from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
 
 KILL_SEED = 20261
+OPTIMIZERS = [{"kind": "adamw"}, {"kind": "muon"}, {"kind": "muon", "muon_interval": 2}, {"kind": "sgd"}]
 DRIVER = """
 import sys, time, torch
 from pathlib import Path
@@ -86,10 +87,10 @@ def wait_for_tick(run: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("stop", [("first", 3), ("second", 2)], ids=["first-stage", "second-stage"])
 def test_stopped_and_resumed_is_straight_bit_for_bit(optimizer, stop, make_recipe, tmp_path):
-    stage = {"optimizer": {"kind": optimizer, "weight_decay": 0.1}, "save_every": 1, "steps": 5, "learning_rate": 0.01}
+    stage = {"optimizer": {**optimizer, "weight_decay": 0.1}, "save_every": 1, "steps": 5, "learning_rate": 0.01}
     recipe = make_recipe(
         {"name": "first", **stage, "train": ["encoders.*", "adapters.*"]},
         {"name": "second", **stage, "data": [{"reader": "world", "name": n} for n in ("scenes", "stories")]},
@@ -103,10 +104,10 @@ def test_stopped_and_resumed_is_straight_bit_for_bit(optimizer, stop, make_recip
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 def test_resume_is_exact_where_a_part_has_seen_no_gradient_yet(optimizer, make_recipe, tmp_path):
     data = [{"reader": "world", "name": "stories", "weight": 5}, {"reader": "world", "name": "scenes", "weight": 1}]
-    recipe = make_recipe({"data": data, "batch_size": 1, "steps": 7, "save_every": 1, "optimizer": {"kind": optimizer}})
+    recipe = make_recipe({"data": data, "batch_size": 1, "steps": 7, "save_every": 1, "optimizer": optimizer})
     train(recipe, out=tmp_path / "straight", device="cpu")
     with pytest.raises(Stopped):
         train(recipe, out=tmp_path / "broken", device="cpu", on_record=stop_after("stage0", 2))
