@@ -29,6 +29,10 @@ VIT = {"kind": "vit", "image_size": 16, "patch_size": 4, "width": 32, "depth": 1
 FOLD = {"kind": "fold", "stride": 2}
 CONFORMER = {"kind": "conformer", "rate": 8000, "mels": 16, "width": 16, "depth": 1, "heads": 2, "stem": 4, "kernel": 5}
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores: more threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what a test starts
+    torch.set_num_threads(1)
+
 settings.register_profile("mmgpt", deadline=None)  # the first call of a kernel takes far longer than the rest
 settings.load_profile("mmgpt")
 
