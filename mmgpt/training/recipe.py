@@ -26,7 +26,7 @@ class OptimizerConfig(Config):
     weight_decay: NonNegativeFloat = 0.0  # of matrices; norms, biases and embeddings never decay
     momentum: NonNegativeFloat = 0.95  # of sgd and muon
     muon_learning_rate: PositiveFloat = 0.02  # of a matrix, where the stage's learning_rate is AdamW's
-    muon_interval: PositiveInt = 1  # steps from one update of a matrix by muon to its next, larger one: 2 halves its cost
+    muon_interval: PositiveInt = 1  # steps between two updates of a matrix, which grow with it: 2 halves their cost
     muon_convolutions: bool = False  # kernels of convolutions (Conv2d) as matrices, which decay too
 
     @model_validator(mode="after")
