@@ -66,9 +66,7 @@ class Muon(Optimizer):
         step += 1
         return int(step) - 1
 
-    def _update(
-        self, parameters: list[Tensor], lr: float, momentum: float, weight_decay: float, is_due: bool
-    ) -> None:
+    def _update(self, parameters: list[Tensor], lr: float, momentum: float, weight_decay: float, is_due: bool) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         means = [
             self.state[p].setdefault("momentum_buffer", torch.zeros_like(p, memory_format=torch.preserve_format))
