@@ -47,6 +47,10 @@ class EpisodesConfig(SourceConfig):
     size: PositiveInt = 100_000  # episodes
     seed: int = 0
 
+    def knows_split(self) -> bool:
+        """The source that it is made from does, by a split of its own."""
+        return False
+
     @model_validator(mode="after")
     def _labels_suffice(self) -> Self:
         if self.ignore:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
-from mmgpt.datasets.file_names import find_member
+from mmgpt.datasets.file_names import find_member, split_zip
 from mmgpt.datasets.formats import kind_of
 from mmgpt.datasets.media_paths import (
     is_address,
@@ -194,17 +194,16 @@ def _read_path(path: str, modality: str, limits: Limits) -> bytes:
         raise MediaError(
             f"{name}: mmgpt does not fetch media from the network; download the {modality} and give its path"
         )
-    archive, inside_zip, inner = path.partition(".zip/")
-    inside_zip = inside_zip if not os.path.isdir(archive + ".zip") else ""
     try:
-        on_disk = os.stat(archive + ".zip" if inside_zip else path)
+        archive, inner = split_zip(path)
+        on_disk = os.stat(archive)
         if not stat.S_ISREG(on_disk.st_mode):  # a named pipe would be waited for, /dev/zero read without end
             kind = " but a folder" if stat.S_ISDIR(on_disk.st_mode) else ""
             raise MediaError(
                 f"{name}: cannot be read, for it is no regular file{kind}; give the path of the {modality}'s file"
             )
-        if inside_zip:
-            return _read_member(open_zip(archive + ".zip"), inner, name, limits)
+        if inner:
+            return _read_member(open_zip(archive), inner, name, limits)
         _check_size(name, on_disk.st_size, limits)
         with open(path, "rb") as file:
             payload = file.read(limits.bytes + 1)  # some files of /proc state another size than they have
@@ -241,9 +240,10 @@ def _check_size(name: str, size: int, limits: Limits) -> None:
 
 def open_zip(path: str) -> zipfile.ZipFile:
     """An open archive, kept open: reading its directory is the slow part. Forked workers open their own."""
-    return _open_zip(path, os.getpid())
+    state = os.stat(path)  # one that is packed again is another
+    return _open_zip(path, state.st_mtime_ns, state.st_size, os.getpid())
 
 
 @lru_cache(maxsize=8)
-def _open_zip(path: str, process: int) -> zipfile.ZipFile:
+def _open_zip(path: str, changed: int, size: int, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)

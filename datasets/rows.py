@@ -5,6 +5,7 @@ What is read when asked for costs memory by the row (eight bytes of json lines) 
 
 import csv
 import os
+import re
 import zipfile
 from array import array
 from bisect import bisect_right
@@ -17,7 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmgpt.config import UserError
+from mmgpt.config import UserError, did_you_mean
+from mmgpt.datasets.cells import check_keys, is_missing
 from mmgpt.datasets.delimited import DELIMITERS, read_delimited
 from mmgpt.datasets.file_names import files_below, match_names, members_of
 from mmgpt.datasets.media import open_zip
@@ -26,6 +28,8 @@ from mmgpt.datasets.template import fields_of
 
 Row = dict[str, Any]
 FOLDER_OF = (".parquet", ".jsonl")  # a folder stands for the files of the one of these that it holds
+# Beside the rows of a json file: what tells of the whole, as in COCO's, VQA's and SQuAD's files.
+ABOUT = ("info", "license", "licenses", "version", "type", "data_type", "data_subtype", "task_type", "dataset")
 
 
 class Rows(Protocol):
@@ -158,7 +162,7 @@ class ParquetRows:
         self.groups: list[tuple[str, int]] = []
         counts, self.columns = [], list[str]()
         for path in paths:
-            file = _open_parquet(str(path), os.getpid())
+            file = _open_parquet(*_state(path))
             names = list(file.schema_arrow.names)
             if doubled := [name for name, count in Counter(names).items() if count > 1]:
                 raise UserError(f"{path}: two columns are called {doubled[0]!r}; give each a name of its own")
@@ -176,7 +180,7 @@ class ParquetRows:
         which = bisect_right(self.ends, index)
         path, group = self.groups[which]
         start = self.ends[which - 1] if which else 0
-        found = _row_group(path, group, tuple(self.columns), os.getpid()).slice(index - start, 1)
+        found = _row_group(group, tuple(self.columns), *_state(path)).slice(index - start, 1)
         return next(_cells_of(found))
 
     def names(self) -> list[str]:
@@ -186,7 +190,7 @@ class ParquetRows:
     def scan(self, columns: Sequence[str]) -> Iterator[Row]:
         """All rows, with the columns that are named alone."""
         for path, group in self.groups:
-            file = _open_parquet(path, os.getpid())
+            file = _open_parquet(*_state(path))
             for batch in file.iter_batches(1024, row_groups=[group], columns=list(columns), use_threads=False):
                 yield from _cells_of(batch)
 
@@ -203,9 +207,20 @@ class ParquetRows:
 
 def _cells_of(table: Any) -> Iterator[Row]:
     """The rows of a table or batch of pyarrow; a float of 32 bits stays one, for as a double 0.1 is 0.10000000149."""
-    short = [field.name for field in table.schema if str(field.type) in ("float", "halffloat")]
+    types = {field.name: field.type for field in table.schema if re.search(r"\b(float|halffloat)\b", str(field.type))}
     for row in table.to_pylist():
-        yield {**row, **{name: np.float32(row[name]) for name in short if row[name] is not None}}
+        yield {**row, **{name: _short_floats(row[name], type_) for name, type_ in types.items()}}
+
+
+def _short_floats(value: Any, type_: Any) -> Any:
+    """A value of a pyarrow type with its floats of 32 bits and fewer as such, in lists and structs too."""
+    if isinstance(value, float) and str(type_) in ("float", "halffloat"):
+        return np.float32(value)
+    if isinstance(value, dict):
+        return {name: _short_floats(one, type_.field(name).type) for name, one in value.items()}
+    if isinstance(value, list) and hasattr(type_, "value_type"):
+        return [_short_floats(one, type_.value_type) for one in value]
+    return value
 
 
 class NamedRows:
@@ -254,8 +269,14 @@ class NamedRows:
             rows.keep(columns)
 
 
+def _state(path: str | Path) -> tuple[str, int, int, int]:
+    """What a file is known by: one that is written again is another."""
+    stat = os.stat(path)
+    return str(path), stat.st_mtime_ns, stat.st_size, os.getpid()
+
+
 @lru_cache(maxsize=64)
-def _open_parquet(path: str, process: int) -> Any:
+def _open_parquet(path: str, changed: int, size: int, process: int) -> Any:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -268,8 +289,8 @@ def _open_parquet(path: str, process: int) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _row_group(path: str, group: int, columns: tuple[str, ...], process: int) -> Any:
-    file = _open_parquet(path, process)
+def _row_group(group: int, columns: tuple[str, ...], path: str, *state: int) -> Any:
+    file = _open_parquet(path, *state)
     try:
         return file.read_row_group(group, columns=list(columns), use_threads=False)
     except OSError as error:  # its footer was whole, its pages are not
@@ -277,7 +298,12 @@ def _row_group(path: str, group: int, columns: tuple[str, ...], process: int) ->
 
 
 def open_rows(
-    paths: list[Path], columns: list[str] | None = None, rows: str | None = None, *, is_quoted: bool | None = None
+    paths: list[Path],
+    columns: list[str] | None = None,
+    rows: str | None = None,
+    *,
+    is_quoted: bool | None = None,
+    ignore: Sequence[str] = (),
 ) -> Rows:
     """The rows of files of one kind, told by their suffix.
 
@@ -286,6 +312,7 @@ def open_rows(
             file, which a tab parts.
         rows: the key of a json file under which its rows stand.
         is_quoted: whether a double quote opens a quoted field of a csv or tsv; by default in a csv, not in a tsv.
+        ignore: globs of keys beside `rows` that are left out.
     Raises:
         UserError: if a file is of another kind or cannot be read, or an option has no meaning for it.
     """
@@ -305,7 +332,7 @@ def open_rows(
     found = ListRows()
     for path in paths:
         try:
-            _read_into(found, path, columns, rows, is_quoted)
+            _read_into(found, path, columns, rows, is_quoted, ignore)
         except (ValueError, csv.Error, IsADirectoryError) as error:
             if isinstance(error, UserError):
                 raise
@@ -313,7 +340,14 @@ def open_rows(
     return found
 
 
-def _read_into(found: ListRows, path: Path, columns: list[str] | None, key: str | None, is_quoted: bool | None) -> None:
+def _read_into(
+    found: ListRows,
+    path: Path,
+    columns: list[str] | None,
+    key: str | None,
+    is_quoted: bool | None,
+    ignore: Sequence[str],
+) -> None:
     """Append the rows of a file that is read into memory."""
     suffix = path.suffix.lower()
     if suffix in DELIMITERS:
@@ -326,7 +360,7 @@ def _read_into(found: ListRows, path: Path, columns: list[str] | None, key: str 
         rows = [_named(row, columns, f"{path}: row {number}") for number, row in enumerate(fields)]
         found.add(path, rows, range(1, len(rows) + 1))
     elif suffix == ".json":
-        raw, made = _json_rows(read_json(path), key)
+        raw, made = _json_rows(read_json(path), key, ignore, str(path))
         found.made |= made
         found.add(path, [_named(row, columns, f"{path}: row {number}") for number, row in enumerate(raw)])
     elif suffix in COMPRESSED:
@@ -350,12 +384,14 @@ def _named(row: Any, columns: list[str] | None, where: str) -> Row:
     raise UserError(f"{where} is {str(row)[:60]}; give objects, or lists and as many names in columns")
 
 
-def _json_rows(tree: Any, key: str | None) -> tuple[list[Any], set[str]]:
+def _json_rows(tree: Any, key: str | None, ignore: Sequence[str], where: str) -> tuple[list[Any], set[str]]:
     """The rows of a json file, and the columns that are made of the names of its objects."""
     made = set[str]()
     if key is not None:
         if not isinstance(tree, dict) or key not in tree:
-            raise ValueError(f"it has no key {key} that holds its rows")
+            known = did_you_mean(key, tree) if isinstance(tree, dict) else "it is no object"
+            raise ValueError(f"it has no key {key} that holds its rows; {known}")
+        check_keys([name for name, value in tree.items() if not is_missing(value)], [key, *ABOUT], ignore, where)
         tree = tree[key]
     if isinstance(tree, dict) and tree and all(isinstance(row, dict) for row in tree.values()):
         made = set() if any("id" in row for row in tree.values()) else {"id"}

@@ -67,12 +67,13 @@ class ShardSource(Source):
 
     def __init__(self, config: ShardsConfig, data_root: Path) -> None:
         self.config, self.wanted = config, config.wanted()
-        self.name = config.label or _stem(config.path)
-        self.shards, counts, self.facts = _find_shards(config.path, data_root, self.wanted)
+        path = config.path.replace("{split}", config.split)
+        self.name = config.label or _stem(path)
+        self.shards, counts, self.facts = _find_shards(path, data_root, self.wanted)
         self.is_remote = is_remote(self.shards[0])
         self.files = [] if self.is_remote else [shard for shard in self.shards if Path(shard).is_file()]
         self.starts = np.cumsum([0, *counts])
-        super().__init__(config, int(self.starts[-1]), config.path)
+        super().__init__(config, int(self.starts[-1]), path)
 
     def __getitem__(self, index: int) -> Sample:
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1

@@ -24,7 +24,7 @@ import numpy as np
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.cells import check_keys, is_missing, matches
-from mmgpt.datasets.file_names import as_on_disk, find_member, names_in_path
+from mmgpt.datasets.file_names import as_on_disk, find_member, names_in_path, split_zip
 from mmgpt.datasets.media import MEDIA, Media, MediaError, open_zip
 from mmgpt.datasets.plain_text import read_lines
 from mmgpt.datasets.rows import FOLDER_OF, ListRows, NamedRows, Row, Rows, open_rows, read_file_names
@@ -102,7 +102,8 @@ class TableSource(Source):
             files = resolve_all(self.root, re.sub(r"(\{[^}]*\}\*?)+", "*", path), FOLDER_OF)
             self.files = files
             parts = [[file] for file in files] if names else [files]
-            opened = [open_rows(part, config.columns, config.rows, is_quoted=config.is_quoted) for part in parts]
+            told: dict[str, Any] = {"is_quoted": config.is_quoted, "ignore": config.ignore}
+            opened = [open_rows(part, config.columns, config.rows, **told) for part in parts]
             named = [names_in_path(file.relative_to(self.root).as_posix(), path) for file in files] if names else []
             rows = NamedRows(list(zip(opened, named, strict=True))) if names else opened[0]
         for name, beside in config.beside.items():
@@ -261,13 +262,13 @@ class TableSource(Source):
         cell = self._medium(template, row)
         if not isinstance(cell, str) or cell.startswith("data:"):
             return bool(media_of("image", cell, self.root, self.root))
-        archive, inside_zip, inner = str(self.root / cell).partition(".zip/")
-        if not inside_zip:
+        archive, inner = split_zip(str(self.root / cell))
+        if not inner:
             return as_on_disk(self.root / cell).is_file()
         try:
-            return find_member(open_zip(archive + ".zip"), inner) is not None
+            return find_member(open_zip(archive), inner) is not None
         except (OSError, zipfile.BadZipFile) as error:
-            raise MediaError(f"{archive}.zip: not a zip that can be read ({error}); download it again") from None
+            raise MediaError(f"{archive}: not a zip that can be read ({error}); download it again") from None
 
 
 def _placed(parts: list[Part], tag: str) -> list[Part]:

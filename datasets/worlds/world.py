@@ -57,6 +57,14 @@ class WorldConfig(SourceConfig):
     size: PositiveInt = 100_000
     seed: int = 0
 
+    def knows_split(self) -> bool:
+        """It has two of its own."""
+        return True
+
+    def knows_ignore(self) -> bool:
+        """It makes what it shows."""
+        return False
+
 
 class WorldSource(Source):
     """Samples of a world."""
