@@ -264,5 +264,5 @@ def test_a_rate_of_frames_is_a_number_of_any_type():
         assert Video(np.zeros((4, 8, 8, 3)), rate=rate).load(rate=1).times == [0, 1]
     with pytest.raises(MediaError, match="no number of frames"):
         Video(np.zeros((4, 8, 8, 3)), rate=np.array([2.0]))
-    with pytest.raises(MediaError, match="s of video, limit|frames a second|cut it"):
+    with pytest.raises(MediaError, match="s of video, limit"):
         Video(np.zeros((4, 8, 8, 3)), rate=1e-9).load()
