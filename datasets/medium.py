@@ -183,11 +183,12 @@ class Media:
         return "application/octet-stream", self.read() or b""
 
 
-def to_number(value: Any) -> Real | None:
+def to_number(value: Any) -> float | None:
     """A number, of Python or a scalar of numpy or torch; None for a bool and anything else."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
-        value = value.item()
-    return value if isinstance(value, Real) and not isinstance(value, bool) else None
+    number: Any = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    told: float | None = number if is_number else None
+    return told
 
 
 def _shown(path: str) -> str:
