@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from numbers import Number
+from numbers import Number, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -149,6 +149,8 @@ class Media:
             if hasattr(made, "detach"):
                 made = made.detach().cpu()
                 made = made.float() if made.is_floating_point() else made  # numpy has no bfloat16
+            if np.ma.is_masked(made):
+                raise ValueError("some of it is masked, which numpy would drop; fill it")
             array = np.asarray(made)
             if array.dtype.name.startswith(("bfloat16", "float8")):  # of ml_dtypes, as JAX gives them
                 array = array.astype(np.float32)
@@ -179,6 +181,14 @@ class Media:
     def encoded(self) -> tuple[str, bytes]:
         """MIME type and bytes, for a page or a data URL."""
         return "application/octet-stream", self.read() or b""
+
+
+def to_number(value: Any) -> float | None:
+    """A number, of Python or a scalar of numpy or torch; None for a bool and anything else."""
+    number: Any = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    told: float | None = number if is_number else None
+    return told
 
 
 def _shown(path: str) -> str:
