@@ -7,13 +7,13 @@ its own data set gives about it.
 
 import random
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.sample import Message, Part, Sample
-from mmgpt.datasets.source import Source, SourceConfig, check_told
+from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.table import TableSource
 from mmgpt.datasets.table_config import TableConfig
 
@@ -39,13 +39,11 @@ class ComposedConfig(SourceConfig):
     size: PositiveInt = 10_000  # samples
     seed: int = 0
 
-    def knows_split(self) -> bool:
-        """What it is made from does, or is refused."""
-        return True
-
-    def knows_ignore(self) -> bool:
-        """What it is made from does."""
-        return False
+    @model_validator(mode="after")
+    def _has_no_rows(self) -> Self:
+        if self.ignore:
+            raise ValueError("ignore is of pictures and sounds, which read the columns; move it there")
+        return self
 
 
 class ComposedSource(Source):
@@ -53,10 +51,9 @@ class ComposedSource(Source):
 
     def __init__(self, config: ComposedConfig, data_root: Path) -> None:
         self.config, self.name = config, config.label or "composed"
-        own = [one.model_copy(update={"split": config.split}) for one in (config.pictures, config.sounds)]
-        for one in own:
-            check_told(one)
-        self.pictures, self.sounds = (TableSource(one, data_root) for one in own)
+        own = {"split": config.split}
+        self.pictures = TableSource(config.pictures.model_copy(update=own), data_root)
+        self.sounds = TableSource(config.sounds.model_copy(update=own), data_root)
         self.parts = [self.pictures, self.sounds]
         self.by_number: dict[int, list[int]] = {}
         for index in range(len(self.sounds)):

@@ -47,14 +47,12 @@ class EpisodesConfig(SourceConfig):
     size: PositiveInt = 100_000  # episodes
     seed: int = 0
 
-    def knows_split(self) -> bool:
-        """The source that it is made from does, by a split of its own."""
-        return False
-
     @model_validator(mode="after")
     def _labels_suffice(self) -> Self:
         if self.ignore:
             raise ValueError("ignore is of the source below of, whose columns it leaves out; move it there")
+        if self.split != "train":
+            raise ValueError(f"split={self.split} is of the source below of, which is read; move it there")
         most = max(_several(self.ways))
         if self.labels != "real" and len(set(self.words)) < most:
             raise ValueError(f"ways={most} needs as many made-up labels, words has {len(set(self.words))}; add some")

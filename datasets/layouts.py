@@ -18,18 +18,14 @@ from mmgpt.datasets.cells import cell_text, check_keys, is_missing
 from mmgpt.datasets.file_names import files_below
 from mmgpt.datasets.parts import short
 from mmgpt.datasets.plain_text import parse_json, read_lines, read_text
-from mmgpt.datasets.rows import ABOUT, ListRows, Row
-from mmgpt.datasets.source import SourceConfig, no_split, resolve
+from mmgpt.datasets.rows import ListRows, Row
+from mmgpt.datasets.source import SourceConfig, resolve
 from mmgpt.datasets.table import TableSource
 from mmgpt.datasets.table_config import TableConfig
 
 # What the formats say besides. Sources: cocodataset.org/#format-data, nocaps.org, visualqa.org/download.html,
 # okvqa.allenai.org, and the splits of arXiv:1412.2306 as they are distributed.
 KNOWN = {
-    "coco file": ("images", "annotations", "categories", *ABOUT),
-    "karpathy file": ("images", *ABOUT),
-    "questions file": ("questions", "num_choices", *ABOUT),
-    "annotations file": ("annotations", *ABOUT),
     "images": ("width", "height", "license", "flickr_url", "coco_url", "date_captured", "open_images_id", "domain"),
     "captions": ("id",),
     "karpathy": ("imgid", "sentids", "cocoid", "filepath"),
@@ -50,10 +46,6 @@ class CocoCaptionsConfig(SourceConfig):
     missing_media: Literal["error", "skip"] = "error"
     tags: list[str] = []  # keys of the official images, such as NoCaps' domain: groups that scores are reported of
     prompt: str = "{image}Describe the picture."
-
-    def knows_split(self) -> bool:
-        """Karpathy's files hold all splits."""
-        return True
 
 
 class CocoCaptionsSource(TableSource):
@@ -81,9 +73,6 @@ class CocoCaptionsSource(TableSource):
 
 
 def _coco_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path) -> list[Row]:
-    check_keys(tree, KNOWN["coco file"], config.ignore, str(path))
-    if config.split != "train" and "{split}" not in f"{config.path} {config.images}":
-        raise UserError(no_split(config, f"neither path={config.path} nor images={config.images}"))
     try:
         _check(tree["images"], ("id", "file_name", *KNOWN["images"], *config.tags), config.ignore, f"{path}: images")
         _check(tree["annotations"], ("image_id", "caption", *KNOWN["captions"]), config.ignore, f"{path}: annotations")
@@ -100,7 +89,6 @@ def _coco_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path) -> 
 
 
 def _karpathy_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path) -> list[Row]:
-    check_keys(tree, KNOWN["karpathy file"], config.ignore, str(path))
     try:
         present = {image["split"] for image in tree["images"]}
         if config.split not in present:
@@ -159,10 +147,7 @@ class VqaSource(TableSource):
 
 
 def _vqa_rows(questions: Path, annotations: Path, ignore: Sequence[str]) -> list[Row]:
-    asking, answered = _read_json(questions, "questions"), _read_json(annotations, "annotations")
-    check_keys(asking, KNOWN["questions file"], ignore, str(questions))
-    check_keys(answered, KNOWN["annotations file"], ignore, str(annotations))
-    asked = asking["questions"]
+    asked, answered = _read_json(questions, "questions")["questions"], _read_json(annotations, "annotations")
     try:
         _check(asked, ("image_id", "question", "question_id", *KNOWN["questions"]), ignore, f"{questions}: questions")
         _check(answered["annotations"], ("answers", *KNOWN["annotations"]), ignore, f"{annotations}: annotations")
@@ -206,10 +191,6 @@ class LibriSpeechConfig(SourceConfig):
     subsets: list[str] = Field(min_length=1)  # folders such as train-clean-100
     lower: bool = True  # transcripts in lower case; the files are in capitals
     prompt: str = "{audio}What is said?"
-
-    def knows_split(self) -> bool:
-        """Its subsets are parts of the splits, which the config names itself."""
-        return True
 
 
 class LibriSpeechSource(TableSource):

@@ -19,7 +19,7 @@ from mmgpt.datasets.layouts import (
 )
 from mmgpt.datasets.messages import MessagesConfig, MessagesSource
 from mmgpt.datasets.shards import ShardsConfig, ShardSource
-from mmgpt.datasets.source import Source, SourceConfig, check_told
+from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.table import TableSource
 from mmgpt.datasets.table_config import TableConfig
 from mmgpt.datasets.text import TextConfig, TextSource
@@ -84,6 +84,5 @@ def open_source(config: SourceConfig, data_root: Path | str = ".") -> Source:
     Raises:
         UserError: if its files are absent, of another kind, or hold no samples.
     """
-    check_told(config)
     source: Source = SOURCES[type(config)](config, Path(data_root))
     return source

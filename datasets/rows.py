@@ -19,7 +19,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.datasets.cells import check_keys, is_missing
 from mmgpt.datasets.delimited import DELIMITERS, read_delimited
 from mmgpt.datasets.file_names import files_below, match_names, members_of
 from mmgpt.datasets.media import open_zip
@@ -28,8 +27,6 @@ from mmgpt.datasets.template import fields_of
 
 Row = dict[str, Any]
 FOLDER_OF = (".parquet", ".jsonl")  # a folder stands for the files of the one of these that it holds
-# Beside the rows of a json file: what tells of the whole, as in COCO's, VQA's and SQuAD's files.
-ABOUT = ("info", "license", "licenses", "version", "type", "data_type", "data_subtype", "task_type", "dataset")
 
 
 class Rows(Protocol):
@@ -298,12 +295,7 @@ def _row_group(group: int, columns: tuple[str, ...], path: str, *state: int) -> 
 
 
 def open_rows(
-    paths: list[Path],
-    columns: list[str] | None = None,
-    rows: str | None = None,
-    *,
-    is_quoted: bool | None = None,
-    ignore: Sequence[str] = (),
+    paths: list[Path], columns: list[str] | None = None, rows: str | None = None, *, is_quoted: bool | None = None
 ) -> Rows:
     """The rows of files of one kind, told by their suffix.
 
@@ -312,7 +304,6 @@ def open_rows(
             file, which a tab parts.
         rows: the key of a json file under which its rows stand.
         is_quoted: whether a double quote opens a quoted field of a csv or tsv; by default in a csv, not in a tsv.
-        ignore: globs of keys beside `rows` that are left out.
     Raises:
         UserError: if a file is of another kind or cannot be read, or an option has no meaning for it.
     """
@@ -332,7 +323,7 @@ def open_rows(
     found = ListRows()
     for path in paths:
         try:
-            _read_into(found, path, columns, rows, is_quoted, ignore)
+            _read_into(found, path, columns, rows, is_quoted)
         except (ValueError, csv.Error, IsADirectoryError) as error:
             if isinstance(error, UserError):
                 raise
@@ -340,14 +331,7 @@ def open_rows(
     return found
 
 
-def _read_into(
-    found: ListRows,
-    path: Path,
-    columns: list[str] | None,
-    key: str | None,
-    is_quoted: bool | None,
-    ignore: Sequence[str],
-) -> None:
+def _read_into(found: ListRows, path: Path, columns: list[str] | None, key: str | None, is_quoted: bool | None) -> None:
     """Append the rows of a file that is read into memory."""
     suffix = path.suffix.lower()
     if suffix in DELIMITERS:
@@ -360,7 +344,7 @@ def _read_into(
         rows = [_named(row, columns, f"{path}: row {number}") for number, row in enumerate(fields)]
         found.add(path, rows, range(1, len(rows) + 1))
     elif suffix == ".json":
-        raw, made = _json_rows(read_json(path), key, ignore, str(path))
+        raw, made = _json_rows(read_json(path), key)
         found.made |= made
         found.add(path, [_named(row, columns, f"{path}: row {number}") for number, row in enumerate(raw)])
     elif suffix in COMPRESSED:
@@ -384,14 +368,13 @@ def _named(row: Any, columns: list[str] | None, where: str) -> Row:
     raise UserError(f"{where} is {str(row)[:60]}; give objects, or lists and as many names in columns")
 
 
-def _json_rows(tree: Any, key: str | None, ignore: Sequence[str], where: str) -> tuple[list[Any], set[str]]:
+def _json_rows(tree: Any, key: str | None) -> tuple[list[Any], set[str]]:
     """The rows of a json file, and the columns that are made of the names of its objects."""
     made = set[str]()
     if key is not None:
         if not isinstance(tree, dict) or key not in tree:
             known = did_you_mean(key, tree) if isinstance(tree, dict) else "it is no object"
             raise ValueError(f"it has no key {key} that holds its rows; {known}")
-        check_keys([name for name, value in tree.items() if not is_missing(value)], [key, *ABOUT], ignore, where)
         tree = tree[key]
     if isinstance(tree, dict) and tree and all(isinstance(row, dict) for row in tree.values()):
         made = set() if any("id" in row for row in tree.values()) else {"id"}

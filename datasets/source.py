@@ -28,40 +28,9 @@ class SourceConfig(Config):
     weight: PositiveFloat = 1.0  # share in a mixture, against the other weights
     epochs: PositiveFloat | None = None  # times it is gone through, and then no more; the stage's if not given
     steps: PositiveInt | None = None  # of its stage, and then no more; all of them if not given
-    split: str = "train"  # fills {split} in paths and templates; worlds, splits and holdouts know it by name
+    split: str = "train"  # fills {split} in paths; worlds and holdouts know train and test
     limit: int | None = Field(default=None, gt=0)  # read only the first so many samples
     ignore: list[str] = []  # globs of keys, columns or members of its rows that are left out; others must be used
-
-    def knows_split(self) -> bool:
-        """Whether another split has other samples."""
-        return "{split}" in self.model_dump_json()
-
-    def knows_ignore(self) -> bool:
-        """Whether it reads rows of its own, of which something can be left out."""
-        return True
-
-
-def check_told(config: SourceConfig) -> None:
-    """Refuse `split` and `ignore` where they would do nothing.
-
-    Raises:
-        UserError: names the key and the remedy.
-    """
-    if config.split != "train" and not config.knows_split():
-        raise UserError(no_split(config, "no path or template of it"))
-    if config.ignore and not config.knows_ignore():
-        raise UserError(
-            f"ignore={config.ignore} of {config.label or 'a source'}: it has no rows of its own; say it of the sources "
-            "that it is made from, or leave it out"
-        )
-
-
-def no_split(config: SourceConfig, what: str) -> str:
-    """What is wrong with a split that nothing reads."""
-    return (
-        f"split={config.split} of {config.label or getattr(config, 'path', 'a source')}: {what} holds {{split}}, so "
-        "that all splits would be the same samples; write {split} where its name stands, or leave split out"
-    )
 
 
 class Source(ABC):

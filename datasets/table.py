@@ -102,8 +102,7 @@ class TableSource(Source):
             files = resolve_all(self.root, re.sub(r"(\{[^}]*\}\*?)+", "*", path), FOLDER_OF)
             self.files = files
             parts = [[file] for file in files] if names else [files]
-            told: dict[str, Any] = {"is_quoted": config.is_quoted, "ignore": config.ignore}
-            opened = [open_rows(part, config.columns, config.rows, **told) for part in parts]
+            opened = [open_rows(part, config.columns, config.rows, is_quoted=config.is_quoted) for part in parts]
             named = [names_in_path(file.relative_to(self.root).as_posix(), path) for file in files] if names else []
             rows = NamedRows(list(zip(opened, named, strict=True))) if names else opened[0]
         for name, beside in config.beside.items():

@@ -94,10 +94,6 @@ class TableConfig(SourceConfig):
             raise ValueError(f"optional names {idle[0]}, the prompt does not; {did_you_mean(idle[0], shown)}")
         return self
 
-    def knows_split(self) -> bool:
-        """By its paths and templates, or by rules of its own."""
-        return bool(self.splits or self.holdout) or super().knows_split()
-
     def templates(self) -> list[str]:
         """Those over the columns, but for the prompt, in which media have names of their own."""
         media = [path for kind in MEDIA for path in several(getattr(self, kind))]

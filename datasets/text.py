@@ -39,10 +39,6 @@ class TextConfig(SourceConfig):
     stride: PositiveInt | None = None  # characters from one window's start to the next; a quarter window if not given
     span: tuple[float, float] = (0.0, 1.0)  # the part of each file to read, as shares of its characters, or of rows
 
-    def knows_split(self) -> bool:
-        """By its path, or by the part of each file that it reads."""
-        return self.span != (0.0, 1.0) or super().knows_split()
-
 
 class TextSource(Source):
     """Documents: each sample is one assistant message, which is rendered without a template."""

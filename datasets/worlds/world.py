@@ -8,9 +8,9 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.sample import Sample
@@ -57,13 +57,11 @@ class WorldConfig(SourceConfig):
     size: PositiveInt = 100_000
     seed: int = 0
 
-    def knows_split(self) -> bool:
-        """It has two of its own."""
-        return True
-
-    def knows_ignore(self) -> bool:
-        """It makes what it shows."""
-        return False
+    @model_validator(mode="after")
+    def _has_no_rows(self) -> Self:
+        if self.ignore:
+            raise ValueError("ignore is of sources that read rows; a world makes its own: leave it out")
+        return self
 
 
 class WorldSource(Source):

@@ -17,6 +17,7 @@ from mmgpt.config import Config, UserError, build, did_you_mean, find_config, re
 from mmgpt.datasets.media import MEDIA
 from mmgpt.datasets.readers import SOURCES, AnySource, open_source
 from mmgpt.datasets.source import Absent, Source, SourceConfig
+from mmgpt.datasets.table_config import TableConfig
 from mmgpt.datasets.template import fields_of
 from mmgpt.evaluation.item import Item, items_of, merged_items_of
 from mmgpt.evaluation.metrics import METRICS
@@ -99,7 +100,7 @@ class TaskConfig(Config):
 
 def _same_rows(exemplars: SourceConfig, data: SourceConfig) -> bool:
     """Whether two sources read the same rows, though one may be called another split, which nothing of it reads."""
-    if not data.knows_split():
+    if isinstance(data, TableConfig) and not (data.splits or data.holdout or "{split}" in data.model_dump_json()):
         exemplars = exemplars.model_copy(update={"split": data.split})
     return exemplars == data
 
