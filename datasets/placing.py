@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -92,18 +92,20 @@ class Placeholders:
         own = {tag: kind for tag, kind in self.kinds if kind in listed}
         if len(set(own.values())) < len(listed):
             raise UserError("media of two kinds share a placeholder; give them different ones")
-        shown = {part.modality for part in message.parts if isinstance(part, Media)}  # beside these a tag is a word
-        other = [tag for tag, kind in self.kinds if tag not in own and tag not in self.words and kind not in shown]
+        stray = self.stray(message, own)
+        if stray:
+            raise UserError(_without_medium(stray, dict(self.kinds)[stray], names))
         parts: list[Part] = []
         for part in message.parts:
-            if isinstance(part, Text):
-                stray = next((tag for tag in other if tag in part.text), None)
-                if stray:
-                    raise UserError(_without_medium(stray, dict(self.kinds)[stray], names))
-                parts += _split(part.text, own, listed)
-            else:
-                parts.append(part)
+            parts += _split(part.text, own, listed) if isinstance(part, Text) else [part]
         return replace(message, parts=tuple(parts))
+
+    def stray(self, message: Message, own: Collection[str] = ()) -> str | None:
+        """A tag in a turn's texts, none of its `own`, that is no word and beside which it shows no such medium."""
+        shown = {part.modality for part in message.parts if isinstance(part, Media)}
+        other = [tag for tag, kind in self.kinds if tag not in own and tag not in self.words and kind not in shown]
+        texts = [part.text for part in message.parts if isinstance(part, Text)]
+        return next((tag for tag in other if any(tag in text for text in texts)), None)
 
 
 def _split(text: str, own: Mapping[str, str], listed: Mapping[str, Listed]) -> Iterator[Part]:
