@@ -169,12 +169,13 @@ class ShardSource(Source):
 
     def _check_tags(self, row: Mapping[str, Any], messages: Sequence[Message]) -> None:
         """Refuse tags of media in texts, which nothing fills here; what mmgpt wrote was seen to when it was written."""
-        tags = [] if "key" in row else list(filter(None, map(self.placeholders.stray, messages)))
-        if tags:
-            raise UserError(
-                f"a turn says {tags[0]} and shows no such medium; write it as a part that names its member, "
-                f'{{"type": "image", "path": "jpg"}}, or if the tag is just words, text_tags: [\'{tags[0]}\']'
-            )
+        for message in [] if "key" in row else messages:
+            if stray := self.placeholders.stray(message, {}):
+                tag, kind = stray
+                raise UserError(
+                    f"a turn says {tag} and shows no {kind}; write it as a part that names its member, "
+                    f'{{"type": "{kind}", "path": "..."}}, or if the tag is just words, text_tags: [\'{tag}\']'
+                )
 
     def _parts(
         self, template: str, cells: Mapping[str, Any], media: Mapping[str, list[Media]], where: str
