@@ -7,9 +7,9 @@ its own data set gives about it.
 
 import random
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.sample import Message, Part, Sample
@@ -38,6 +38,12 @@ class ComposedConfig(SourceConfig):
     most: int = Field(default=3, ge=2, le=9)  # pictures
     size: PositiveInt = 10_000  # samples
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _has_no_rows(self) -> Self:
+        if self.ignore:
+            raise ValueError("ignore is of pictures and sounds, which read the columns; move it there")
+        return self
 
 
 class ComposedSource(Source):

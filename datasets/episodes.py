@@ -51,6 +51,8 @@ class EpisodesConfig(SourceConfig):
     def _labels_suffice(self) -> Self:
         if self.ignore:
             raise ValueError("ignore is of the source below of, whose columns it leaves out; move it there")
+        if self.split != "train":
+            raise ValueError(f"split={self.split} is of the source below of, which is read; move it there")
         most = max(_several(self.ways))
         if self.labels != "real" and len(set(self.words)) < most:
             raise ValueError(f"ways={most} needs as many made-up labels, words has {len(set(self.words))}; add some")

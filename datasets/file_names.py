@@ -39,14 +39,28 @@ def members_of(path: Path, archive: zipfile.ZipFile) -> list[str]:
     """The files in a zip as paths with slashes, without those of the system.
 
     Raises:
-        UserError: if a name stands in it twice.
+        UserError: if a name stands in it twice, or is of a code page that the zip does not name.
     """
-    names = [_slashed(info) for info in archive.infolist() if not info.is_dir() and not info.filename.endswith("\\")]
-    names = sorted(name for name in names if not is_system(name))
+    infos = [info for info in archive.infolist() if not info.is_dir() and not info.filename.endswith("\\")]
+    names = sorted(name for info in infos if not is_system(name := _slashed(info)))
+    garbled = next((info.filename for info in infos if not info.filename.isascii() and _is_garbled(info)), None)
+    if garbled:
+        raise UserError(
+            f"{path}: {garbled!r} is named in a code page that the zip does not tell; unpack it by unzip -O CODEPAGE, "
+            "such as cp936 or cp932, and pack it again"
+        )
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise UserError(f"{path}: holds {doubled[0]!r} twice; pack it again, each file once")
     return names
+
+
+def split_zip(path: str) -> tuple[str, str]:
+    """A path into a zip as the zip and the member; the path itself and "" where none of its parts is a .zip file."""
+    for found in re.finditer(r"\.zip(?=/)", path, re.IGNORECASE):
+        if not Path(path[: found.end()]).is_dir():
+            return path[: found.end()], path[found.end() + 1 :]
+    return path, ""
 
 
 def find_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
@@ -69,6 +83,16 @@ def _slashed(info: zipfile.ZipInfo) -> str:
         except UnicodeError:  # another code page, which the zip does not name
             name = info.filename
     return name.replace("\\", "/").removeprefix("./")
+
+
+def _is_garbled(info: zipfile.ZipInfo) -> bool:
+    """Whether a name that is no UTF-8 holds what code page 437, the default of zips, has beside letters."""
+    raw = b"" if info.flag_bits & 0x800 else info.filename.encode("cp437")
+    try:
+        raw.decode("utf-8")
+    except UnicodeError:
+        return any(byte > 0xA5 and byte != 0xE1 for byte in raw)  # up to 0xA5 are Latin letters, 0xE1 is the sharp s
+    return False
 
 
 def as_on_disk(path: Path) -> Path:

@@ -35,7 +35,9 @@ WHITE_IS_ZERO = 0
 
 @dataclass(frozen=True, eq=False)
 class Image(Media):
-    """A picture: path, bytes, open file, base64, PIL image, or array (H, W) or (H, W, 1, 3 or 4), or channels first.
+    """A picture: path, bytes, open file, base64, PIL image, or array (H, W) or (H, W, 1 to 4), or channels first.
+
+    Two channels are grey and alpha, four colours and alpha.
 
     uint8 holds 0-255, uint16 0-65535, bool black and white, floats 0-1, or 0-255 where one is 16 or above; other
     integers 0-255, or 0-65535 above that. What fits no scale or two is refused: negative or infinite numbers, 0 and 1
@@ -71,7 +73,7 @@ class Image(Media):
             raise MediaError(f"{self.name()}: the picture is damaged ({error}); replace or remove it") from None
 
     def pixels(self) -> np.ndarray:
-        """The pixels (H, W) or (H, W, 3 or 4) of an array, on its own scale.
+        """The pixels (H, W) or (H, W, 2 to 4) of an array, on its own scale.
 
         Raises:
             MediaError: if its shape is not that of a picture.
@@ -81,15 +83,13 @@ class Image(Media):
         if array.ndim == 4 and shape[0] == 1:
             array = array[0]
         array = _channels_last(array, prefers_first=hasattr(self.made, "detach"))
-        if array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        if array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (2, 3, 4))):
             return array
         told = {
             0: "give a path, bytes or an array of pixels",
             1: "give (H, W) or (H, W, 3); the bytes of a file go in as bytes",
             4: "give the pictures of a batch one by one, or Video(frames, rate=25)",
         }.get(len(shape), "give (H, W), (H, W, 3) or (H, W, 4)")
-        if array.ndim == 3 and 2 in (array.shape[0], array.shape[2]):
-            told = 'give grey with alpha as PIL.Image.fromarray(array, "LA"), or the first channel alone'
         kind = f"shape {shape} of {array.dtype}" if shape else f"{type(self.made).__name__}"
         told = told if array.size else "it holds no pixels"
         raise MediaError(f"{self.name()}: {kind} is not a picture; {told}")
@@ -111,7 +111,7 @@ class Image(Media):
 
 
 def to_picture(pixels: np.ndarray, white: float) -> PIL.Image.Image:
-    """Pixels (H, W) or (H, W, 3 or 4) on a scale as an RGB picture, transparency laid on white."""
+    """Pixels (H, W) or (H, W, 2 to 4) on a scale as an RGB picture, transparency laid on white."""
     return on_white(PIL.Image.fromarray(np.ascontiguousarray(to_levels(pixels, white))))
 
 
@@ -120,6 +120,8 @@ def _channels_last(array: np.ndarray, prefers_first: bool) -> np.ndarray:
     if array.ndim != 3:
         return array
     is_first, is_last = (array.shape[end] in (1, 3, 4) for end in (0, 2))
+    if not (is_first or is_last):  # two are channels only where they can be nothing else
+        is_first, is_last = prefers_first and array.shape[0] == 2, array.shape[2] == 2
     if is_first and (prefers_first or not is_last):
         array = np.moveaxis(array, 0, 2)
     return array[..., 0] if array.shape[2] == 1 else array

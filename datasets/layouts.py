@@ -16,6 +16,7 @@ from pydantic import Field
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.cells import cell_text, check_keys, is_missing
 from mmgpt.datasets.file_names import files_below
+from mmgpt.datasets.parts import short
 from mmgpt.datasets.plain_text import parse_json, read_lines, read_text
 from mmgpt.datasets.rows import ListRows, Row
 from mmgpt.datasets.source import SourceConfig, resolve
@@ -166,7 +167,10 @@ def _vqa_rows(questions: Path, annotations: Path, ignore: Sequence[str]) -> list
 
 
 def _vqa_row(asked: dict[str, Any], annotation: dict[str, Any], path: Path) -> Row:
-    answers = tuple(cell_text(one["answer"]) for one in annotation["answers"] if not is_missing(one["answer"]))
+    try:
+        answers = tuple(cell_text(one["answer"]) for one in annotation["answers"] if not is_missing(one["answer"]))
+    except ValueError as error:
+        raise UserError(f"{path}: question {asked['question_id']}: {error}") from None
     if not answers:
         raise UserError(f"{path}: question {asked['question_id']} has no answer; leave it out of both files")
     usual = annotation.get("multiple_choice_answer")  # OK-VQA has none
@@ -225,8 +229,11 @@ def _read_json(path: Path, key: str) -> dict[str, Any]:
     return tree
 
 
-def _check(objects: Iterable[dict[str, Any]], known: Sequence[str], ignore: Sequence[str], where: str) -> None:
-    """Refuse keys that the format does not have."""
+def _check(objects: Sequence[dict[str, Any]], known: Sequence[str], ignore: Sequence[str], where: str) -> None:
+    """Refuse keys that the format does not have, and what has none."""
+    stray = next((one for one in objects if not isinstance(one, dict)), {})
+    if stray != {}:
+        raise UserError(f"{where}: {short(stray)} is no object; give the official file")
     check_keys(dict.fromkeys(key for one in objects for key in one), known, ignore, where)
 
 

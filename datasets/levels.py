@@ -83,9 +83,9 @@ def _check_finite(name: str, arrays: Sequence[np.ndarray]) -> None:
 
 
 def _extent_of(arrays: Sequence[np.ndarray]) -> _Extent:
-    has_alpha = arrays[0].ndim == 3 and arrays[0].shape[2] == 4
-    colours = [array[..., :3] for array in arrays] if has_alpha else arrays
-    alphas = [float(array[..., 3].max()) for array in arrays] if has_alpha else []
+    has_alpha = arrays[0].ndim == 3 and arrays[0].shape[2] in (2, 4)
+    colours = [array[..., :-1] for array in arrays] if has_alpha else arrays
+    alphas = [float(array[..., -1].max()) for array in arrays] if has_alpha else []
     lowest = min(float(array.min()) for array in arrays)
     return _Extent(lowest, max(float(array.max()) for array in colours), max(alphas, default=None))
 

@@ -9,14 +9,14 @@ import zipfile
 import zlib
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from numbers import Number
+from numbers import Number, Real
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
-from mmgpt.datasets.file_names import find_member
+from mmgpt.datasets.file_names import find_member, split_zip
 from mmgpt.datasets.formats import kind_of
 from mmgpt.datasets.media_paths import (
     is_address,
@@ -149,6 +149,8 @@ class Media:
             if hasattr(made, "detach"):
                 made = made.detach().cpu()
                 made = made.float() if made.is_floating_point() else made  # numpy has no bfloat16
+            if np.ma.is_masked(made):
+                raise ValueError("some of it is masked, which numpy would drop; fill it")
             array = np.asarray(made)
             if array.dtype.name.startswith(("bfloat16", "float8")):  # of ml_dtypes, as JAX gives them
                 array = array.astype(np.float32)
@@ -181,6 +183,14 @@ class Media:
         return "application/octet-stream", self.read() or b""
 
 
+def to_number(value: Any) -> float | None:
+    """A number, of Python or a scalar of numpy or torch; None for a bool and anything else."""
+    number: Any = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    told: float | None = number if is_number else None
+    return told
+
+
 def _shown(path: str) -> str:
     """A path in one line of an error."""
     return path if path.isprintable() else repr(path)
@@ -194,17 +204,16 @@ def _read_path(path: str, modality: str, limits: Limits) -> bytes:
         raise MediaError(
             f"{name}: mmgpt does not fetch media from the network; download the {modality} and give its path"
         )
-    archive, inside_zip, inner = path.partition(".zip/")
-    inside_zip = inside_zip if not os.path.isdir(archive + ".zip") else ""
     try:
-        on_disk = os.stat(archive + ".zip" if inside_zip else path)
+        archive, inner = split_zip(path)
+        on_disk = os.stat(archive)
         if not stat.S_ISREG(on_disk.st_mode):  # a named pipe would be waited for, /dev/zero read without end
             kind = " but a folder" if stat.S_ISDIR(on_disk.st_mode) else ""
             raise MediaError(
                 f"{name}: cannot be read, for it is no regular file{kind}; give the path of the {modality}'s file"
             )
-        if inside_zip:
-            return _read_member(open_zip(archive + ".zip"), inner, name, limits)
+        if inner:
+            return _read_member(open_zip(archive), inner, name, limits)
         _check_size(name, on_disk.st_size, limits)
         with open(path, "rb") as file:
             payload = file.read(limits.bytes + 1)  # some files of /proc state another size than they have
@@ -241,9 +250,10 @@ def _check_size(name: str, size: int, limits: Limits) -> None:
 
 def open_zip(path: str) -> zipfile.ZipFile:
     """An open archive, kept open: reading its directory is the slow part. Forked workers open their own."""
-    return _open_zip(path, os.getpid())
+    state = os.stat(path)  # one that is packed again is another
+    return _open_zip(path, state.st_mtime_ns, state.st_size, os.getpid())
 
 
 @lru_cache(maxsize=8)
-def _open_zip(path: str, process: int) -> zipfile.ZipFile:
+def _open_zip(path: str, changed: int, size: int, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)

@@ -74,10 +74,11 @@ class MessagesSource(Source):
 
     def __init__(self, config: MessagesConfig, data_root: Path) -> None:
         self.config, self.root = config, data_root
-        paths = resolve_all(data_root, config.path, FOLDER_OF)
-        self.path, self.files = paths[0] if len(paths) == 1 else data_root / config.path, paths
-        self.folder = resolve(data_root, config.media_root) if config.media_root else paths[0].parent
-        self.name = config.label or Path(config.path).stem
+        path, folder = (one and one.replace("{split}", config.split) for one in (config.path, config.media_root))
+        paths = resolve_all(data_root, path, FOLDER_OF)
+        self.path, self.files = paths[0] if len(paths) == 1 else data_root / path, paths
+        self.folder = resolve(data_root, folder) if folder else paths[0].parent
+        self.name = config.label or Path(path).stem
         self.rows = open_rows(paths)
         given = config.columns
         self.turns = (given.messages,) if given.messages else TURNS

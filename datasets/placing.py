@@ -65,6 +65,13 @@ def held(part: Any, listed: Mapping[str, Listed]) -> Any:
     return {**given, kind: own}
 
 
+# How other projects write them: <img>, <image_1>, <image 1>, <|image|>, <|image_pad|>, <ImageHere>, <video_token>.
+FOREIGN = re.compile(
+    r"<\|?(?P<kind>image|img|audio|sound|video)(?:[_ ]?\d{1,3}|_?pad|_?placeholder|_?token|here)?\|?>", re.IGNORECASE
+)
+KIND_OF = {**dict.fromkeys(("image", "img"), "image"), **dict.fromkeys(("audio", "sound"), "audio"), "video": "video"}
+
+
 class Placeholders:
     """The tags of media in a source's texts.
 
@@ -78,7 +85,7 @@ class Placeholders:
         if "audio" not in placeholders:
             self.kinds.append((SOUND, "audio"))
         known = [*(tag for tag, _ in self.kinds), REF, BOX]
-        wrong = next((word for word in words if word not in known), None)
+        wrong = next((word for word in words if word not in known and not FOREIGN.fullmatch(word)), None)
         if wrong is not None:
             raise UserError(f"text_tags: {wrong!r} is no placeholder of this source, which are {', '.join(known)}")
         self.words = words
@@ -92,18 +99,29 @@ class Placeholders:
         own = {tag: kind for tag, kind in self.kinds if kind in listed}
         if len(set(own.values())) < len(listed):
             raise UserError("media of two kinds share a placeholder; give them different ones")
-        shown = {part.modality for part in message.parts if isinstance(part, Media)}  # beside these a tag is a word
-        other = [tag for tag, kind in self.kinds if tag not in own and tag not in self.words and kind not in shown]
+        stray = self.stray(message, own)
+        if stray:
+            raise UserError(_without_medium(*stray, names))
         parts: list[Part] = []
         for part in message.parts:
-            if isinstance(part, Text):
-                stray = next((tag for tag in other if tag in part.text), None)
-                if stray:
-                    raise UserError(_without_medium(stray, dict(self.kinds)[stray], names))
-                parts += _split(part.text, own, listed)
-            else:
-                parts.append(part)
+            parts += _split(part.text, own, listed) if isinstance(part, Text) else [part]
         return replace(message, parts=tuple(parts))
+
+    def stray(self, message: Message, own: Mapping[str, str]) -> tuple[str, str] | None:
+        """A tag in a turn's texts that is no word and stands for none of its media: the tag and its kind.
+
+        Args:
+            own: the tags that the row's media are shown at, with their kinds.
+        """
+        shown = {part.modality for part in message.parts if isinstance(part, Media)} | set(own.values())
+        for text in (part.text for part in message.parts if isinstance(part, Text)):
+            tags = [(tag, kind) for tag, kind in self.kinds if tag in text]
+            foreign = (found for found in FOREIGN.finditer(text) if found[0] not in own)
+            tags += [(found[0], KIND_OF[found["kind"].lower()]) for found in foreign]
+            for tag, kind in tags:
+                if kind not in shown and tag not in self.words:
+                    return tag, kind
+        return None
 
 
 def _split(text: str, own: Mapping[str, str], listed: Mapping[str, Listed]) -> Iterator[Part]:

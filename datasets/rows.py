@@ -5,6 +5,7 @@ What is read when asked for costs memory by the row (eight bytes of json lines) 
 
 import csv
 import os
+import re
 import zipfile
 from array import array
 from bisect import bisect_right
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mmgpt.config import UserError
+from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.delimited import DELIMITERS, read_delimited
 from mmgpt.datasets.file_names import files_below, match_names, members_of
 from mmgpt.datasets.media import open_zip
@@ -158,7 +159,7 @@ class ParquetRows:
         self.groups: list[tuple[str, int]] = []
         counts, self.columns = [], list[str]()
         for path in paths:
-            file = _open_parquet(str(path), os.getpid())
+            file = _open_parquet(*_state(path))
             names = list(file.schema_arrow.names)
             if doubled := [name for name, count in Counter(names).items() if count > 1]:
                 raise UserError(f"{path}: two columns are called {doubled[0]!r}; give each a name of its own")
@@ -176,7 +177,7 @@ class ParquetRows:
         which = bisect_right(self.ends, index)
         path, group = self.groups[which]
         start = self.ends[which - 1] if which else 0
-        found = _row_group(path, group, tuple(self.columns), os.getpid()).slice(index - start, 1)
+        found = _row_group(group, tuple(self.columns), *_state(path)).slice(index - start, 1)
         return next(_cells_of(found))
 
     def names(self) -> list[str]:
@@ -186,7 +187,7 @@ class ParquetRows:
     def scan(self, columns: Sequence[str]) -> Iterator[Row]:
         """All rows, with the columns that are named alone."""
         for path, group in self.groups:
-            file = _open_parquet(path, os.getpid())
+            file = _open_parquet(*_state(path))
             for batch in file.iter_batches(1024, row_groups=[group], columns=list(columns), use_threads=False):
                 yield from _cells_of(batch)
 
@@ -203,9 +204,20 @@ class ParquetRows:
 
 def _cells_of(table: Any) -> Iterator[Row]:
     """The rows of a table or batch of pyarrow; a float of 32 bits stays one, for as a double 0.1 is 0.10000000149."""
-    short = [field.name for field in table.schema if str(field.type) in ("float", "halffloat")]
+    types = {field.name: field.type for field in table.schema if re.search(r"\b(float|halffloat)\b", str(field.type))}
     for row in table.to_pylist():
-        yield {**row, **{name: np.float32(row[name]) for name in short if row[name] is not None}}
+        yield {**row, **{name: _short_floats(row[name], type_) for name, type_ in types.items()}}
+
+
+def _short_floats(value: Any, type_: Any) -> Any:
+    """A value of a pyarrow type with its floats of 32 bits and fewer as such, in lists and structs too."""
+    if isinstance(value, float) and str(type_) in ("float", "halffloat"):
+        return np.float32(value)
+    if isinstance(value, dict):
+        return {name: _short_floats(one, type_.field(name).type) for name, one in value.items()}
+    if isinstance(value, list) and hasattr(type_, "value_type"):
+        return [_short_floats(one, type_.value_type) for one in value]
+    return value
 
 
 class NamedRows:
@@ -254,8 +266,14 @@ class NamedRows:
             rows.keep(columns)
 
 
+def _state(path: str | Path) -> tuple[str, int, int, int]:
+    """What a file is known by: one that is written again is another."""
+    stat = os.stat(path)
+    return str(path), stat.st_mtime_ns, stat.st_size, os.getpid()
+
+
 @lru_cache(maxsize=64)
-def _open_parquet(path: str, process: int) -> Any:
+def _open_parquet(path: str, changed: int, size: int, process: int) -> Any:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -268,8 +286,8 @@ def _open_parquet(path: str, process: int) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _row_group(path: str, group: int, columns: tuple[str, ...], process: int) -> Any:
-    file = _open_parquet(path, process)
+def _row_group(group: int, columns: tuple[str, ...], path: str, *state: int) -> Any:
+    file = _open_parquet(path, *state)
     try:
         return file.read_row_group(group, columns=list(columns), use_threads=False)
     except OSError as error:  # its footer was whole, its pages are not
@@ -355,7 +373,8 @@ def _json_rows(tree: Any, key: str | None) -> tuple[list[Any], set[str]]:
     made = set[str]()
     if key is not None:
         if not isinstance(tree, dict) or key not in tree:
-            raise ValueError(f"it has no key {key} that holds its rows")
+            known = did_you_mean(key, tree) if isinstance(tree, dict) else "it is no object"
+            raise ValueError(f"it has no key {key} that holds its rows; {known}")
         tree = tree[key]
     if isinstance(tree, dict) and tree and all(isinstance(row, dict) for row in tree.values()):
         made = set() if any("id" in row for row in tree.values()) else {"id"}

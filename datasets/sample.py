@@ -209,10 +209,10 @@ def _parse_message(
     check_keys(given, (*KEYS[role], *SWITCHES), ignore, f"the {role} turn")
     keys = [key for key in ("tool_calls", "function_call") if key in given]
     calls = tuple(call for key in keys for call in parse_calls(given[key], key, ignore))
-    parts = _parse_content(raw.get("content"), bool(calls or given.get("tools")), role, ignore)
+    tools = parse_tools(given["tools"]) if "tools" in given else ()
+    parts = _parse_content(raw.get("content"), bool(calls or tools), role, ignore)
     if "reasoning_content" in given:
         parts = _with_reasoning(given["reasoning_content"], parts, reasoning)
-    tools = parse_tools(given["tools"]) if "tools" in given else ()
     return Message(role, parts, _is_learned(given, role), calls, tools, _answered(given, before))
 
 

@@ -8,7 +8,7 @@ drawn over all samples, not over a buffer of a few.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -20,6 +20,7 @@ from pydantic import model_validator
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.cells import cell_text, check_keys, is_missing
 from mmgpt.datasets.media import MEDIA, Media, MediaError
+from mmgpt.datasets.placing import Placeholders
 from mmgpt.datasets.plain_text import parse_json
 from mmgpt.datasets.remote import AbsentError, is_remote, read_range, read_text
 from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth, parse_messages
@@ -44,6 +45,7 @@ class ShardsConfig(SourceConfig):
     path: str  # a folder with index.json, or tars: shard-{000000..000123}.tar; an address works as well
     prompt: str = "{image}"
     answer: str = "{txt}"
+    text_tags: list[str] = []  # such as <image>: just words where the messages of another tool's .json say them
 
     @model_validator(mode="after")
     def _templates_are_plain(self) -> Self:
@@ -67,12 +69,14 @@ class ShardSource(Source):
 
     def __init__(self, config: ShardsConfig, data_root: Path) -> None:
         self.config, self.wanted = config, config.wanted()
-        self.name = config.label or _stem(config.path)
-        self.shards, counts, self.facts = _find_shards(config.path, data_root, self.wanted)
+        self.placeholders = Placeholders({}, config.text_tags)
+        path = config.path.replace("{split}", config.split)
+        self.name = config.label or _stem(path)
+        self.shards, counts, self.facts = _find_shards(path, data_root, self.wanted)
         self.is_remote = is_remote(self.shards[0])
         self.files = [] if self.is_remote else [shard for shard in self.shards if Path(shard).is_file()]
         self.starts = np.cumsum([0, *counts])
-        super().__init__(config, int(self.starts[-1]), config.path)
+        super().__init__(config, int(self.starts[-1]), path)
 
     def __getitem__(self, index: int) -> Sample:
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -135,6 +139,7 @@ class ShardSource(Source):
         def filled(messages: Any) -> tuple[Message, ...]:
             try:
                 parsed = parse_messages(messages, self.config.ignore)
+                self._check_tags(row, parsed)
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
             return tuple(replace(message, parts=tuple(map(fill, message.parts))) for message in parsed)
@@ -161,6 +166,16 @@ class ShardSource(Source):
         source, named = row.get("source"), row.get("key")
         label = self.config.label or (self.name if is_missing(source) else cell_text(source))
         return Sample(messages, label, name if is_missing(named) else cell_text(named), own, _truths(row, where))
+
+    def _check_tags(self, row: Mapping[str, Any], messages: Sequence[Message]) -> None:
+        """Refuse tags of media in texts, which nothing fills here; what mmgpt wrote was seen to when it was written."""
+        for message in [] if "key" in row else messages:
+            if stray := self.placeholders.stray(message, {}):
+                tag, kind = stray
+                raise UserError(
+                    f"a turn says {tag} and shows no {kind}; write it as a part that names its member, "
+                    f'{{"type": "{kind}", "path": "..."}}, or if the tag is just words, text_tags: [\'{tag}\']'
+                )
 
     def _parts(
         self, template: str, cells: Mapping[str, Any], media: Mapping[str, list[Media]], where: str

@@ -5,7 +5,6 @@ Shape letters: S samples, C channels.
 
 import io
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ import soundfile
 
 from mmgpt.datasets.ffmpeg import decode_sound
 from mmgpt.datasets.formats import kind_of, refusal
-from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError
+from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError, to_number
 from mmgpt.datasets.sound_files import mended, missing_of, with_its_size
 from mmgpt.datasets.waveform import Sound, check_length, check_samples, from_array, mix
 
@@ -27,8 +26,9 @@ UNKNOWN_FRAMES = 2**62  # a FLAC written to a pipe states none, for which libsnd
 class Audio(Media):
     """A sound: path, bytes, open file, base64, a decoded `Sound`, or an array or tensor with its `rate` in Hz.
 
-    Floats lie in -1 to 1; int8, uint8, int16 and int32 are at their full scale, as in files. What fits no scale or two
-    is refused: 16-bit numbers in int64, in a list, as floats, or in int32.
+    Floats lie in -1 to 1, and up to 8 either way are a loud sound, kept as loud. int8, uint8, int16 and int32 are at
+    their full scale, as in files. What fits no scale or two is refused: floats beyond 8, floats that are all whole
+    numbers and go beyond 1, 16-bit numbers in int64, in a list, or in int32.
 
     One channel is (samples,), several have the longer axis as time; a batch of one is its sound.
     """
@@ -38,7 +38,7 @@ class Audio(Media):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rate = self.source.rate if isinstance(self.source, Sound) else self.rate
+        rate = self.source.rate if isinstance(self.source, Sound) and self.rate is None else self.rate
         object.__setattr__(self, "rate", None if rate is None else _whole(self.name(), rate))
 
     def load(self, limits: Limits = LIMITS) -> Sound:
@@ -50,25 +50,28 @@ class Audio(Media):
         """
         payload = self.read(limits)
         sound = self._from_array(limits) if payload is None else self._decode(payload, limits)
+        if self.rate not in (None, sound.rate):
+            raise MediaError(f"{self.name()}: rate={self.rate}, but it states {sound.rate:,} Hz; leave rate out")
         check_samples(self.name(), sound.samples)
         return sound
 
     def array(self) -> np.ndarray:
         """The samples of an array or a decoded sound as they came."""
-        return self.made.samples if isinstance(self.made, Sound) else super().array()
+        return Media(self.made.samples, label=self.name()).array() if isinstance(self.made, Sound) else super().array()
 
     def _from_array(self, limits: Limits) -> Sound:
-        array = self.array()
+        array, rate = self.array(), self.rate
         if isinstance(self.made, Sound):
-            check_length(self.name(), len(array), self.made.rate, limits)
-            return self.made
+            rate = _whole(self.name(), self.made.rate)
         if not array.ndim or array.dtype.kind in "OUSV":
             kind = f"shape {array.shape} of {array.dtype}" if array.ndim else type(self.made).__name__
             raise MediaError(f"{self.name()}: {kind} is no sound; give a path, bytes, or an array of samples")
-        if self.rate is None:
+        if rate is None:
             raise MediaError(f"{self.name()}: an array does not tell its rate; write Audio(samples, rate=16000)")
-        check_length(self.name(), max(array.shape), self.rate, limits)
-        return Sound(from_array(self.name(), array), self.rate)
+        check_length(self.name(), max(array.shape), rate, limits)
+        if isinstance(self.made, Sound) and array.ndim == 1 and array.dtype == np.float32:
+            return Sound(array, rate)  # decoded, as loud as its file
+        return Sound(from_array(self.name(), array), rate)
 
     def _decode(self, payload: bytes, limits: Limits) -> Sound:
         missing = missing_of(payload)
@@ -157,13 +160,12 @@ def _whole(name: str, rate: Any) -> int:
     Raises:
         MediaError: if it is no whole number above 0.
     """
-    if getattr(rate, "ndim", None) == 0 and hasattr(rate, "item"):  # a scalar of numpy or torch
-        rate = rate.item()
-    if isinstance(rate, bool) or not isinstance(rate, Real) or not 1 <= float(rate) < 2**31 or rate % 1:
+    number = to_number(rate)
+    if number is None or not 1 <= number < 2**31 or number % 1:
         raise MediaError(
             f"{name}: rate={rate!r} is no whole number of samples a second; write Audio(samples, rate=16000)"
         )
-    return int(float(rate))
+    return int(float(number))
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]

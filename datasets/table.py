@@ -24,7 +24,7 @@ import numpy as np
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.cells import check_keys, is_missing, matches
-from mmgpt.datasets.file_names import as_on_disk, find_member, names_in_path
+from mmgpt.datasets.file_names import as_on_disk, find_member, names_in_path, split_zip
 from mmgpt.datasets.media import MEDIA, Media, MediaError, open_zip
 from mmgpt.datasets.plain_text import read_lines
 from mmgpt.datasets.rows import FOLDER_OF, ListRows, NamedRows, Row, Rows, open_rows, read_file_names
@@ -261,13 +261,13 @@ class TableSource(Source):
         cell = self._medium(template, row)
         if not isinstance(cell, str) or cell.startswith("data:"):
             return bool(media_of("image", cell, self.root, self.root))
-        archive, inside_zip, inner = str(self.root / cell).partition(".zip/")
-        if not inside_zip:
+        archive, inner = split_zip(str(self.root / cell))
+        if not inner:
             return as_on_disk(self.root / cell).is_file()
         try:
-            return find_member(open_zip(archive + ".zip"), inner) is not None
+            return find_member(open_zip(archive), inner) is not None
         except (OSError, zipfile.BadZipFile) as error:
-            raise MediaError(f"{archive}.zip: not a zip that can be read ({error}); download it again") from None
+            raise MediaError(f"{archive}: not a zip that can be read ({error}); download it again") from None
 
 
 def _placed(parts: list[Part], tag: str) -> list[Part]:

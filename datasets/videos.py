@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from mmgpt.datasets.ffmpeg import SLACK, decode_sound, open_container, use_one_t
 from mmgpt.datasets.formats import kind_of
 from mmgpt.datasets.images import DAMAGE, Image, check_pixels, open_picture, to_rgb
 from mmgpt.datasets.levels import to_levels, white_of
-from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError
+from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError, to_number
 from mmgpt.datasets.waveform import Sound
 
 ANIMATED = ("GIF", "WEBP", "PNG")
@@ -70,10 +69,14 @@ class Video(Media):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rate is not None and not _is_positive(self.rate):
+        if self.rate is None:
+            return
+        if not _is_positive(self.rate):
             raise MediaError(
                 f"{self.name()}: rate={self.rate!r} is no number of frames a second; write Video(frames, rate=25)"
             )
+        if self.is_encoded:
+            raise MediaError(f"{self.name()}: rate={self.rate} is for frames, and a file tells its own; leave it out")
 
     def load(self, limits: Limits = LIMITS, **wishes: Any) -> Film:
         """Decode what is on the screen at evenly spaced moments; each frame stays until the next one's time stamp.
@@ -127,7 +130,8 @@ class Video(Media):
 
 
 def _is_positive(number: object) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < math.inf
+    value = to_number(number)
+    return value is not None and 0 < value < math.inf
 
 
 def _on_one_scale(name: str, frames: list[Image]) -> list[Image]:

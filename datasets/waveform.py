@@ -31,6 +31,8 @@ class Sound(NamedTuple):
 def from_array(name: str, array: np.ndarray) -> np.ndarray:
     """Mono float32 samples (S,) of an array (S,), (S, C) or (C, S) of floats in -1 to 1, or of integers at full scale.
 
+    Floats up to 8 in size are a loud sound and stay as they are, but for whole numbers beyond 1, which are on no scale.
+
     Raises:
         MediaError: if it is no sound, or its scale cannot be told.
     """
@@ -62,7 +64,8 @@ def _scaled(name: str, samples: np.ndarray) -> np.ndarray:
                 f"{name}: {samples.dtype} values from {lowest:g} to {highest:g}, which must lie in -1 to 1; "
                 "divide 16-bit numbers by 32768, 32-bit ones by 2147483648, others by their peak"
             )
-        return samples.astype(np.float32)
+        with np.errstate(over="ignore"):  # check_samples tells of it
+            return samples.astype(np.float32)
     peak = max(abs(int(lowest)), abs(int(highest)))
     full_scale = FULL_SCALE.get(samples.dtype.name)
     if peak and (full_scale is None or (full_scale == FULL_SCALE["int32"] and peak <= MOST_24_BITS)):

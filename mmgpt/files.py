@@ -54,20 +54,23 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             draft.rename(folder)
 
 
-def write_file(file: Path, text: str) -> None:
+def write_file(file: Path, text: str, errors: str = "strict") -> None:
     """Write a file under another name, then move it into place, so that it is there whole or not at all.
 
     Raises:
         OSError: if the disk is full or refuses; what stood there before still does, and nothing else is left.
     """
-    draft = file.with_name(f".{file.name}.draft")
+    place = file.resolve()  # a link stays one
+    is_special = place.exists() and not place.is_file()  # /dev/stdout
+    draft = place if is_special else place.with_name(f".{place.name}.draft")
     with name_disk_errors(file):
         try:
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(file)
+            draft.write_text(text, encoding="utf-8", errors=errors)
+            draft.replace(place)
         except OSError:
-            with contextlib.suppress(OSError):
-                draft.unlink()
+            if not is_special:
+                with contextlib.suppress(OSError):
+                    draft.unlink()
             raise
 
 

@@ -8,9 +8,9 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.sample import Sample
@@ -56,6 +56,12 @@ class WorldConfig(SourceConfig):
     name: str
     size: PositiveInt = 100_000
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _has_no_rows(self) -> Self:
+        if self.ignore:
+            raise ValueError("ignore is of sources that read rows; a world makes its own: leave it out")
+        return self
 
 
 class WorldSource(Source):

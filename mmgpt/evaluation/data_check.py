@@ -23,6 +23,7 @@ from mmgpt.evaluation.fingerprint import TOLERANCE, Fingerprint, Lookalikes, fin
 from mmgpt.evaluation.inspect import RecipeData, media_of
 from mmgpt.evaluation.task import load_task
 from mmgpt.evaluation.workers import Died, map_in_workers
+from mmgpt.files import write_file
 from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong, rows_of
 from mmgpt.inputs.tokenizer import SLOTS
 
@@ -76,7 +77,7 @@ class Check:
     def write(self, file: Path) -> None:
         """One line of JSON a finding."""
         lines = [json.dumps(asdict(finding), ensure_ascii=False) for finding in self.findings]
-        file.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+        write_file(file, "".join(line + "\n" for line in lines), errors="backslashreplace")
 
 
 @dataclass(frozen=True)

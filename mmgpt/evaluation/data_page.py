@@ -14,6 +14,7 @@ from mmgpt.evaluation.gallery import medium_figure
 from mmgpt.evaluation.inspect import RecipeData, media_of, spread_indexes
 from mmgpt.evaluation.plots import Markup, tag
 from mmgpt.evaluation.report import html_page
+from mmgpt.files import write_file
 from mmgpt.inputs.chat import IGNORED, Medium, Objective, Rendered, rows_of
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.multimodal import ModelConfig
@@ -45,7 +46,7 @@ def write_data_page(data: RecipeData, file: Path, *, limit: int = 20, seed: int 
     summary = tag("p", *(tag("span", fact) for fact in facts), cls="summary")
     header = tag("header", top, tag("h1", data.recipe.name), summary, _legend(), tag("nav", *links, cls="sources"))
     page = html_page(f"{data.recipe.name} - mmgpt data", header, tag("main", *sections))
-    file.write_text("<!doctype html>\n" + page + "\n", encoding="utf-8", errors="replace")
+    write_file(file, "<!doctype html>\n" + page + "\n", errors="replace")
     return file
 
 

@@ -16,6 +16,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, Media, MediaError
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.inspect import RecipeData, media_of, spread_indexes
+from mmgpt.files import write_file
 from mmgpt.inputs.batch import PADDING
 from mmgpt.inputs.chat import IGNORED, Rendered, TooLong, rows_of
 from mmgpt.inputs.stream import StepStream, load_steps
@@ -175,7 +176,7 @@ def _speed(stream: StepStream, steps: int) -> Record:
 def write_stats(stats: Sequence[Record], folder: Path) -> None:
     """Write stats.json and lengths.png into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stats.json").write_text(json.dumps(stats, indent=1), encoding="utf-8")
+    write_file(folder / "stats.json", json.dumps(stats, indent=1))
     plot_lengths(stats, folder / "lengths.png")
 
 

@@ -13,6 +13,7 @@ from mmgpt.evaluation.gallery import MAX_CARDS, gallery
 from mmgpt.evaluation.metrics import metric_named
 from mmgpt.evaluation.plots import Markup, tag
 from mmgpt.evaluation.report import html_page
+from mmgpt.files import write_file
 
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -94,7 +95,7 @@ def write_leaderboard(folders: Sequence[str | Path], out: str | Path, *, samples
     )
     file = Path(out)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("<!doctype html>\n" + page + "\n", encoding="utf-8", errors="replace")
+    write_file(file, "<!doctype html>\n" + page + "\n", errors="replace")
     return file
 
 

@@ -16,6 +16,7 @@ from mmgpt.evaluation.environment import environment
 from mmgpt.evaluation.gallery import gallery, size
 from mmgpt.evaluation.metrics import Metric, metric_named
 from mmgpt.evaluation.plots import Markup, Point, Series, line_chart, short, tag
+from mmgpt.files import write_file
 from mmgpt.training.log import read_log
 
 MAX_HEADLINES = 8
@@ -74,7 +75,7 @@ def write_report(run: Path, evaluation: Path | None = None) -> Path:
     """
     page = _page(_read(Path(run), evaluation))
     file = Path(run) / "report.html"
-    file.write_text("<!doctype html>\n" + page + "\n", encoding="utf-8", errors="replace")
+    write_file(file, "<!doctype html>\n" + page + "\n", errors="replace")
     return file
 
 

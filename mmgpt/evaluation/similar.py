@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmgpt.config import UserError
+from mmgpt.datasets.file_names import split_zip
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Part, Text
 from mmgpt.evaluation.item import Item
@@ -154,7 +155,6 @@ def _stamp(part: Part) -> list[Any]:
     if isinstance(part, Text):
         return ["text", part.text]
     path = part.path
-    archive, inside_zip, _ = (path or "").partition(".zip/")
-    file = archive + ".zip" if inside_zip else archive
+    file, _ = split_zip(path or "")
     seen = os.stat(file) if path and os.path.exists(file) else None
     return [part.modality, identity(part), *((seen.st_mtime_ns, seen.st_size) if seen else ())]

@@ -146,7 +146,6 @@ UNTOLD = {
     "strings": (PIXELS.astype(str), "is no type of pixels"),
     "times": (PIXELS.astype("datetime64[s]"), "is no type of pixels"),
     "ragged": ([[1], [1, 2]], "cannot be read as an array .*give an array of numbers"),
-    "two channels": (PIXELS[..., :2], r"\(20, 30, 2\) of uint8 is not a picture; give grey with alpha as PIL"),
     "seven channels": (np.zeros((5, 5, 7)), r"shape \(5, 5, 7\) of float64 is not a picture"),
     "a batch": (np.stack([PIXELS, PIXELS]), "not a picture; give the pictures of a batch one by one, or Video"),
     "5 axes": (np.zeros((1, 1, 4, 4, 3)), "not a picture"),
@@ -244,3 +243,26 @@ def test_the_frames_of_a_video_are_on_one_scale(frames):
 def test_frames_that_cannot_be_used_are_refused(frames, rate, told):
     with pytest.raises(MediaError, match=told):
         Video(frames, rate=rate).load(rate=25)
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_two_channels_are_grey_and_alpha(scale):
+    grey_HW, alpha_HW = np.mgrid[0:6, 0:8] * (255 / np.array([5, 7]))[:, None, None]
+    levels_HWC = np.stack([grey_HW, alpha_HW], axis=-1).round().astype(np.uint8)
+    white = PIL.Image.new("RGBA", (8, 6), "white")
+    right = np.asarray(PIL.Image.alpha_composite(white, PIL.Image.fromarray(levels_HWC).convert("RGBA")))[..., :3]
+    pixels_HWC = levels_HWC if scale == 255 else levels_HWC / 255
+    for pixels in (pixels_HWC, torch.from_numpy(pixels_HWC).permute(2, 0, 1)):
+        assert np.array_equal(np.asarray(Image(pixels).load()), right)
+    assert np.array_equal(np.asarray(Video(pixels_HWC[None], rate=1).load().frames[0]), right)
+    with pytest.raises(MediaError, match="its alpha channel reaches 1"):
+        Image(np.stack([levels_HWC[..., 0], np.ones((6, 8), np.uint8)], axis=-1)).load()
+
+
+def test_a_rate_of_frames_is_a_number_of_any_type():
+    for rate in (np.array(2.0), torch.tensor(2), np.float32(2)):
+        assert Video(np.zeros((4, 8, 8, 3)), rate=rate).load(rate=1).times == [0, 1]
+    with pytest.raises(MediaError, match="no number of frames"):
+        Video(np.zeros((4, 8, 8, 3)), rate=np.array([2.0]))
+    with pytest.raises(MediaError, match="s of video, limit"):
+        Video(np.zeros((4, 8, 8, 3)), rate=1e-9).load()

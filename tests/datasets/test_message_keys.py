@@ -1,6 +1,7 @@
 """Every key of a conversation's row, turn and part is read, in `ignore`, or an error; what is read has its meaning."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -125,12 +126,18 @@ def with_turn(turn: dict, *more: dict) -> dict:
             "'f' is no tool .*: weather",
         ),
         ({"messages": TURNS, "tools": "[{}]"}, {}, "tools: {} has no name"),
+        ({"messages": TURNS, "tools": 0}, {}, "tools: 0"),
         ({"messages": TURNS, "objects": {"bbox": [[1, 2, 3, 4]]}}, {}, "say <bbox> 0 times, objects lists 1"),
         ({"messages": [Q, {**A, "content": "<bbox>"}]}, {}, "say <bbox> 1 times, objects lists 0"),
         ({"messages": TURNS, "objects": {"bbox_type": "norm1", "bbox": [[0, 0]]}}, {}, "bbox_type is not 'real'"),
         ({"messages": TURNS, "objects": {"rf": ["a"]}}, {}, r"nothing reads 'rf'; did you mean ref\?"),
         ({"messages": [Q, {**A, "content": "<bbox>"}], "objects": {"bbox": [[1, None]]}}, {}, "bbox holds"),
-        ({"messages": TURNS}, {"text_tags": ["<img>"]}, "text_tags: '<img>' is no placeholder"),
+        ({"messages": TURNS}, {"text_tags": ["<picture>"]}, "text_tags: '<picture>' is no placeholder"),
+        *(
+            ({"messages": [{**Q, "content": f"{tag}q"}, A]}, {}, rf"a turn says {re.escape(tag)}, but the row holds no")
+            for tag in ("<img>", "<image_1>", "<image 1>", "<|image|>", "<|image_pad|>", "<ImageHere>", "<IMAGE>")
+        ),
+        ({"messages": [{**Q, "content": "<|video_pad|>q"}, A]}, {}, r"no video.*text_tags: \['<\|video_pad\|>'\]"),
         *(
             ({"messages": TURNS, **marks}, {}, f"{next(iter(marks))}'.* mark good and bad answers, which preference")
             for marks in (
@@ -154,6 +161,8 @@ def test_what_a_row_says_and_nothing_reads_is_an_error_that_names_it(row, option
     ("row", "options"),
     [
         ({"messages": [{**Q, "content": "<image>q"}, A]}, {"text_tags": ["<image>"]}),
+        ({"messages": [{**Q, "content": "<img>q"}, A]}, {"text_tags": ["<img>"]}),
+        ({"messages": [{**Q, "content": "<image>Is <image_1> red?"}, A], "images": ["a.png"]}, {}),
         ({"messages": TURNS, "label": True, "score": 1}, {"ignore": ["label", "sc*"]}),
         ({"messages": TURNS, "label": None, "rejected": "", "chosen": [], "weight": float("nan")}, {}),
         ({"messages": TURNS, "id": 3, "model": "gpt", "source": "web"}, {}),

@@ -271,3 +271,17 @@ def test_members_in_any_order_are_read_back_or_refused_and_never_dropped(members
         assert field in prompt or not held or {end, "*"} & set(ignore)
     shown = [part for one in samples for turn in one.turns for part in turn.parts if isinstance(part, Image | Audio)]
     assert all(np.asarray(one.load() if isinstance(one, Image) else one.load().samples).size for one in shown)
+
+
+@pytest.mark.parametrize("tag", ["<image>", "<audio>", "<sound>", "<video>"])
+def test_a_tag_in_the_words_of_a_json_without_its_medium_is_refused_but_where_it_is_words(tag, tmp_path):
+    turns = [{"role": "user", "content": f"{tag}What is it?"}, {"role": "assistant", "content": "Red."}]
+    members = [("1.json", json.dumps({"messages": turns}).encode())]
+    with pytest.raises(UserError, match=rf"\(1\): a turn says {tag} and shows no .*text_tags: \['{tag}'\]"):
+        words(read(tmp_path, *members))
+    assert words(read(tmp_path, *members, text_tags=[tag])) == ["Red."]
+    branched = {"messages": turns[1:], "branches": [turns]}
+    with pytest.raises(UserError, match=f"a turn says {tag}"):
+        words(read(tmp_path, ("1.json", json.dumps(branched).encode())))
+    written = [("1.json", json.dumps({"messages": turns, "key": "row 1", "source": "s"}).encode())]
+    assert words(read(tmp_path, *written)) == ["Red."]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mmgpt.datasets.media import Audio, MediaError, Sound
+from mmgpt.datasets.media import Audio, MediaError, Sound, Video
 from mmgpt.datasets.sample import parse_messages
 from mmgpt.datasets.source import media_of
 
@@ -141,7 +141,8 @@ def test_a_rate_is_a_whole_number_of_any_type(rate):
 
 
 @pytest.mark.parametrize(
-    "rate", ["16000", 0, -1, True, False, float("nan"), float("inf"), 44_100.5, 10**12, [16000], b"8000", 0.5, 1j]
+    "rate",
+    ["16000", 0, -1, True, False, float("nan"), float("inf"), 44_100.5, 10**12, 10**400, [16000], b"8000", 0.5, 1j],
 )
 def test_a_rate_that_is_none_is_refused_at_the_door(rate):
     with pytest.raises(MediaError, match=r"rate=.* is no whole number of samples a second; write Audio\("):
@@ -182,3 +183,36 @@ def test_rows_of_datasets_keep_the_type_of_their_samples(tmp_path):
     with pytest.raises(MediaError, match="rate='8000' is no whole number"):
         media_of("audio", {"array": TONE, "sampling_rate": "8000"}, tmp_path, tmp_path)
     assert media_of("audio", float("nan"), tmp_path, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        (TONE * 2**15).astype(np.int16),
+        np.stack([TONE, TONE]),
+        TONE.astype(np.float64),
+        TONE.tolist(),
+        torch.from_numpy(TONE),
+    ],
+)
+def test_a_sound_made_by_hand_is_read_as_its_array_is(samples):
+    for source in (Sound(samples, 8000.0), lambda: Sound(samples, 8000.0)):
+        sound = Audio(source).load()
+        assert (sound.samples.dtype, sound.samples.shape, type(sound.rate)) == (np.float32, TONE.shape, int)
+        assert np.abs(sound.samples - TONE).max() < 1e-4
+
+
+def test_a_rate_that_is_not_that_of_the_file_or_sound_is_refused():
+    payload = Audio(TONE, rate=RATE).encoded()[1]
+    assert Audio(payload, rate=RATE).load().rate == RATE
+    for source in (payload, Sound(TONE.astype(np.float32), RATE)):
+        with pytest.raises(MediaError, match=r"rate=16000, but it states 8,000 Hz; leave rate out"):
+            Audio(source, rate=16_000).load()
+    with pytest.raises(MediaError, match=r"rate=1 is for frames, and a file tells its own; leave it out"):
+        Video("film.mp4", rate=1)
+
+
+def test_masked_samples_are_not_taken_for_samples():
+    with pytest.raises(MediaError, match="some of it is masked"):
+        Audio(np.ma.masked_greater(TONE, 0.2), rate=RATE).load()
+    assert Audio(np.ma.masked_greater(TONE, 2), rate=RATE).load().seconds == 1

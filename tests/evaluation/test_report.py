@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +14,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
 from mmgpt.evaluation.plots import Axis, Series, line_chart, tag, thin, value_axis
 from mmgpt.evaluation.report import write_report
+from mmgpt.files import write_file
 
 VOID = {"meta", "img"}
 CONFIG = """name: tiny
@@ -316,3 +319,37 @@ def test_ticks_are_two_or_more_and_lie_on_the_axis(axis, most):
 def test_a_chart_of_a_long_run_stays_small():
     points = [(float(step), 1.0 + step % 3) for step in range(100_000)]
     assert len(line_chart("loss", [Series("all", points)])) < 60_000
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_page_and_file_whole(tmp_path, monkeypatch):
+    run, write_text = make_run(tmp_path / "run"), Path.write_text
+    page = write_report(run).read_bytes()
+    write_file(tmp_path / "results.json", "old")
+
+    def refuse(file, text, **options):
+        write_text(file, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    file = run / "report.html"
+    with pytest.raises(OSError, match=f"No space left on device: '{file}'"):
+        write_report(run)
+    assert file.read_bytes() == page
+    assert not list(run.glob(".*"))
+    for name in ("results.json", "samples-easy_vqa-0.jsonl"):
+        with pytest.raises(OSError, match=f"No space left on device: .*{name}"):
+            write_file(tmp_path / name, "newer")
+    assert (tmp_path / "results.json").read_text() == "old"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["results.json", "run"]
+
+
+def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
+    (tmp_path / "link").symlink_to("page.html")
+    write_file(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "page.html").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_file(tmp_path / "pipe", "new")
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgpt.evaluation.metrics.normalise import thoughtless
+
 if TYPE_CHECKING:
     from torch import Tensor  # slow to import, and here for its name alone
 
@@ -25,7 +27,7 @@ class Answered:
     """A prediction, and what is known about the right answer.
 
     Attributes:
-        prediction: the text that was generated or chosen.
+        prediction: the text that was generated or chosen; reasoning before it (`<think>`) is left out.
         references: all answers that are right; ten for VQA, five for captions.
         choices, logprobs: what was chosen from, with the score of each; of kind `score`, one logprob a token.
         tags: groups that are reported apart, such as {"answer_type": "yes/no"}.
@@ -36,6 +38,9 @@ class Answered:
     choices: tuple[str, ...] = ()
     logprobs: tuple[float, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prediction", thoughtless(self.prediction))
 
 
 def _mean(sums_S: Floats, count: int) -> float:

@@ -16,6 +16,7 @@ MARKUP = [
     (re.compile(r"(?<!`)(`{1,8})(?!`)(.{1,1000}?)(?<!`)\1(?!`)"), r"\2"),
     (re.compile(r"^(?:#{1,6}|>|\u2022)\s+"), ""),
 ]
+THOUGHT = re.compile(r".*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)  # a chat template may have opened it
 MARK = re.compile(r"[<>\\*_`#\u2022]")  # without any of these there is no markup
 SPELLINGS = (
     {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width letters, digits and marks
@@ -25,6 +26,11 @@ SPELLINGS = (
 )
 WRAPPED = re.compile(r"""(["'$*_`])(.+)\1|\\\((.+)\\\)|\\\[(.+)\\\]""", re.DOTALL)
 APOSTROPHE = re.compile(r"(?<=\w)'(?=\w)")
+
+
+def thoughtless(text: str) -> str:
+    """What is said after the model's reasoning, if that ends; the whole text if nothing follows."""
+    return THOUGHT.sub("", text, count=1).strip() or text
 
 
 def composed(text: str) -> str:

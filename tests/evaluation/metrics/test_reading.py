@@ -57,6 +57,20 @@ NEEDS = {"wer": "jiwer", "cer": "jiwer", "bleu": "sacrebleu", "chrf": "sacrebleu
 CHOICES = ("dog", "caf\u00e9", "cow")
 
 
+@pytest.mark.parametrize(
+    "thought", ["<think>No. A or C? 3 cats.</think>", "Is it A?\n</think>\n\n", "<THINKING>\nno</THINKING> "]
+)
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_thought_before_an_answer_is_no_part_of_it(name, thought):
+    pytest.importorskip(NEEDS.get(name, "numpy"))
+    right = RIGHT[name]
+    wanted = METRICS[name].value(answered(name, right, right))
+    assert METRICS[name].value(answered(name, thought + right, right)) == wanted
+    assert (
+        METRICS[name].value(answered(name, f"<think>{right}</think>no dog", right)) != wanted or name == "pope_accuracy"
+    )
+
+
 def answered(name, said, right):
     choices = CHOICES if name.startswith("choice") else ()
     others = [Answered("cow", ("cow",), choices), Answered("a cat", ("dog",), choices)]
