@@ -115,7 +115,7 @@ class Placeholders:
         """
         shown = {part.modality for part in message.parts if isinstance(part, Media)} | set(own.values())
         for text in (part.text for part in message.parts if isinstance(part, Text)):
-            tags = [(tag, kind) for tag, kind in self.kinds if tag in text]
+            tags = [(tag, kind) for tag, kind in self.kinds if tag not in own and tag in text]
             foreign = (found for found in FOREIGN.finditer(text) if found[0] not in own)
             tags += [(found[0], KIND_OF[found["kind"].lower()]) for found in foreign]
             for tag, kind in tags:
