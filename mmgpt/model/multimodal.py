@@ -349,10 +349,10 @@ def splice(x_BTD: Tensor, is_slot_BT: Tensor, tokens_ND: Tensor, modality: str) 
     Raises:
         ValueError: if placeholders and tokens differ in number.
     """
-    num_slots = int(is_slot_BT.sum())  # a device sync, worth it: a shifted picture trains silently wrong
-    if num_slots != len(tokens_ND):
+    slots = is_slot_BT.nonzero(as_tuple=True)  # a device sync, worth it: a shifted picture trains silently wrong
+    if len(slots[0]) != len(tokens_ND):
         raise ValueError(
-            f"the rows hold {num_slots} {modality} placeholders but the encoder gave {len(tokens_ND)} tokens; "
+            f"the rows hold {len(slots[0])} {modality} placeholders but the encoder gave {len(tokens_ND)} tokens; "
             "build the batch with inputs.collate and the model's own config"
         )
-    return x_BTD.masked_scatter(is_slot_BT[..., None], tokens_ND.to(x_BTD.dtype))
+    return x_BTD.index_put(slots, tokens_ND.to(x_BTD.dtype))
