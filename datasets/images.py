@@ -120,8 +120,8 @@ def _channels_last(array: np.ndarray, prefers_first: bool) -> np.ndarray:
     if array.ndim != 3:
         return array
     is_first, is_last = (array.shape[end] in (1, 3, 4) for end in (0, 2))
-    if not (is_first or is_last):  # two are channels only where they can be nothing else
-        is_first, is_last = prefers_first and array.shape[0] == 2, array.shape[2] == 2
+    if not (is_first or is_last):  # two are channels as PIL has them; (2, H, W) may as well be two pictures
+        is_last = array.shape[2] == 2
     if is_first and (prefers_first or not is_last):
         array = np.moveaxis(array, 0, 2)
     return array[..., 0] if array.shape[2] == 1 else array

@@ -19,6 +19,7 @@ from mmgpt.datasets.sample import Message, Text
 from mmgpt.evaluation.answering import Answer
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.task import TaskConfig
+from mmgpt.files import name_disk_errors
 
 PARTS = "parts"  # the folder of an evaluation's answers
 
@@ -152,8 +153,9 @@ class Answers:
 
     def _write(self, file: IO[bytes] | None, line: bytes) -> None:
         if file is not None:
-            file.write(line)
-            file.flush()
+            with name_disk_errors(Path(file.name)):
+                file.write(line)
+                file.flush()
 
     def _read(self, path: Path) -> set[str]:
         """Read the lines that a file has more; the digests in them."""

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import shutil
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -219,3 +220,14 @@ def test_processes_of_which_one_is_killed_go_on_to_the_scores_of_one(answerer, e
     assert {**row, "seconds": 0} == {**alone.results[0], "seconds": 0}
     samples = [json.loads(line) for line in (tmp_path / "out" / row["samples"]).read_text().splitlines()]
     assert samples == alone.samples["easy_vqa-1"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without /dev/full")
+def test_a_full_disk_is_told_with_the_file_of_the_answers(tmp_path):
+    answers = Answers(tmp_path, None, "model", 0)
+    answers.begin("task-0")
+    answers.close()
+    answers.part = Path("/dev/full").open("ab", buffering=0)
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        answers.add("digest", "key", Answer("a cat"))
+    answers.close()

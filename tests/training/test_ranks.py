@@ -29,7 +29,7 @@ from mmgpt.training.log import read_log
 from mmgpt.training.loop import noise_seed, train
 from mmgpt.training.mixing import order_of
 
-SECONDS = 60  # that a process group may take
+SECONDS = 180  # that a process group may take; it takes 45 on two slow cores alone
 CONFORMER = {"kind": "conformer", "rate": 8000, "mels": 16, "width": 16, "depth": 1, "heads": 2, "stem": 4, "kernel": 5}
 SGD = {"optimizer": {"kind": "sgd"}, "learning_rate": 0.02, "schedule": {"kind": "constant", "warmup": 0}}
 TIMES = {"tokens_per_second", "media_per_second", "seconds", "data_time"}
