@@ -74,7 +74,8 @@ class MessagesSource(Source):
 
     def __init__(self, config: MessagesConfig, data_root: Path) -> None:
         self.config, self.root = config, data_root
-        path, folder = (one and one.replace("{split}", config.split) for one in (config.path, config.media_root))
+        path = config.path.replace("{split}", config.split)
+        folder = config.media_root and config.media_root.replace("{split}", config.split)
         paths = resolve_all(data_root, path, FOLDER_OF)
         self.path, self.files = paths[0] if len(paths) == 1 else data_root / path, paths
         self.folder = resolve(data_root, folder) if folder else paths[0].parent

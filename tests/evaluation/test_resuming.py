@@ -227,6 +227,8 @@ def test_a_full_disk_is_told_with_the_file_of_the_answers(tmp_path):
     answers = Answers(tmp_path, None, "model", 0)
     answers.begin("task-0")
     answers.close()
-    with Path("/dev/full").open("ab", buffering=0) as answers.part:
-        with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
-            answers.add("digest", "key", Answer("a cat"))
+    with (
+        Path("/dev/full").open("ab", buffering=0) as answers.part,
+        pytest.raises(OSError, match=r"No space left on device: '/dev/full'"),
+    ):
+        answers.add("digest", "key", Answer("a cat"))
