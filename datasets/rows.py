@@ -26,6 +26,7 @@ from mmgpt.datasets.plain_text import COMPRESSED, parse_json, read_json, read_li
 from mmgpt.datasets.template import fields_of
 
 Row = dict[str, Any]
+SHORT_FLOATS = re.compile(r"\b(float|halffloat)\b")  # in a type of pyarrow: those of at most 32 bits
 FOLDER_OF = (".parquet", ".jsonl")  # a folder stands for the files of the one of these that it holds
 
 
@@ -204,20 +205,22 @@ class ParquetRows:
 
 def _cells_of(table: Any) -> Iterator[Row]:
     """The rows of a table or batch of pyarrow; a float of 32 bits stays one, for as a double 0.1 is 0.10000000149."""
-    types = {field.name: field.type for field in table.schema if re.search(r"\b(float|halffloat)\b", str(field.type))}
+    types = {field.name: field.type for field in table.schema if SHORT_FLOATS.search(str(field.type))}
     for row in table.to_pylist():
         yield {**row, **{name: _short_floats(row[name], type_) for name, type_ in types.items()}}
 
 
 def _short_floats(value: Any, type_: Any) -> Any:
     """A value of a pyarrow type with its floats of 32 bits and fewer as such, in lists and structs too."""
-    if isinstance(value, float) and str(type_) in ("float", "halffloat"):
-        return np.float32(value)
+    if value is None or not SHORT_FLOATS.search(str(type_)):
+        return value
     if isinstance(value, dict):
         return {name: _short_floats(one, type_.field(name).type) for name, one in value.items()}
     if isinstance(value, list) and hasattr(type_, "value_type"):
+        if isinstance(next(filter(None, value), None), float):  # at once: the samples of a sound are 100,000s
+            return [one if one is None else np.float32(one) for one in value]
         return [_short_floats(one, type_.value_type) for one in value]
-    return value
+    return np.float32(value) if isinstance(value, float) else value
 
 
 class NamedRows:
