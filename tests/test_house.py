@@ -1,4 +1,5 @@
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -108,6 +109,12 @@ def test_no_function_is_too_long_to_read_in_one_go():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
+
+
+def test_the_map_has_a_line_for_every_file(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    file_map = importlib.import_module("file_map")
+    assert file_map.PAGE.read_text(encoding="utf-8") == file_map.page_with_map(), "run python scripts/file_map.py"
 
 
 def import_names_of_extras() -> set[str]:
