@@ -14,7 +14,7 @@ from mmgpt.config import UserError, did_you_mean
 from mmgpt.encoders.conformer_config import ConformerConfig
 from mmgpt.encoders.settings import Settings, preprocessor_of
 from mmgpt.files import load_weights, read_json
-from mmgpt.renaming import Rule, to_ours
+from mmgpt.weight_names import Rule, to_ours
 
 BATCH_NORM_EPS = 1e-5  # torch's default, which transformers' Parakeet keeps
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmgpt.config import UserError
 from mmgpt.encoders.towers import TimmConfig, build_tower, checked, complete, timm_fields, timm_weights
 from mmgpt.files import load_weights, read_json
-from mmgpt.renaming import Rule, to_ours, to_theirs
+from mmgpt.weight_names import Rule, to_ours, to_theirs
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}  # theirs: timm's
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmgpt.config import UserError
 from mmgpt.encoders.towers import TimmConfig, checked, complete
 from mmgpt.files import load_weights, read_json
-from mmgpt.renaming import Rule, to_ours
+from mmgpt.weight_names import Rule, to_ours
 
 CROPS = {"shortest": "center", "squash": "squash"}  # open_clip's resize_mode: ours
 RULES = [

@@ -29,7 +29,7 @@ from mmgpt.encoders.pieces import Grid
 from mmgpt.encoders.settings import Settings, preprocessor_of
 from mmgpt.encoders.sound import SoundConfig, is_real
 from mmgpt.files import load_weights, read_json
-from mmgpt.renaming import Rule, to_ours
+from mmgpt.weight_names import Rule, to_ours
 
 TOP = 8000.0  # Hz, of the highest mel band at any rate
 Count = TypeVar("Count", int, Tensor)

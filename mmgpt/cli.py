@@ -197,9 +197,9 @@ def push(
 
 
 def _run_recipe(config: str, overrides: list[str], out: Path | None, data_root: Path, device: str) -> "Finished":
+    from mmgpt.distributed import is_main
     from mmgpt.evaluation.pipeline import run_recipe
     from mmgpt.training.progress import TrainingDisplay
-    from mmgpt.training.ranks import is_main
 
     out_console.quiet = not is_main()
     with TrainingDisplay() as display:

@@ -76,10 +76,10 @@ def evaluate(
     compile: Compile = False,
 ) -> None:
     """Score a model on tasks, zero- or few-shot. Under torchrun, all processes answer."""
+    from mmgpt.distributed import is_main
     from mmgpt.evaluation.importing import import_task
     from mmgpt.evaluation.models import open_model
     from mmgpt.evaluation.run import evaluate as run
-    from mmgpt.training.ranks import is_main
 
     several = _listed(seeds or str(seed))
     if not all(one.isdecimal() for one in several):

@@ -16,6 +16,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mmgpt.config import UserError, did_you_mean
+
 PROBE = (32, 256, 256)  # rows, inputs and outputs of the product that is timed: large enough that its units show
 TIMES = 5
 
@@ -103,3 +105,32 @@ def _seconds(product: Callable[[], Tensor], device: torch.device) -> float:
             torch.accelerator.synchronize()
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:])  # the first one also prepares
+
+
+def pick_dtype(name: str) -> torch.dtype | None:
+    """The type of a name; None for `auto`, which leaves weights as they are stored.
+
+    Raises:
+        UserError: if it is none of those here.
+    """
+    known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if str(name) not in known:
+        raise UserError(f"dtype {name}: is not known; {did_you_mean(name, known)}")
+    return known[name]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA where there is one.
+
+    Raises:
+        UserError: if this machine has no such device.
+    """
+    if not isinstance(name, str | torch.device) or str(name).startswith("meta"):
+        raise UserError(f"device={name!r}: is no device; give cpu, cuda or auto")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name}: cannot be used here ({reason}); give cpu, cuda or auto") from None

@@ -29,7 +29,7 @@ from mmgpt.model.decoder import Decoder
 from mmgpt.model.families import decoder_fields, decoder_weights, describe, family_rules
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.meta import without_weights
-from mmgpt.renaming import to_theirs
+from mmgpt.weight_names import to_theirs
 
 VOCAB, SHARD_BYTES = 32_000, 700_000_000
 CONFIG = DecoderConfig(

@@ -25,7 +25,7 @@ from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import new_bundle
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
-from mmgpt.training.log import read_log
+from mmgpt.run_log import read_log
 from mmgpt.training.loop import PEAK_FLOPS, train
 from mmgpt.training.optim import make_optimizers
 from mmgpt.training.recipe import Recipe, StageConfig

@@ -23,8 +23,8 @@ from mmgpt.evaluation.metrics import recall_at_k
 from mmgpt.evaluation.run import evaluate
 from mmgpt.evaluation.task import load_task
 from mmgpt.generation.assistant import Assistant, load
+from mmgpt.run_log import read_log
 from mmgpt.training.checkpoint import checkpoint_steps
-from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
 

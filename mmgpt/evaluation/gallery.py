@@ -12,7 +12,7 @@ from mmgpt.datasets.sample import Message, Part, Text, parse_messages
 from mmgpt.evaluation.metrics import metric_named
 from mmgpt.evaluation.plots import Markup, data_url, tag
 from mmgpt.evaluation.sounds import sound_figure
-from mmgpt.training.log import read_log
+from mmgpt.run_log import read_log
 
 MAX_CARDS = 12  # of a task; half of them are wrong ones where there are as many
 LONG_TEXT = 40  # letters; with longer references the cards are wider

@@ -25,7 +25,7 @@ from mmgpt.generation.assistant import Choice
 from mmgpt.generation.decode import Reply, cut_at
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.generation.scoring import windows
-from mmgpt.model.weights import pick_device
+from mmgpt.processor import pick_device
 
 TAKEN = {
     "max_new_tokens",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmgpt.arguments import place
+from mmgpt.distributed import is_main
 from mmgpt.evaluation.examples import Example, save_examples
 from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.report import write_report
@@ -13,8 +14,8 @@ from mmgpt.evaluation.run import Evaluation, OnProgress, OnScore, evaluate
 from mmgpt.evaluation.task import Task, load_task
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.model.card import add_scores
-from mmgpt.training.loop import OnRecord, Run, train
-from mmgpt.training.ranks import is_main
+from mmgpt.run_log import OnRecord
+from mmgpt.training.loop import Run, train
 from mmgpt.training.recipe import Recipe, open_recipe
 
 

@@ -17,7 +17,7 @@ from mmgpt.evaluation.gallery import gallery, size
 from mmgpt.evaluation.metrics import Metric, metric_named
 from mmgpt.evaluation.plots import Markup, Point, Series, line_chart, short, tag
 from mmgpt.files import write_file
-from mmgpt.training.log import read_log
+from mmgpt.run_log import read_log
 
 MAX_HEADLINES = 8
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"

@@ -7,6 +7,7 @@ from pathlib import Path
 from mmgpt import arguments
 from mmgpt.arguments import several, whole
 from mmgpt.config import UserError
+from mmgpt.distributed import place as place_of_process
 from mmgpt.evaluation.environment import environment
 from mmgpt.evaluation.models import Model, open_model
 from mmgpt.evaluation.records import Answers
@@ -15,7 +16,6 @@ from mmgpt.evaluation.scorer import OnProgress, OnScore, Scorer, Setting
 from mmgpt.evaluation.shots import Shots
 from mmgpt.evaluation.task import Task, TaskConfig, load_task
 from mmgpt.locking import hold
-from mmgpt.training.ranks import place as place_of_process
 
 __all__ = ["Evaluation", "OnProgress", "OnScore", "evaluate", "rescore"]
 

@@ -25,7 +25,7 @@ from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.models import Model
 from mmgpt.evaluation.pool import Entry, Pool, identity
 from mmgpt.files import name_disk_errors
-from mmgpt.model.weights import pick_device
+from mmgpt.processor import pick_device
 
 OPEN_CLIP = "open_clip:"
 AT_ONCE = 32  # questions of the pool; a question of the task is embedded alone, so that no other one changes it

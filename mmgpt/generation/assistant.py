@@ -25,8 +25,8 @@ from mmgpt.inputs.chat import IGNORED, Medium, Rendered, TooLong
 from mmgpt.inputs.choices import without_space
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.quantize import Quantization, pick_scheme
-from mmgpt.model.weights import load_bundle, pick_device, pick_dtype, widen
-from mmgpt.processor import has_bf16_units, warn_of_slow_bf16
+from mmgpt.model.weights import load_bundle, widen
+from mmgpt.processor import has_bf16_units, pick_device, pick_dtype, warn_of_slow_bf16
 
 T = TypeVar("T")
 

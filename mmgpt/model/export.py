@@ -19,16 +19,9 @@ from mmgpt.model.families import describe, family_of, family_rules, write_decode
 from mmgpt.model.outside import OWN
 from mmgpt.model.quantize import BLOCKS, Quantization, pick_scheme
 from mmgpt.model.targets import FORMS, TARGETS, Target
-from mmgpt.model.weights import (
-    find_model,
-    load_bundle,
-    make_golden,
-    pick_dtype,
-    save_bundle,
-    unique_weights,
-    verify_golden,
-)
-from mmgpt.renaming import to_theirs
+from mmgpt.model.weights import find_model, load_bundle, make_golden, save_bundle, unique_weights, verify_golden
+from mmgpt.processor import pick_dtype
+from mmgpt.weight_names import to_theirs
 
 Form = Literal["mmgpt", "hf-lm", "hf-llava", "hf-smolvlm", "hf-qwen2-audio"]
 UNLIMITED = 10**30  # what transformers writes for a tokenizer without a limit

@@ -18,7 +18,7 @@ from mmgpt.model.decoder import Decoder
 from mmgpt.model.family_tables import FAMILIES, FULL, SLIDING, Described, Family, rotated_layers
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.meta import without_weights
-from mmgpt.renaming import Rule, to_ours, to_theirs
+from mmgpt.weight_names import Rule, to_ours, to_theirs
 
 FREE = {"family", "pretrained", "revision", "pickles", "zero_init", "dropout"}  # fields that no checkpoint fixes
 ROPE_KEYS = {  # settings of rotary positions and our fields, by kind

@@ -6,7 +6,7 @@ A family is what config.json calls model_type. Source of every default: transfor
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mmgpt.renaming import Rule
+from mmgpt.weight_names import Rule
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 Described = Mapping[str, Any]  # a config.json, with the family's defaults for what it leaves out

@@ -18,7 +18,7 @@ from mmgpt.model.meta import without_weights
 from mmgpt.model.multimodal import ModelConfig
 from mmgpt.model.pretrained import rows_of, tokenizer_of
 from mmgpt.model.targets import FORMS, TARGETS, Target
-from mmgpt.renaming import to_ours
+from mmgpt.weight_names import to_ours
 
 OWN = "mmgpt.json"  # beside an export: what its form has no place for
 LLAMA = {  # transformers' LlamaConfig, whose values the config.json of LLaVA-1.5 leaves out

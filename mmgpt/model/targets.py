@@ -21,7 +21,7 @@ from mmgpt.encoders.whisper import (
 )
 from mmgpt.files import read_json
 from mmgpt.model.adapters import AdapterConfig, FoldConfig, LinearConfig, MLPConfig
-from mmgpt.renaming import Rule, to_theirs
+from mmgpt.weight_names import Rule, to_theirs
 
 Described = dict[str, Any]
 

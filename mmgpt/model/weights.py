@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.arguments import place
-from mmgpt.config import UserError, build, did_you_mean
+from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
@@ -140,35 +140,6 @@ def widen(model: MultimodalModel) -> None:
             weight.data = weight.data.float()
     for layer in quantized_layers(model).values():
         layer.dtype = torch.float32
-
-
-def pick_dtype(name: str) -> torch.dtype | None:
-    """The type of a name; None for `auto`, which leaves weights as they are stored.
-
-    Raises:
-        UserError: if it is none of those here.
-    """
-    known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if str(name) not in known:
-        raise UserError(f"dtype {name}: is not known; {did_you_mean(name, known)}")
-    return known[name]
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` is CUDA where there is one.
-
-    Raises:
-        UserError: if this machine has no such device.
-    """
-    if not isinstance(name, str | torch.device) or str(name).startswith("meta"):
-        raise UserError(f"device={name!r}: is no device; give cpu, cuda or auto")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name}: cannot be used here ({reason}); give cpu, cuda or auto") from None
 
 
 def find_model(path: str | Path, revision: str | None = None) -> Path:

@@ -5,11 +5,11 @@ import ctypes
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch.optim import Optimizer
@@ -19,6 +19,7 @@ from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.mixture import Position
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.source import Source
+from mmgpt.distributed import Ranks, join_ranks
 from mmgpt.files import read_json, write_file, write_folder
 from mmgpt.inputs.chat import HeadKind
 from mmgpt.inputs.stream import StepData, StepStream, load_steps
@@ -28,14 +29,13 @@ from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.pretrained import load_parts, rows_for
 from mmgpt.model.weights import save_bundle
 from mmgpt.processor import warn_of_slow_bf16
+from mmgpt.run_log import OnRecord, Record, RunLog
 from mmgpt.training import checkpoint, lora
 from mmgpt.training.distill import open_teacher
 from mmgpt.training.ema import Average
 from mmgpt.training.interrupt import Interrupted, stop_signals
-from mmgpt.training.log import RunLog
 from mmgpt.training.mixing import open_stream, steps_of
 from mmgpt.training.optim import freeze_except, freeze_table, make_optimizers, set_rates, share_of_peak
-from mmgpt.training.ranks import Ranks, join_ranks
 from mmgpt.training.recipe import Recipe, StageConfig, open_recipe
 from mmgpt.training.rows import hold_old_rows
 from mmgpt.training.same_data import Data, same_data
@@ -45,9 +45,6 @@ from mmgpt.training.warm_start import talk_of, warm_start
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, by name of the device
 COUNTS = ("samples", "skipped", "trimmed")
-
-Record = dict[str, Any]
-OnRecord = Callable[[Record], None]
 
 
 @dataclass(frozen=True)

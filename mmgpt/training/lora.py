@@ -22,7 +22,7 @@ from mmgpt.files import first_of, save_weights, write_folder
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.families import family_of, family_rules
 from mmgpt.model.weights import golden_logits, make_golden
-from mmgpt.renaming import their_name
+from mmgpt.weight_names import their_name
 
 MERGE_TOLERANCE = 1e-4  # of logits in float32, as a share of the largest (of 1, where all are smaller)
 ADAPTER = "default"  # what peft calls a model's only adapter

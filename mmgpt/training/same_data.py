@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from mmgpt.config import UserError
 from mmgpt.datasets.fingerprint import Fingerprint, difference
 from mmgpt.datasets.source import Source
+from mmgpt.distributed import Ranks
 from mmgpt.files import read_json
 from mmgpt.training.checkpoint import Position
-from mmgpt.training.ranks import Ranks
 
 Data = dict[str, list[tuple[str, Fingerprint]]]  # of each stage its sources: name and fingerprint
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
+from mmgpt.distributed import ALONE, Ranks
 from mmgpt.inputs.batch import Batch
 from mmgpt.model.loss import Loss
 from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.training.distill import Teacher
 from mmgpt.training.optim import check_finite
-from mmgpt.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)

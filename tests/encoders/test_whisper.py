@@ -25,7 +25,7 @@ from mmgpt.encoders.whisper import (
     whisper_weights,
 )
 from mmgpt.files import check_weights, load_weights, write_json
-from mmgpt.renaming import to_theirs
+from mmgpt.weight_names import to_theirs
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48, "num_mel_bins": 16}

@@ -10,7 +10,7 @@ import yaml
 import mmgpt
 from mmgpt.config import UserError
 from mmgpt.evaluation.pipeline import run_recipe
-from mmgpt.training.log import read_log
+from mmgpt.run_log import read_log
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 SMALL = [

@@ -18,7 +18,7 @@ from mmgpt.model.decoder import Decoder
 from mmgpt.model.families import decoder_fields, decoder_weights, family_rules, fields_of, write_decoder
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
-from mmgpt.renaming import their_name
+from mmgpt.weight_names import their_name
 
 VOCAB, LENGTH = 97, 40
 EXACT = {"atol": 1e-5, "rtol": 1e-5}

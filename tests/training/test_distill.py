@@ -10,8 +10,8 @@ from mmgpt.model import loss as loss_module
 from mmgpt.model.bundle import new_bundle
 from mmgpt.model.loss import Guide, guided_sum
 from mmgpt.model.weights import load_bundle, save_bundle
+from mmgpt.run_log import read_log
 from mmgpt.training.distill import DistillConfig, Teacher, open_teacher
-from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.optim import make_optimizers
 from mmgpt.training.recipe import StageConfig

@@ -20,9 +20,9 @@ from mmgpt.config import UserError, to_yaml
 from mmgpt.locking import hold
 from mmgpt.model import export
 from mmgpt.model.weights import load_bundle
+from mmgpt.run_log import RunLog, read_log
 from mmgpt.training import checkpoint, loop
 from mmgpt.training.checkpoint import checkpoint_steps
-from mmgpt.training.log import RunLog, read_log
 from mmgpt.training.loop import train
 from mmgpt.training.recipe import Recipe
 

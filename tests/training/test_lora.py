@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mmgpt.config import UserError
 from mmgpt.inputs.batch import collate
 from mmgpt.model.weights import load_bundle
+from mmgpt.run_log import read_log
 from mmgpt.training import loop, lora
 from mmgpt.training.checkpoint import load_checkpoint, save_checkpoint
-from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.lora import LoraConfig, adapted, add_adapters, merge_adapters, merged, save_adapter, unmerged_state
 from mmgpt.training.muon import Muon

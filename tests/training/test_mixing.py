@@ -6,7 +6,7 @@ import pytest
 from mmgpt.config import UserError
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.worlds.world import WorldConfig
-from mmgpt.training.log import read_log
+from mmgpt.run_log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.mixing import order_of, steps_of
 from mmgpt.training.recipe import StageConfig

@@ -14,7 +14,7 @@ from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
 from mmgpt.model.weights import load_bundle
-from mmgpt.training.log import read_log
+from mmgpt.run_log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.optim import make_optimizers
 from mmgpt.training.recipe import StageConfig, load_recipe

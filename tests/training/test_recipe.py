@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from mmgpt.config import UserError, to_yaml
-from mmgpt.training.log import read_log
+from mmgpt.run_log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.progress import TrainingDisplay
 from mmgpt.training.recipe import Recipe, load_recipe

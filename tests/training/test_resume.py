@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from mmgpt.config import UserError, to_yaml
 from mmgpt.model.weights import load_bundle
+from mmgpt.run_log import read_log
 from mmgpt.training import checkpoint, loop
-from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
 
 KILL_SEED = 20261

@@ -4,8 +4,8 @@ from safetensors.torch import load_file
 
 from mmgpt.config import UserError
 from mmgpt.inputs.batch import collate
+from mmgpt.run_log import read_log
 from mmgpt.training import loop
-from mmgpt.training.log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.optim import freeze_except, make_optimizers
 from mmgpt.training.recipe import StageConfig

@@ -11,7 +11,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
-from mmgpt.training.log import read_log
+from mmgpt.run_log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.optim import freeze_except, make_optimizers
 from mmgpt.training.recipe import OptimizerConfig, StageConfig

@@ -10,7 +10,7 @@ from mmgpt.config import UserError
 from mmgpt.evaluation.inspect import open_data
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.weights import load_bundle, new_bundle, save_bundle
-from mmgpt.training.log import read_log
+from mmgpt.run_log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.progress import TrainingDisplay
 from mmgpt.training.warm_start import warm_start

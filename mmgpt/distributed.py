@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmgpt.config import UserError
-from mmgpt.model.weights import pick_device
+from mmgpt.processor import pick_device
 
 BUCKET_BYTES = 64 * 2**20  # gradients that travel together: few messages, little memory besides
 Value = TypeVar("Value")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmgpt.config import UserError
-from mmgpt.renaming import Rule, their_name, to_ours, to_theirs
+from mmgpt.weight_names import Rule, their_name, to_ours, to_theirs
 
 RULES = [
     Rule("wte.weight", "embedding.weight"),

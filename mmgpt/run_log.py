@@ -1,10 +1,14 @@
 """log.jsonl: one JSON object a line, in the names of the Hugging Face Trainer."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmgpt.files import name_disk_errors, write_file
+
+Record = dict[str, Any]
+OnRecord = Callable[[Record], None]
 
 
 class RunLog:
@@ -13,7 +17,7 @@ class RunLog:
     def __init__(self, run: Path) -> None:
         self.file = run / "log.jsonl"
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         """Append a line, whole or (after a kill) in part; `read_log` passes over a last half line."""
         with name_disk_errors(self.file), self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(record) + "\n")
@@ -29,7 +33,7 @@ class RunLog:
         write_file(self.file, "".join(json.dumps(record) + "\n" for record in done))
 
 
-def read_log(file: Path) -> list[dict[str, Any]]:
+def read_log(file: Path) -> list[Record]:
     """The records of a log.jsonl; empty if there is none."""
     if not file.is_file():
         return []

@@ -24,8 +24,8 @@ from mmgpt.inputs.stream import StepStream
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
 from mmgpt.model.bundle import new_bundle
+from mmgpt.run_log import read_log
 from mmgpt.training.checkpoint import checkpoint_steps
-from mmgpt.training.log import read_log
 from mmgpt.training.loop import noise_seed, train
 from mmgpt.training.mixing import order_of
 
@@ -49,13 +49,13 @@ main()
 """
 SUM_GRADIENTS = """
 from torch import nn
-from mmgpt.training import ranks
-ranks.BUCKET_BYTES = 40
+from mmgpt import distributed
+distributed.BUCKET_BYTES = 40
 shapes = [(3,), (2, 2), (5,), (2,), (1,), (20,), (4,)]
 parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
 parameters.append(nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)))
 parameters.append(nn.Parameter(torch.zeros(2), requires_grad=False))
-with ranks.join_ranks("cpu") as joined:
+with distributed.join_ranks("cpu") as joined:
     mine = [(0, 1, 2, 5, 7), (1, 3, 5, 7)][joined.rank]
     for place in mine:
         parameters[place].grad = torch.full_like(parameters[place], 1.0 + 10 * joined.rank + place)
