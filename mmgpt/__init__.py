@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mmgpt.checkpoints.convert import convert
+    from mmgpt.checkpoints.hub import push
     from mmgpt.config import UserError
     from mmgpt.datasets.media import Audio, Image, Video
     from mmgpt.datasets.sample import Message, Sample, Text
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from mmgpt.generation.assistant import Assistant, Choice, load
     from mmgpt.generation.decode import Reply
     from mmgpt.generation.prompts import FewShot
-    from mmgpt.hub import push
-    from mmgpt.model.export import convert
 
 _PUBLIC = {
     "Assistant": "generation.assistant",
@@ -30,10 +30,10 @@ _PUBLIC = {
     "Text": "datasets.sample",
     "UserError": "config",
     "Video": "datasets.media",
-    "convert": "model.export",
+    "convert": "checkpoints.convert",
     "evaluate": "evaluation.run",
     "load": "generation.assistant",
-    "push": "hub",
+    "push": "checkpoints.hub",
     "train": "evaluation.pipeline",
 }
 

@@ -166,7 +166,7 @@ def convert(
     hf-lm: a language model in its family's files. hf-llava, hf-smolvlm (Idefics3), hf-qwen2-audio: for transformers and
     vLLM. What a form has no place for is refused, with the forms that have.
     """
-    from mmgpt.model.export import convert as run
+    from mmgpt.checkpoints.convert import convert as run
 
     folder = run(
         checkpoint,
@@ -189,8 +189,8 @@ def push(
     revision: Revision = None,
 ) -> None:
     """Upload a model with its card to the Hugging Face hub, where mmgpt.load("organisation/name") finds it."""
-    from mmgpt.hub import push as run
-    from mmgpt.model.weights import find_model
+    from mmgpt.checkpoints.hub import push as run
+    from mmgpt.checkpoints.save_load import find_model
 
     address = run(find_model(checkpoint), repository, private=private, revision=revision)
     out_console.print(address, markup=False, highlight=False, soft_wrap=True)

@@ -38,7 +38,7 @@ QUESTION, ANSWER = (8, 64), (8, 192)  # the fewest and the most tokens
 ROW_TOKENS, GROUP_TOKENS = 1024, 1024  # of a packed row, and of a micro-batch of rows of like lengths
 RATE, MAX_NORM, IGNORED = 1e-4, 1.0, -100
 MODULES = {  # what each side imports
-    "ours": ["mmgpt.inputs.batch", "mmgpt.model.weights", "mmgpt.training.step"],
+    "ours": ["mmgpt.inputs.batch", "mmgpt.checkpoints.save_load", "mmgpt.training.step"],
     "theirs": ["transformers.models.llava.modeling_llava"],
 }
 WAYS = ("padded", "by length", "packed")
@@ -77,10 +77,10 @@ def write_model(folder: Path, vocabulary: int, layer: int) -> int:
     Returns:
         How many parameters it has.
     """
+    from mmgpt.checkpoints.convert import export
     from mmgpt.encoders.hf_towers import hf_vision_fields
     from mmgpt.inputs.tokenizer import Tokenizer
     from mmgpt.model.bundle import new_bundle
-    from mmgpt.model.export import export
     from mmgpt.model.multimodal import ModelConfig
 
     fields = hf_vision_fields({"model_type": "clip_vision_model", **TOWER}, PIXELS, "the benchmark's tower")
@@ -103,9 +103,9 @@ class Ours:
     """mmgpt's model and its train step over the talks, laid out in one of three ways."""
 
     def __init__(self, folder: Path, talks: Sequence[Talk], way: str) -> None:
+        from mmgpt.checkpoints.save_load import load_bundle
         from mmgpt.inputs.batch import collate_rows, pack, split_by_tokens
         from mmgpt.inputs.chat import Medium, Rendered
-        from mmgpt.model.weights import load_bundle
 
         self.model = load_bundle(folder).model.train()
         self.optimizer = AdamW(self.model.parameters(), lr=RATE, fused=True)

@@ -23,10 +23,10 @@ from processor import parse, tell
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights, describe, family_rules
 from mmgpt.config import build
 from mmgpt.files import save_weights, write_json
 from mmgpt.model.decoder import Decoder
-from mmgpt.model.families import decoder_fields, decoder_weights, describe, family_rules
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.meta import without_weights
 from mmgpt.weight_names import to_theirs

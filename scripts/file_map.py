@@ -15,6 +15,7 @@ ROOMS = [  # from the shell down, as the drawing on the page has them
     "evaluation",
     "training",
     "generation",
+    "checkpoints",
     "model",
     "inputs",
     "encoders",

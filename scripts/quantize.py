@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmgpt.checkpoints.convert import convert
+from mmgpt.checkpoints.golden import golden_logits
+from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import build
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Message, parse_messages
@@ -32,9 +35,7 @@ from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import new_bundle
-from mmgpt.model.export import convert
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.weights import golden_logits, save_bundle
 
 FORMS = {
     "float32": {"dtype": "float32"},

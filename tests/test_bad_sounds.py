@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, MediaError
 from mmgpt.files import write_folder
-from mmgpt.model.weights import save_bundle
 from mmgpt.training.loop import train
 
 RATE = 8000

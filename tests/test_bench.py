@@ -155,7 +155,7 @@ def test_both_sides_take_the_same_train_step_in_every_way(tiny, layer):
 
 
 def test_nothing_is_timed_where_the_sides_differ(tiny, tmp_path):
-    from mmgpt.model.weights import load_bundle
+    from mmgpt.checkpoints.save_load import load_bundle
 
     sys.modules["bench_llava"].write_model(tmp_path / "llava", 8192, -2)
     talks = tiny.make_talks(2, tiny.slot_of(tmp_path / "llava"))

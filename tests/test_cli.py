@@ -11,11 +11,11 @@ import typer.testing
 import yaml
 
 from mmgpt import cli
+from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import Config
 from mmgpt.datasets.sample import Message
 from mmgpt.files import write_folder
 from mmgpt.inputs.chat import Renderer
-from mmgpt.model.weights import save_bundle
 
 COMMANDS = ("quickstart", "train", "eval", "ask", "chat", "convert", "push", "compare", "leaderboard")
 

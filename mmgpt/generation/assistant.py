@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mmgpt.arguments import several, whole
+from mmgpt.checkpoints.save_load import load_bundle, widen
 from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.addresses import read_prompt
@@ -25,7 +26,6 @@ from mmgpt.inputs.chat import IGNORED, Medium, Rendered, TooLong
 from mmgpt.inputs.choices import without_space
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.quantize import Quantization, pick_scheme
-from mmgpt.model.weights import load_bundle, widen
 from mmgpt.processor import has_bf16_units, pick_device, pick_dtype, warn_of_slow_bf16
 
 T = TypeVar("T")

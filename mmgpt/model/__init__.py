@@ -1,1 +1,1 @@
-"""The model: decoder, adapters, the multimodal whole, loss, weights in and out."""
+"""The model: decoder, adapters, heads, the multimodal whole and its loss; no file is read or written here."""

@@ -23,10 +23,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
+from mmgpt.checkpoints.save_load import save_bundle, set_weights
 from mmgpt.config import UserError
 from mmgpt.files import load_weights, write_folder
 from mmgpt.model.bundle import Bundle
-from mmgpt.model.weights import save_bundle, set_weights
 from mmgpt.training.lora import merged, unmerged_state
 
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.inputs.batch import Batch
@@ -19,7 +20,6 @@ from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.loss import Guide
 from mmgpt.model.multimodal import MultimodalModel
-from mmgpt.model.weights import load_bundle
 
 
 class DistillConfig(Config):

@@ -15,6 +15,8 @@ import torch
 from torch.optim import Optimizer
 
 from mmgpt.arguments import place
+from mmgpt.checkpoints.pretrained_parts import load_parts, rows_for
+from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.mixture import Position
 from mmgpt.datasets.readers import open_source
@@ -26,8 +28,6 @@ from mmgpt.inputs.stream import StepData, StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
 from mmgpt.model.bundle import Bundle, new_bundle
-from mmgpt.model.pretrained import load_parts, rows_for
-from mmgpt.model.weights import save_bundle
 from mmgpt.processor import warn_of_slow_bf16
 from mmgpt.run_log import OnRecord, Record, RunLog
 from mmgpt.training import checkpoint, lora

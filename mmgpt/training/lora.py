@@ -16,12 +16,12 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from mmgpt.checkpoints.golden import golden_logits, make_golden
+from mmgpt.checkpoints.hf_decoders import family_of, family_rules
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.sample import parse_messages
 from mmgpt.files import first_of, save_weights, write_folder
 from mmgpt.model.bundle import Bundle
-from mmgpt.model.families import family_of, family_rules
-from mmgpt.model.weights import golden_logits, make_golden
 from mmgpt.weight_names import their_name
 
 MERGE_TOLERANCE = 1e-4  # of logits in float32, as a share of the largest (of 1, where all are smaller)

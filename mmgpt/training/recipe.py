@@ -6,6 +6,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from mmgpt.checkpoints.pretrained_parts import chat_of, resolve
 from mmgpt.config import Config, Seed, UserError, apply_overrides, build, did_you_mean, find_config, read_yaml
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers import AnySource
@@ -13,7 +14,6 @@ from mmgpt.inputs.chat import AuxiliaryKind, HeadKind, Objective
 from mmgpt.inputs.templates import TemplateName
 from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.pretrained import chat_of, resolve
 from mmgpt.training.distill import DistillConfig
 from mmgpt.training.lora import LoraConfig
 

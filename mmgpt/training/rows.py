@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mmgpt.checkpoints.save_load import TOKEN_TABLES
 from mmgpt.config import UserError
-from mmgpt.model.weights import TOKEN_TABLES
 from mmgpt.training.optim import NEW_ROWS, matches
 
 

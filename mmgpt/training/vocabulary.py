@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
+from mmgpt.checkpoints.pretrained_parts import tokenizer_of
+from mmgpt.checkpoints.save_load import find_model
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.templates import TEMPLATES, special_tokens
 from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer, TokenizerConfig
-from mmgpt.model.pretrained import tokenizer_of
-from mmgpt.model.weights import find_model
 from mmgpt.training.recipe import Recipe
 from mmgpt.training.warm_start import talk_of
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
+from mmgpt.checkpoints.save_load import TOKEN_TABLES, find_model, load_bundle, unique_weights
 from mmgpt.config import UserError
 from mmgpt.files import first_of, read_json
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import Bundle
-from mmgpt.model.weights import TOKEN_TABLES, find_model, load_bundle, unique_weights
 from mmgpt.training.recipe import Recipe
 
 

@@ -10,6 +10,8 @@ import torch
 import transformers
 
 import mmgpt
+from mmgpt.checkpoints.convert import export
+from mmgpt.checkpoints.hf_multimodal_tables import TARGETS
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message
@@ -20,9 +22,7 @@ from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END
 from mmgpt.model.bundle import new_bundle
-from mmgpt.model.export import export
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.targets import TARGETS
 
 CHOICES = ["yes", "no", "a red circle of some size", "two"]
 DECODER = {"width": 64, "inner": 96, "depth": 2, "heads": 4, "kv_heads": 2, "context": 512, "zero_init": False}

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import build
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message
@@ -18,7 +19,6 @@ from mmgpt.evaluation.run import Evaluation, evaluate
 from mmgpt.evaluation.task import TaskConfig, load_task
 from mmgpt.files import write_folder
 from mmgpt.generation.assistant import Assistant
-from mmgpt.model.weights import save_bundle
 
 CHOICES = ["circle", "triangle", "rectangle", "red", "green", "blue", "teal", "yes", "no"]
 KINDS = ["greedy", "sampled", "choose"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import mmgpt
+from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message
@@ -18,7 +19,6 @@ from mmgpt.files import write_folder
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import TooLong
-from mmgpt.model.weights import save_bundle
 
 QUESTION = "How many red shapes are there?"
 

@@ -6,13 +6,13 @@ import torch
 import transformers
 from torch import nn
 
+from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights
 from mmgpt.config import UserError, build
 from mmgpt.generation.beam import beam_search
 from mmgpt.generation.decode import decode_one
 from mmgpt.generation.sampling import GenerateConfig, make_chooser
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
-from mmgpt.model.families import decoder_fields, decoder_weights
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 

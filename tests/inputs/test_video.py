@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
+from mmgpt.checkpoints.save_load import load_bundle, save_bundle
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image, MediaError, Video
 from mmgpt.datasets.sample import Message, Sample
@@ -14,7 +15,6 @@ from mmgpt.files import write_folder
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import IGNORED, TooLong
 from mmgpt.inputs.video import VideoConfig
-from mmgpt.model.weights import load_bundle, save_bundle
 
 LINEAR = {"kind": "linear"}
 

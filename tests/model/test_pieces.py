@@ -6,14 +6,14 @@ import pytest
 import torch
 import transformers
 
+from mmgpt.checkpoints.pretrained_parts import load_parts, resolve
+from mmgpt.checkpoints.save_load import load_bundle, new_bundle, save_bundle
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.encoders.towers import complete
 from mmgpt.inputs.batch import collate
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
-from mmgpt.model.pretrained import load_parts, resolve
-from mmgpt.model.weights import load_bundle, new_bundle, save_bundle
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}

@@ -6,10 +6,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmgpt
+from mmgpt.checkpoints.convert import convert, export
+from mmgpt.checkpoints.golden import golden_logits
+from mmgpt.checkpoints.save_load import load_bundle, save_bundle
 from mmgpt.config import UserError
 from mmgpt.files import write_folder
 from mmgpt.inputs.batch import collate
-from mmgpt.model.export import convert, export
 from mmgpt.model.quantize import (
     EXACT,
     GROUP,
@@ -19,7 +21,6 @@ from mmgpt.model.quantize import (
     quantize_model,
     quantized_layers,
 )
-from mmgpt.model.weights import golden_logits, load_bundle, save_bundle
 from mmgpt.training.loop import train
 
 SCHEMES = ["int8", "int4", "int8-dynamic"]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmgpt.checkpoints.save_load import load_bundle, save_bundle
 from mmgpt.config import UserError
 from mmgpt.files import write_folder
 from mmgpt.inputs.batch import collate
@@ -9,7 +10,6 @@ from mmgpt.inputs.chat import IGNORED, Rendered
 from mmgpt.model import loss as loss_module
 from mmgpt.model.bundle import new_bundle
 from mmgpt.model.loss import Guide, guided_sum
-from mmgpt.model.weights import load_bundle, save_bundle
 from mmgpt.run_log import read_log
 from mmgpt.training.distill import DistillConfig, Teacher, open_teacher
 from mmgpt.training.loop import train

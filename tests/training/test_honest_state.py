@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from mmgpt.checkpoints import convert
+from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.cli import main
 from mmgpt.config import UserError, to_yaml
 from mmgpt.locking import hold
-from mmgpt.model import export
-from mmgpt.model.weights import load_bundle
 from mmgpt.run_log import RunLog, read_log
 from mmgpt.training import checkpoint, loop
 from mmgpt.training.checkpoint import checkpoint_steps
@@ -325,14 +325,14 @@ def test_a_log_is_cut_at_the_checkpoint_and_lines_of_others_stay(tmp_path):
 
 
 def test_a_full_disk_while_converting_is_one_line_and_the_model_that_was_there_stands(root, monkeypatch, capsys):
-    export.convert(str(root / "straight"), root / "out", to="mmgpt")
+    convert.convert(str(root / "straight"), root / "out", to="mmgpt")
     before = {file.name: file.read_bytes() for file in (root / "out").iterdir()}
 
     def refuse(bundle, draft, **options):
         (draft / "model.safetensors").write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(export, "save_bundle", refuse)
+    monkeypatch.setattr(convert, "save_bundle", refuse)
     monkeypatch.setattr("sys.argv", ["mmgpt", "convert", str(root / "straight"), str(root / "out")])
     with pytest.raises(SystemExit) as stopped:
         main()

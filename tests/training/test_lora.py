@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.config import UserError
 from mmgpt.inputs.batch import collate
-from mmgpt.model.weights import load_bundle
 from mmgpt.run_log import read_log
 from mmgpt.training import loop, lora
 from mmgpt.training.checkpoint import load_checkpoint, save_checkpoint

@@ -9,11 +9,11 @@ import PIL.Image
 import pytest
 import torch
 
+from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
-from mmgpt.model.weights import load_bundle
 from mmgpt.run_log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.optim import make_optimizers

@@ -8,11 +8,11 @@ import transformers
 import yaml
 
 import mmgpt
+from mmgpt.checkpoints.pretrained_parts import grown, load_parts
 from mmgpt.config import UserError
 from mmgpt.files import load_weights, save_weights
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import new_bundle
-from mmgpt.model.pretrained import grown, load_parts
 from mmgpt.training.loop import train
 from mmgpt.training.recipe import load_recipe
 from mmgpt.training.vocabulary import new_tokens

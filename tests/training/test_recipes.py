@@ -11,13 +11,13 @@ import transformers
 import yaml
 
 import mmgpt
+from mmgpt.checkpoints.convert import convert
+from mmgpt.checkpoints.pretrained_parts import load_parts
+from mmgpt.checkpoints.save_load import load_bundle, unique_weights
 from mmgpt.config import UserError
 from mmgpt.files import load_weights
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import new_bundle
-from mmgpt.model.export import convert
-from mmgpt.model.pretrained import load_parts
-from mmgpt.model.weights import load_bundle, unique_weights
 from mmgpt.training.loop import train
 from mmgpt.training.optim import matches
 from mmgpt.training.recipe import Recipe, load_recipe

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.config import UserError, to_yaml
-from mmgpt.model.weights import load_bundle
 from mmgpt.run_log import read_log
 from mmgpt.training import checkpoint, loop
 from mmgpt.training.loop import train

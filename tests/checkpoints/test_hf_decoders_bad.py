@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights, fields_of
 from mmgpt.config import UserError, build
 from mmgpt.files import read_json
-from mmgpt.model.families import decoder_fields, decoder_weights, fields_of
 from mmgpt.model.layers import DecoderConfig
 
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
+from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights, family_rules, fields_of
+from mmgpt.checkpoints.hf_multimodal_tables import FORMS, TARGETS, Target
+from mmgpt.checkpoints.pretrained_parts import rows_of, tokenizer_of
 from mmgpt.config import UserError, build
 from mmgpt.files import first_of, load_weights, read_json
 from mmgpt.inputs.templates import read_template
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
-from mmgpt.model.families import decoder_fields, decoder_weights, family_rules, fields_of
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.meta import without_weights
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.pretrained import rows_of, tokenizer_of
-from mmgpt.model.targets import FORMS, TARGETS, Target
 from mmgpt.weight_names import to_ours
 
 OWN = "mmgpt.json"  # beside an export: what its form has no place for

@@ -7,6 +7,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights, family_rules, fields_of, write_decoder
 from mmgpt.config import UserError, build
 from mmgpt.files import load_weights, read_json, save_weights
 from mmgpt.generation.decode import decode_one, prefill
@@ -15,7 +16,6 @@ from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate, collate_rows
 from mmgpt.inputs.chat import Rendered
 from mmgpt.model.decoder import Decoder
-from mmgpt.model.families import decoder_fields, decoder_weights, family_rules, fields_of, write_decoder
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 from mmgpt.weight_names import their_name

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from mmgpt.checkpoints.save_load import load_bundle, new_bundle, save_bundle
 from mmgpt.config import build
 from mmgpt.datasets.media import Audio
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.weights import load_bundle, new_bundle, save_bundle
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {"mels": 16, "width": 32, "depth": 1, "heads": 2}

@@ -1,6 +1,6 @@
 import yaml
 
-from mmgpt.model.card import add_scores, card_text
+from mmgpt.checkpoints.model_card import add_scores, card_text
 
 FACTS = {"recipe": "tiny", "seed": "3", "stage align": "respond, 10 steps, trains adapters; flickr8k"}
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmgpt.checkpoints import save_load
+from mmgpt.checkpoints.golden import golden_logits, make_golden
+from mmgpt.checkpoints.save_load import load_bundle, save_bundle
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import parse_messages
 from mmgpt.files import load_weights, save_weights, write_file, write_folder
 from mmgpt.inputs.batch import collate
-from mmgpt.model import weights as weights_module
-from mmgpt.model.weights import golden_logits, load_bundle, make_golden, save_bundle
 
 FILE = "model.safetensors"
 
@@ -67,7 +68,7 @@ def test_sharded_weights_come_back(tied, make_bundle, tmp_path, monkeypatch):
     expected = {name: value.clone() for name, value in bundle.model.state_dict().items()}
     save_bundle(bundle, tmp_path)
     (tmp_path / FILE).unlink()
-    save_weights(weights_module.unique_weights(bundle.model), tmp_path, shard_bytes=20_000)
+    save_weights(save_load.unique_weights(bundle.model), tmp_path, shard_bytes=20_000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     assert files == sorted(file.name for file in tmp_path.glob("*.safetensors"))
@@ -202,13 +203,13 @@ def test_a_model_is_found_by_its_run_its_final_folder_or_its_newest_checkpoint(s
     for name in ("align/checkpoint-10", "align/checkpoint-9"):
         (run / name).mkdir(parents=True)
         (run / name / "config.json").write_text("{}")
-    assert weights_module.find_model(run) == run / "align" / "checkpoint-9"
+    assert save_load.find_model(run) == run / "align" / "checkpoint-9"
     folder.rename(run / "final")
-    assert weights_module.find_model(run) == run / "final"
-    assert weights_module.find_model(run / "final") == run / "final"
+    assert save_load.find_model(run) == run / "final"
+    assert save_load.find_model(run / "final") == run / "final"
     for absent in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match="give a run"):
-            weights_module.find_model(absent)
+            save_load.find_model(absent)
 
 
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path):

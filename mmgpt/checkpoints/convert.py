@@ -10,16 +10,17 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from mmgpt.arguments import place, several
+from mmgpt.checkpoints.golden import make_golden, verify_golden
+from mmgpt.checkpoints.hf_decoders import describe, family_of, family_rules, write_decoder
+from mmgpt.checkpoints.hf_multimodal import OWN
+from mmgpt.checkpoints.hf_multimodal_tables import FORMS, TARGETS, Target
+from mmgpt.checkpoints.save_load import find_model, load_bundle, save_bundle, unique_weights
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.files import read_json, save_weights, write_folder, write_json
 from mmgpt.inputs.templates import jinja_of
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.bundle import Bundle
-from mmgpt.model.families import describe, family_of, family_rules, write_decoder
-from mmgpt.model.outside import OWN
 from mmgpt.model.quantize import BLOCKS, Quantization, pick_scheme
-from mmgpt.model.targets import FORMS, TARGETS, Target
-from mmgpt.model.weights import find_model, load_bundle, make_golden, save_bundle, unique_weights, verify_golden
 from mmgpt.processor import pick_dtype
 from mmgpt.weight_names import to_theirs
 

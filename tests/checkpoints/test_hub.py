@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import mmgpt
+from mmgpt.checkpoints.hub import fetch, push
+from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import UserError
-from mmgpt.hub import fetch, push
-from mmgpt.model.weights import save_bundle
 
 SHA = "a" * 40
 

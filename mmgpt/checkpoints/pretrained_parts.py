@@ -12,13 +12,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights
+from mmgpt.checkpoints.hub import fetch
 from mmgpt.config import Config, PretrainedConfig, UserError, build, did_you_mean
 from mmgpt.encoders import ENCODERS
 from mmgpt.files import check_weights, read_json
-from mmgpt.hub import fetch
 from mmgpt.inputs.templates import read_template
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.families import decoder_fields, decoder_weights
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 
 FREE = {"context", "dropout", "max_patches"}  # what a recipe may set otherwise than the checkpoint

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmgpt.checkpoints.hf_decoder_tables import FAMILIES, FULL, SLIDING, Described, Family, rotated_layers
 from mmgpt.config import UserError, build, did_you_mean
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
 from mmgpt.model.decoder import Decoder
-from mmgpt.model.family_tables import FAMILIES, FULL, SLIDING, Described, Family, rotated_layers
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.meta import without_weights
 from mmgpt.weight_names import Rule, to_ours, to_theirs

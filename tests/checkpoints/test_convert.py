@@ -12,6 +12,9 @@ import torch
 import transformers
 
 import mmgpt
+from mmgpt.checkpoints.convert import convert, export
+from mmgpt.checkpoints.hf_multimodal_tables import TARGETS
+from mmgpt.checkpoints.save_load import load_bundle, save_bundle
 from mmgpt.config import UserError, build
 from mmgpt.encoders import ENCODERS
 from mmgpt.files import load_weights, save_weights
@@ -20,10 +23,7 @@ from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END
 from mmgpt.model.bundle import Bundle, new_bundle
-from mmgpt.model.export import convert, export
 from mmgpt.model.multimodal import ModelConfig
-from mmgpt.model.targets import TARGETS
-from mmgpt.model.weights import load_bundle, save_bundle
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 DECODER = {"width": 64, "inner": 96, "depth": 2, "heads": 4, "kv_heads": 2, "context": 512, "zero_init": False}
@@ -210,7 +210,7 @@ def test_a_form_that_is_none_is_refused_with_the_nearest(make_bundle, tmp_path):
 
 def test_an_export_that_reads_back_otherwise_is_not_moved_into_place(make_form, tmp_path, monkeypatch):
     form = make_form("hf-smolvlm", "siglip")
-    write = "mmgpt.model.export.save_weights"
+    write = "mmgpt.checkpoints.convert.save_weights"
     monkeypatch.setattr(write, lambda weights, folder: save_weights({k: 1.5 * w for k, w in weights.items()}, folder))
     with pytest.raises(UserError, match=r"golden.json's logits are off by"):
         export(form.bundle, tmp_path / "out", "hf-smolvlm")
