@@ -12,6 +12,6 @@ if __name__ == "__main__":
     if (root / "pyproject.toml").is_file():  # installed, the parent is site-packages, which must stay
         sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != root]
 
-    from mmgpt.cli import main
+    from mmgpt.cli.main import main
 
     main()

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from mmgpt.cli.training_display import TrainingDisplay
 from mmgpt.datasets.readers import TextConfig, open_source
 from mmgpt.evaluation.pipeline import run_recipe
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.inputs.batch import collate
 from mmgpt.run_log import read_log
-from mmgpt.training.progress import TrainingDisplay
 from mmgpt.training.recipe import Recipe, load_recipe
 
 Record = dict[str, Any]

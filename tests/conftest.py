@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from mmgpt import cli
+from mmgpt.cli import main
 from mmgpt.config import build
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
@@ -181,7 +181,7 @@ def mmgpt_says(
         monkeypatch.setattr("sys.stdin", io.StringIO(typed))
         monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         shown = capsys.readouterr()
         return int(ended.value.code or 0), shown.out, shown.err
 

@@ -44,7 +44,7 @@ exec(body)
 """
 COMMAND = """
 sys.argv = ["mmgpt", *arguments]
-from mmgpt.cli import main
+from mmgpt.cli.main import main
 main()
 """
 SUM_GRADIENTS = """
@@ -76,7 +76,7 @@ class Group:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["mmgpt.cli", "mmgpt.evaluation.pipeline"])
+        context.set_forkserver_preload(["mmgpt.cli.main", "mmgpt.evaluation.pipeline"])
         self.files = [folder / f"rank{rank}.txt" for rank in range(2)]
         self.processes = []
         for rank, file in enumerate(self.files):

@@ -27,8 +27,6 @@ FLOORS = [
     "trust",
     "serving",
     "mmgpt",  # the front door: it hands on names of every floor, and only the shell comes in through it
-    "cli_console",
-    "cli_compare cli_data cli_eval cli_score",
     "cli",
     "scripts",
 ]

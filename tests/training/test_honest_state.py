@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from mmgpt.checkpoints import convert
 from mmgpt.checkpoints.save_load import load_bundle
-from mmgpt.cli import main
+from mmgpt.cli.main import main
 from mmgpt.config import UserError, to_yaml
 from mmgpt.locking import hold
 from mmgpt.run_log import RunLog, read_log

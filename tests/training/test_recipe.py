@@ -3,10 +3,10 @@ import io
 import pytest
 from rich.console import Console
 
+from mmgpt.cli.training_display import TrainingDisplay
 from mmgpt.config import UserError, to_yaml
 from mmgpt.run_log import read_log
 from mmgpt.training.loop import train
-from mmgpt.training.progress import TrainingDisplay
 from mmgpt.training.recipe import Recipe, load_recipe
 from mmgpt.training.vocabulary import texts_of
 

@@ -8,7 +8,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from mmgpt.cli_console import out_console
+from mmgpt.cli.console import out_console
 
 app = typer.Typer(help="Score results files in the official layouts of VQA and of COCO captions.", no_args_is_help=True)
 

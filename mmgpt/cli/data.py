@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mmgpt.cli_console import out_console
+from mmgpt.cli.console import out_console
 from mmgpt.config import UserError, find_config
 
 if TYPE_CHECKING:

@@ -9,18 +9,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from mmgpt.cli_console import out_console
+from mmgpt.cli.console import out_console
 
 if TYPE_CHECKING:
     from mmgpt.evaluation.compare import Compared, Comparison
 
 Evaluation = Annotated[Path, typer.Argument(help="A folder that `mmgpt eval --out` wrote.", show_default=False)]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Hang the commands into the command line."""
-    app.command()(compare)
-    app.command()(leaderboard)
 
 
 def compare(

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from mmgpt.cli_console import out_console
+from mmgpt.cli.console import out_console
 from mmgpt.config import UserError
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class PlainBars:
 
     def __call__(self, task: str, done: int, total: int) -> None:
         """Tell a task's progress, if there is something to tell."""
-        from mmgpt.training.progress import in_clock
+        from mmgpt.cli.training_display import in_clock
 
         now = time.monotonic()
         before, begun = self.started.setdefault(task, (done, now))

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from mmgpt.cli_eval import PlainBars
+from mmgpt.cli.eval import PlainBars
+from mmgpt.cli.training_display import TrainingDisplay, in_clock
 from mmgpt.training.loop import train
-from mmgpt.training.progress import TrainingDisplay, in_clock
 
 
 def record(step, seconds, loss=3.21449):

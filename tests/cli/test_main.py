@@ -10,8 +10,8 @@ import soundfile
 import typer.testing
 import yaml
 
-from mmgpt import cli
 from mmgpt.checkpoints.save_load import save_bundle
+from mmgpt.cli import main
 from mmgpt.config import Config
 from mmgpt.datasets.sample import Message
 from mmgpt.files import write_folder
@@ -76,10 +76,10 @@ def test_the_installed_command_refuses_wrong_input_in_one_line_and_exits_with_2(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command):
-    done = typer.testing.CliRunner().invoke(cli.app, [command, "--help"])
+    done = typer.testing.CliRunner().invoke(main.app, [command, "--help"])
     assert done.exit_code == 0
     assert f"{command} [OPTIONS]" in done.stdout
-    registered = {info.name or info.callback.__name__: info.callback for info in cli.app.registered_commands}
+    registered = {info.name or info.callback.__name__: info.callback for info in main.app.registered_commands}
     assert set(registered) == set(COMMANDS)
     if command in ("ask", "chat"):
         assert "sounds" in done.stdout

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from mmgpt.cli_data import stats_tables
+from mmgpt.cli.data import stats_tables
 from mmgpt.training.recipe import load_recipe
 
 

@@ -10,12 +10,12 @@ import pytest
 import soundfile
 from rich.console import Console
 
+from mmgpt.cli.chat import talk
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.messages import MessagesConfig
 from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Message, Text
 from mmgpt.generation.assistant import Assistant
-from mmgpt.generation.terminal import talk
 
 
 @pytest.fixture

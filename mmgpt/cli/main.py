@@ -17,9 +17,9 @@ from rich.padding import Padding
 from rich.table import Table
 from typer.core import TyperCommand
 
-from mmgpt import cli_compare, cli_data, cli_eval, cli_score
-from mmgpt.cli_console import out_console
-from mmgpt.cli_eval import Bars, DataRoot, Device, PlainBars, score_table
+from mmgpt.cli import compare, data, score
+from mmgpt.cli.console import out_console
+from mmgpt.cli.eval import Bars, DataRoot, Device, PlainBars, evaluate, score_table
 from mmgpt.config import UserError
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(cli_data.app, name="data")
-app.add_typer(cli_score.app, name="score")
-cli_compare.add_to(app)
+app.add_typer(data.app, name="data")
+app.add_typer(score.app, name="score")
+app.command()(compare.compare)
+app.command()(compare.leaderboard)
 
 Checkpoint = Annotated[
     Path, typer.Argument(help="A run, a checkpoint, or an exported model folder.", show_default=False)
@@ -71,7 +72,7 @@ def train(
     _show_where(_run_recipe(config, overrides or [], out, data_root, device))
 
 
-app.command(name="eval")(cli_eval.evaluate)
+app.command(name="eval")(evaluate)
 
 
 class _Typed(TyperCommand):
@@ -138,8 +139,8 @@ def chat(
     /image PATH, /audio PATH or /video PATH adds one to the next question, /system TEXT says how to answer, /save FILE
     adds the talk to a file of messages, /new starts over, /quit or Ctrl-D ends.
     """
+    from mmgpt.cli.chat import talk
     from mmgpt.generation.assistant import load
-    from mmgpt.generation.terminal import talk
 
     talk(load(checkpoint, device=device), out_console, max_new_tokens=max_new_tokens, temperature=temperature)
 
@@ -197,9 +198,9 @@ def push(
 
 
 def _run_recipe(config: str, overrides: list[str], out: Path | None, data_root: Path, device: str) -> "Finished":
+    from mmgpt.cli.training_display import TrainingDisplay
     from mmgpt.distributed import is_main
     from mmgpt.evaluation.pipeline import run_recipe
-    from mmgpt.training.progress import TrainingDisplay
 
     out_console.quiet = not is_main()
     with TrainingDisplay() as display:
