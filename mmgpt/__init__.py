@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mmgpt.applications.pipeline import run_recipe as train
     from mmgpt.checkpoints.convert import convert
     from mmgpt.checkpoints.hub import push
     from mmgpt.config import UserError
     from mmgpt.datasets.media import Audio, Image, Video
     from mmgpt.datasets.sample import Message, Sample, Text
-    from mmgpt.evaluation.pipeline import run_recipe as train
     from mmgpt.evaluation.run import evaluate
     from mmgpt.generation.assistant import Assistant, Choice, load
     from mmgpt.generation.decode import Reply
@@ -34,7 +34,7 @@ _PUBLIC = {
     "evaluate": "evaluation.run",
     "load": "generation.assistant",
     "push": "checkpoints.hub",
-    "train": "evaluation.pipeline",
+    "train": "applications.pipeline",
 }
 
 __all__ = [

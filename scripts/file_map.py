@@ -12,6 +12,9 @@ BEGIN, END = "## A line a file\n", "## The life of one picture\n"
 GROUND = "The ground, on which every room stands"
 ROOMS = [  # from the shell down, as the drawing on the page has them
     "cli",
+    "applications",
+    "inspection",
+    "reports",
     "evaluation",
     "training",
     "generation",

@@ -17,7 +17,7 @@ import PIL.Image
 import torch
 import webdataset
 
-from mmgpt.evaluation.pipeline import run_recipe
+from mmgpt.applications.pipeline import run_recipe
 from mmgpt.generation.compiled import compiled_step
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.inputs.batch import collate

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from mmgpt.applications.pipeline import run_recipe
 from mmgpt.cli.training_display import TrainingDisplay
 from mmgpt.datasets.readers import TextConfig, open_source
-from mmgpt.evaluation.pipeline import run_recipe
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.inputs.batch import collate
 from mmgpt.run_log import read_log

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import settings
@@ -16,6 +18,7 @@ from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.datasets.worlds.world import WorldConfig
+from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END, Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
@@ -26,6 +29,8 @@ from mmgpt.training.vocabulary import texts_of
 ROOT = Path(__file__).resolve().parent.parent
 DECODER = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "context": 320, "token_shift": True}
 VIT = {"kind": "vit", "image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2}
+SHAPES = ("circle", "triangle", "rectangle")
+COLOURS = ("red", "green", "blue", "teal")
 FOLD = {"kind": "fold", "stride": 2}
 CONFORMER = {"kind": "conformer", "rate": 8000, "mels": 16, "width": 16, "depth": 1, "heads": 2, "stem": 4, "kernel": 5}
 
@@ -186,3 +191,40 @@ def mmgpt_says(
         return int(ended.value.code or 0), shown.out, shown.err
 
     return run
+
+
+def questions(image: int) -> list[list[Any]]:
+    """Rows as easy-VQA has them: [question, answer, image_id]."""
+    shape, colour = SHAPES[image % 3], COLOURS[image % 4]
+    return [
+        ["what shape is in the image?", shape, image],
+        ["what is the color of the shape?", colour, image],
+        ["does the image contain a circle?", "yes" if shape == "circle" else "no", image],
+    ]
+
+
+@pytest.fixture(scope="session")
+def easy_vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with easy-VQA's layout: 12 pictures to train on, 7 others to be tested on."""
+    root = tmp_path_factory.mktemp("data")
+    for split, images in (("train", range(12)), ("test", range(20, 27))):
+        folder = root / "easy_vqa" / split
+        (folder / "images").mkdir(parents=True)
+        for image in images:
+            picture = PIL.Image.effect_noise((64, 64), 20 + 8 * image).convert("RGB")
+            picture.save(folder / "images" / f"{image}.png")
+        rows = [row for image in images for row in questions(image)]
+        (folder / "questions.json").write_text(json.dumps(rows))
+    return root
+
+
+@pytest.fixture
+def answerer(easy_vqa: Path, make_bundle: Callable[..., Bundle]) -> Assistant:
+    """A random model whose tokenizer comes from the training questions; loud, so that its answers differ."""
+    rows = json.loads((easy_vqa / "easy_vqa" / "train" / "questions.json").read_text())
+    tokenizer = Tokenizer.train((str(text) for row in rows for text in row[:2]), 330)
+    torch.manual_seed(0)
+    bundle = new_bundle(make_bundle().model.config, tokenizer, "plain")
+    with torch.no_grad():
+        bundle.model.decoder.head.weight *= 20
+    return Assistant(bundle)

@@ -17,9 +17,9 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+from mmgpt.applications import pipeline
 from mmgpt.config import to_yaml
 from mmgpt.datasets.readers import open_source
-from mmgpt.evaluation import pipeline
 from mmgpt.inputs.stream import StepStream
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
@@ -76,7 +76,7 @@ class Group:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["mmgpt.cli.main", "mmgpt.evaluation.pipeline"])
+        context.set_forkserver_preload(["mmgpt.cli.main", "mmgpt.applications.pipeline"])
         self.files = [folder / f"rank{rank}.txt" for rank in range(2)]
         self.processes = []
         for rank, file in enumerate(self.files):

@@ -30,7 +30,7 @@ def test_the_public_names_are_the_listed_ones():
 
 
 def test_train_is_the_whole_recipe_and_no_submodule():
-    from mmgpt.evaluation.pipeline import run_recipe
+    from mmgpt.applications.pipeline import run_recipe
 
     assert mmgpt.train is run_recipe
 

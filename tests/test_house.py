@@ -23,9 +23,9 @@ FLOORS = [
     "model",
     "checkpoints",
     "training generation",
-    "evaluation",
-    "trust",
-    "serving",
+    "evaluation serving",
+    "reports",
+    "trust inspection applications",
     "mmgpt",  # the front door: it hands on names of every floor, and only the shell comes in through it
     "cli",
     "scripts",

@@ -80,7 +80,7 @@ def leaderboard(
     samples: Annotated[int, typer.Option(help="Answers shown behind each score, wrong ones first.", min=0)] = 12,
 ) -> None:
     """Write one HTML page with all scores, to sort and to look behind: pictures, sounds and answers included."""
-    from mmgpt.evaluation.leaderboard import write_leaderboard
+    from mmgpt.reports.leaderboard import write_leaderboard
 
     page = write_leaderboard(folders, out, samples=samples)
     out_console.print(f"leaderboard: {page}", markup=False, highlight=False, soft_wrap=True)

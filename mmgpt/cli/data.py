@@ -19,8 +19,8 @@ from mmgpt.cli.console import out_console
 from mmgpt.config import UserError, find_config
 
 if TYPE_CHECKING:
-    from mmgpt.evaluation.data_check import Check, Finding
-    from mmgpt.evaluation.data_stats import Record
+    from mmgpt.inspection.check import Check, Finding
+    from mmgpt.inspection.stats import Record
 
 app = typer.Typer(help="Look at a recipe's data as the model will get it.", no_args_is_help=True)
 SHOWN_KEYS = 3  # of a group of findings
@@ -45,8 +45,8 @@ def stats(
     out: Annotated[Path | None, typer.Option(help="Folder for stats.json and lengths.png.")] = None,
 ) -> None:
     """Lengths, targets, media, what is lost, and how fast the data comes, of each stage and source."""
-    from mmgpt.evaluation.data_stats import data_stats, write_stats
-    from mmgpt.evaluation.inspect import open_data
+    from mmgpt.inspection.recipe_data import open_data
+    from mmgpt.inspection.stats import data_stats, write_stats
 
     data = open_data(recipe, overrides=overrides or (), stage=stage, data_root=data_root, run=run)
     with _progress() as bars:
@@ -154,8 +154,8 @@ def show(
     out: Annotated[Path, typer.Option(help="The page.")] = Path("data.html"),
 ) -> None:
     """Write a page of samples with their pictures and sounds, token by token: what is read, and what is learned."""
-    from mmgpt.evaluation.data_page import write_data_page
-    from mmgpt.evaluation.inspect import open_data
+    from mmgpt.inspection.page import write_data_page
+    from mmgpt.inspection.recipe_data import open_data
 
     data = open_data(recipe, overrides=overrides or (), stage=stage, data_root=data_root, run=run)
     _say(f"page:  {write_data_page(data, out, limit=limit, seed=seed)}")
@@ -177,8 +177,8 @@ def check(
 
     Exits with 1 if there is a fault. Warnings are no faults.
     """
-    from mmgpt.evaluation.data_check import check_data
-    from mmgpt.evaluation.inspect import open_data
+    from mmgpt.inspection.check import check_data
+    from mmgpt.inspection.recipe_data import open_data
 
     data = open_data(recipe, overrides=overrides or (), stage=stage, data_root=data_root, run=run)
     processes = os.cpu_count() or 1 if workers is None else workers
@@ -288,7 +288,7 @@ def _media_cells(source: "Record", kind: str, one: "Record") -> list[str]:
 
 def findings_table(found: "Check") -> Table:
     """Faults, then warnings, grouped by reason and source, with the first of each."""
-    from mmgpt.evaluation.data_check import MEANING
+    from mmgpt.inspection.check import MEANING
 
     table = _table("findings", "reason, source, count, first", ("reason", "source", "first"))
     table.columns[-1].no_wrap = False

@@ -23,7 +23,7 @@ from mmgpt.cli.eval import Bars, DataRoot, Device, PlainBars, evaluate, score_ta
 from mmgpt.config import UserError
 
 if TYPE_CHECKING:
-    from mmgpt.evaluation.pipeline import Finished
+    from mmgpt.applications.pipeline import Finished
 
 app = typer.Typer(
     help="Train, evaluate and prompt multimodal models: text, pictures and sounds in, text out.",
@@ -198,9 +198,9 @@ def push(
 
 
 def _run_recipe(config: str, overrides: list[str], out: Path | None, data_root: Path, device: str) -> "Finished":
+    from mmgpt.applications.pipeline import run_recipe
     from mmgpt.cli.training_display import TrainingDisplay
     from mmgpt.distributed import is_main
-    from mmgpt.evaluation.pipeline import run_recipe
 
     out_console.quiet = not is_main()
     with TrainingDisplay() as display:

@@ -300,8 +300,8 @@ def test_a_wrong_evaluation_is_refused(arguments, told, mmgpt_says, checkpoint):
 
 
 def test_quickstart_shows_its_answers_and_the_command_that_asks_one_again(mmgpt_says, tmp_path, monkeypatch):
-    from mmgpt.evaluation.examples import Example
-    from mmgpt.evaluation.pipeline import Finished
+    from mmgpt.applications.pipeline import Finished
+    from mmgpt.reports.examples import Example
 
     examples = [
         Example((Path("e/0.png"),), "What [shape]?", "ring", "ring", is_right=True),
@@ -309,7 +309,7 @@ def test_quickstart_shows_its_answers_and_the_command_that_asks_one_again(mmgpt_
     ]
     for given in (examples, []):
         finished = Finished(tmp_path, None, tmp_path / "report.html", given)
-        monkeypatch.setattr("mmgpt.evaluation.pipeline.run_recipe", lambda *_, finished=finished, **__: finished)
+        monkeypatch.setattr("mmgpt.applications.pipeline.run_recipe", lambda *_, finished=finished, **__: finished)
         code, shown, _ = mmgpt_says("quickstart", "--out", tmp_path)
         assert code == 0
         for words in ("e/0.png", "What [shape]?", "right  ring", "e/1.wav  e/1.png", "wrong  2", "truth  [3]"):

@@ -7,9 +7,9 @@ import pytest
 
 from mmgpt.config import UserError
 from mmgpt.evaluation.compare import compare, mcnemar, paired_test
-from mmgpt.evaluation.leaderboard import write_leaderboard
 from mmgpt.evaluation.metrics import METRICS, Metric
 from mmgpt.evaluation.run import evaluate
+from mmgpt.reports.leaderboard import write_leaderboard
 
 PROMPT = [{"role": "user", "content": [{"type": "text", "text": "Which colour?"}]}]
 

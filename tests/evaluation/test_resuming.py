@@ -197,7 +197,7 @@ evaluate(model, ["easy_vqa"], shots=[1], data_root=root, out=out, batch_size=3, 
 def test_processes_of_which_one_is_killed_go_on_to_the_scores_of_one(answerer, easy_vqa, tmp_path):
     write_folder(tmp_path / "model", lambda draft: save_bundle(answerer.bundle, draft, with_golden=False))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mmgpt.cli.main", "mmgpt.evaluation.pipeline"])
+    context.set_forkserver_preload(["mmgpt.cli.main", "mmgpt.applications.pipeline"])
 
     def start(rank: int, kill_after: int):
         names = {"model": tmp_path / "model", "root": easy_vqa, "out": tmp_path / "out", "rank": str(rank)}

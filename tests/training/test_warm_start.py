@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from mmgpt.checkpoints.save_load import load_bundle, new_bundle, save_bundle
 from mmgpt.cli.training_display import TrainingDisplay
 from mmgpt.config import UserError
-from mmgpt.evaluation.inspect import open_data
 from mmgpt.inputs.tokenizer import Tokenizer
+from mmgpt.inspection.recipe_data import open_data
 from mmgpt.run_log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.warm_start import warm_start

@@ -9,9 +9,9 @@ import pytest
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.encoders.vit import ViTConfig
-from mmgpt.evaluation.data_page import prepared_picture, row_blocks, write_data_page
-from mmgpt.evaluation.inspect import open_data
 from mmgpt.inputs.chat import IGNORED
+from mmgpt.inspection.page import prepared_picture, row_blocks, write_data_page
+from mmgpt.inspection.recipe_data import open_data
 
 SPAN = re.compile(r'<span class="t( learned)?( special)?" title="([\d ]+)[^"]*">(.*?)</span>', re.DOTALL)
 

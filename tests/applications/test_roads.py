@@ -4,19 +4,19 @@ import json
 
 import pytest
 
+from mmgpt.applications.pipeline import _told
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import compare as comparing
 from mmgpt.evaluation.answering import Answer
 from mmgpt.evaluation.compare import compare
-from mmgpt.evaluation.gallery import is_right
 from mmgpt.evaluation.item import Item
-from mmgpt.evaluation.leaderboard import write_leaderboard
 from mmgpt.evaluation.metrics import METRICS
-from mmgpt.evaluation.pipeline import _told
-from mmgpt.evaluation.report import write_report
 from mmgpt.evaluation.results import Evaluation, answered, rescore, sample_row, summaries
 from mmgpt.evaluation.score import score_evaluation
 from mmgpt.evaluation.shots import Prompt
+from mmgpt.reports.gallery import is_right
+from mmgpt.reports.leaderboard import write_leaderboard
+from mmgpt.reports.run_report import write_report
 
 NEEDS = {"wer": "jiwer", "cer": "jiwer", "bleu": "sacrebleu", "chrf": "sacrebleu"}
 CHOICES = ("yes", "no", "a dog runs in the snow", "two dogs play", "12 men ride", "a cat", "one cow")

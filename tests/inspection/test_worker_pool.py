@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from mmgpt.evaluation.workers import Died, map_in_workers
+from mmgpt.inspection.worker_pool import Died, map_in_workers
 
 KILLED, ENDED = "__import__('os').kill(__import__('os').getpid(), 9)", "__import__('os')._exit(7)"
 

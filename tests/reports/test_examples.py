@@ -7,8 +7,8 @@ import pytest
 
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message
-from mmgpt.evaluation.examples import Example, save_examples
 from mmgpt.evaluation.run import Evaluation
+from mmgpt.reports.examples import Example, save_examples
 
 PICTURE = Image(PIL.Image.new("RGB", (8, 8), "red"))
 SOUND = Audio(np.sin(np.arange(800) / 3).astype(np.float32), rate=8000)

@@ -12,7 +12,8 @@ import torch
 
 from mmgpt.datasets.media import Sound
 from mmgpt.encoders.mel import log_mel
-from mmgpt.evaluation.plots import Axis, Markup, data_url, short, tag
+from mmgpt.reports.charts import Axis, short
+from mmgpt.reports.html import Markup, data_url, tag
 
 COLUMNS = 240  # of a waveform; more cannot be told apart on a card
 QUIET = 1e-3  # a peak below that is not drawn larger

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 import mmgpt
+from mmgpt.applications.pipeline import run_recipe
 from mmgpt.config import UserError
-from mmgpt.evaluation.pipeline import run_recipe
 from mmgpt.run_log import read_log
 
 README = Path(__file__).resolve().parents[2] / "README.md"

@@ -19,13 +19,13 @@ from mmgpt.datasets.readers import open_source
 from mmgpt.datasets.sample import Sample, Text
 from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.worlds.world import WorldConfig
-from mmgpt.evaluation.fingerprint import TOLERANCE, Fingerprint, Lookalikes, fingerprint
-from mmgpt.evaluation.inspect import RecipeData, media_of
 from mmgpt.evaluation.task import load_task
-from mmgpt.evaluation.workers import Died, map_in_workers
 from mmgpt.files import write_file
 from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong, rows_of
 from mmgpt.inputs.tokenizer import SLOTS
+from mmgpt.inspection.fingerprint import TOLERANCE, Fingerprint, Lookalikes, fingerprint
+from mmgpt.inspection.recipe_data import RecipeData, media_of
+from mmgpt.inspection.worker_pool import Died, map_in_workers
 
 RANGE = 32  # samples that a worker takes at a time, and that are lost with it
 GENERATED = (WorldConfig, ComposedConfig)  # they draw with replacement: the same sample twice is no fault of theirs

@@ -1,11 +1,9 @@
-"""Line charts for an HTML page, and the builder of its tags.
+"""Line charts for an HTML page.
 
 A chart is an SVG stretched over its box, with labels and hover texts laid over it as HTML: letters keep their
 size at any width. Colours are the classes `s0` to `s6` of report.css, which knows light and dark.
 """
 
-import base64
-import html
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -13,39 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-VOID = {"img", "meta"}
-CONTROLS = {code: "\ufffd" for code in (*range(32), 127) if chr(code) not in "\n\t\r"}
+from mmgpt.reports.html import Markup, tag
+
 MAX_POINTS = 400  # of a line; more cannot be told apart on a screen
 MAX_HOVERS = 100  # of a chart
 LOG_FROM = 6.0  # largest / smallest value from which a scale is logarithmic
 
 Point = tuple[float, float]
-
-
-class Markup(str):
-    """HTML already; whatever else is put into a tag is escaped."""
-
-
-def tag(element: str, /, *children: str | None, **attributes: object) -> Markup:
-    """An element; children that are not Markup are escaped, None left out; `cls` spells class, `a_b` a-b."""
-    opened = element
-    for key, value in attributes.items():
-        name = "class" if key == "cls" else key.replace("_", "-")
-        opened += "" if value is None else f' {name}="{_escape(str(value))}"'
-    return Markup(f"<{opened}>" if element in VOID else f"<{opened}>{_join(children)}</{element}>")
-
-
-def _join(children: Sequence[str | None]) -> str:
-    return "".join(child if isinstance(child, Markup) else _escape(child) for child in children if child is not None)
-
-
-def _escape(text: str) -> str:
-    return html.escape(text.translate(CONTROLS))
-
-
-def data_url(mime: str, payload: bytes) -> str:
-    """Bytes as the `src` of an element."""
-    return f"data:{mime};base64,{base64.b64encode(payload).decode()}"
 
 
 @dataclass(frozen=True)

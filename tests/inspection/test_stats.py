@@ -5,10 +5,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmgpt.evaluation.data_stats import data_stats, summary, write_stats
-from mmgpt.evaluation.inspect import open_data
 from mmgpt.inputs.chat import IGNORED
 from mmgpt.inputs.stream import load_steps
+from mmgpt.inspection.recipe_data import open_data
+from mmgpt.inspection.stats import data_stats, summary, write_stats
 from mmgpt.training.loop import noise_seed
 from mmgpt.training.mixing import open_stream
 

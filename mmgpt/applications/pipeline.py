@@ -7,13 +7,13 @@ from pathlib import Path
 from mmgpt.arguments import place
 from mmgpt.checkpoints.model_card import add_scores
 from mmgpt.distributed import is_main
-from mmgpt.evaluation.examples import Example, save_examples
 from mmgpt.evaluation.metrics import METRICS
-from mmgpt.evaluation.report import write_report
 from mmgpt.evaluation.results import Record
 from mmgpt.evaluation.run import Evaluation, OnProgress, OnScore, evaluate
 from mmgpt.evaluation.task import Task, load_task
 from mmgpt.generation.assistant import Assistant, load
+from mmgpt.reports.examples import Example, save_examples
+from mmgpt.reports.run_report import write_report
 from mmgpt.run_log import OnRecord
 from mmgpt.training.loop import Run, train
 from mmgpt.training.recipe import Recipe, open_recipe

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from mmgpt.config import UserError
 from mmgpt.evaluation.compare import Folder, open_folder
-from mmgpt.evaluation.gallery import MAX_CARDS, gallery
 from mmgpt.evaluation.metrics import metric_named
-from mmgpt.evaluation.plots import Markup, tag
-from mmgpt.evaluation.report import html_page
 from mmgpt.files import write_file
+from mmgpt.reports.gallery import MAX_CARDS, gallery
+from mmgpt.reports.html import Markup, html_page, tag
 
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {

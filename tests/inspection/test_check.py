@@ -11,9 +11,9 @@ import soundfile
 import yaml
 
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.evaluation.data_check import check_data
-from mmgpt.evaluation.inspect import open_data, spread_indexes
-from mmgpt.evaluation.workers import Died
+from mmgpt.inspection.check import check_data
+from mmgpt.inspection.recipe_data import open_data, spread_indexes
+from mmgpt.inspection.worker_pool import Died
 
 CONFORMER = {"kind": "conformer", "rate": 8000, "mels": 16, "width": 16, "depth": 1, "heads": 2, "stem": 4, "kernel": 5}
 VIT = {"kind": "vit", "image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2}
@@ -131,7 +131,7 @@ def test_a_finding_tells_what_is_wrong_and_where(checked):
 
 
 def test_the_findings_do_not_depend_on_the_number_of_workers(checked, monkeypatch):
-    monkeypatch.setattr("mmgpt.evaluation.data_check.RANGE", 3)
+    monkeypatch.setattr("mmgpt.inspection.check.RANGE", 3)
     progress = []
     parallel = checked(workers=2, on_progress=lambda done, total: progress.append((done, total)))
     assert parallel.findings == checked().findings
@@ -143,8 +143,8 @@ def test_a_range_on_which_a_worker_died_is_reported_and_the_rest_is_checked(chec
         for number, task in enumerate(tasks):
             yield Died(-9) if number == 1 else function(task)
 
-    monkeypatch.setattr("mmgpt.evaluation.data_check.RANGE", 8)
-    monkeypatch.setattr("mmgpt.evaluation.data_check.map_in_workers", die_on_the_second)
+    monkeypatch.setattr("mmgpt.inspection.check.RANGE", 8)
+    monkeypatch.setattr("mmgpt.inspection.check.map_in_workers", die_on_the_second)
     found = checked()
     lost = [one for one in found.faults if one.reason == "crash"]
     assert [(one.key, one.message) for one in lost] == [
@@ -166,7 +166,7 @@ def test_an_error_that_is_no_user_error_is_a_fault_and_no_end(checked, tokenizer
         return Sample((Message.of("user", str(index)), Message.of("assistant", "a")), "train", f"train/{index}")
 
     monkeypatch.setattr("mmgpt.datasets.readers.MessagesSource.__getitem__", fail)
-    monkeypatch.setattr("mmgpt.evaluation.inspect.make_tokenizer", lambda recipe, sources: tokenizer)
+    monkeypatch.setattr("mmgpt.inspection.recipe_data.make_tokenizer", lambda recipe, sources: tokenizer)
     found = checked(tasks=False)
     assert [(one.reason, one.key, one.message) for one in found.findings] == [("crash", "train/2", "KeyError: 'image'")]
 

@@ -11,8 +11,8 @@ import soundfile
 
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import parse_messages
-from mmgpt.evaluation.gallery import is_right
 from mmgpt.evaluation.run import Evaluation
+from mmgpt.reports.gallery import is_right
 
 SUFFIX: dict[type[Image] | type[Audio], str] = {Image: ".png", Audio: ".wav"}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmgpt.datasets.media import Sound
-from mmgpt.evaluation.sounds import COLUMNS, envelope, sound_figure
+from mmgpt.reports.sound_figure import COLUMNS, envelope, sound_figure
 
 
 def beep(seconds: float, rate: int = 8000) -> Sound:

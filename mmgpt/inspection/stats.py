@@ -15,11 +15,11 @@ import numpy as np
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, Media, MediaError
 from mmgpt.datasets.source import Source
-from mmgpt.evaluation.inspect import RecipeData, media_of, spread_indexes
 from mmgpt.files import write_file
 from mmgpt.inputs.batch import PADDING
 from mmgpt.inputs.chat import IGNORED, Rendered, TooLong, rows_of
 from mmgpt.inputs.stream import StepStream, load_steps
+from mmgpt.inspection.recipe_data import RecipeData, media_of, spread_indexes
 from mmgpt.training.loop import noise_seed
 from mmgpt.training.mixing import open_stream, steps_of
 from mmgpt.training.recipe import StageConfig

@@ -11,7 +11,7 @@ import pytest
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
-from mmgpt.evaluation.leaderboard import SCRIPT, write_leaderboard
+from mmgpt.reports.leaderboard import SCRIPT, write_leaderboard
 
 
 def medium(number: int) -> dict:

@@ -12,9 +12,10 @@ import soundfile
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
-from mmgpt.evaluation.plots import Axis, Series, line_chart, tag, thin, value_axis
-from mmgpt.evaluation.report import write_report
 from mmgpt.files import write_file
+from mmgpt.reports.charts import Axis, Series, line_chart, thin, value_axis
+from mmgpt.reports.html import tag
+from mmgpt.reports.run_report import write_report
 
 VOID = {"meta", "img"}
 CONFIG = """name: tiny

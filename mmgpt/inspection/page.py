@@ -10,14 +10,13 @@ from torch import Tensor
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Image, Media
 from mmgpt.datasets.source import Source
-from mmgpt.evaluation.gallery import medium_figure
-from mmgpt.evaluation.inspect import RecipeData, media_of, spread_indexes
-from mmgpt.evaluation.plots import Markup, tag
-from mmgpt.evaluation.report import html_page
 from mmgpt.files import write_file
 from mmgpt.inputs.chat import IGNORED, Medium, Objective, Rendered, rows_of
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.inspection.recipe_data import RecipeData, media_of, spread_indexes
 from mmgpt.model.multimodal import ModelConfig
+from mmgpt.reports.gallery import medium_figure
+from mmgpt.reports.html import Markup, html_page, tag
 from mmgpt.training.recipe import StageConfig
 
 LONGEST_LETTER = 4  # bytes of UTF-8, and so tokens, that one letter may be spread over

@@ -1,26 +1,23 @@
 """A run as one HTML page that needs nothing else: scores, curves, what trained, samples, the recipe."""
 
-import base64
-import hashlib
 import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from mmgpt.config import UserError, read_yaml
 from mmgpt.evaluation.environment import environment
-from mmgpt.evaluation.gallery import gallery, size
 from mmgpt.evaluation.metrics import Metric, metric_named
-from mmgpt.evaluation.plots import Markup, Point, Series, line_chart, short, tag
 from mmgpt.files import write_file
+from mmgpt.reports.charts import Point, Series, line_chart, short
+from mmgpt.reports.gallery import gallery, size
+from mmgpt.reports.html import Markup, html_page, tag
 from mmgpt.run_log import read_log
 
 MAX_HEADLINES = 8
-POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 Record = dict[str, Any]
 
@@ -117,26 +114,6 @@ def _page(run: _Run) -> Markup:
     name = run.folder.resolve().name
     sections = (_scores(run), _curves(run), _freeze_tables(run), _samples(run), _recipe(run))
     return html_page(f"{name} - mmgpt run report", _header(run, name), tag("main", *sections), _footer(run))
-
-
-def html_page(title: str, *body: str, script: str = "") -> Markup:
-    """A page with the style of reports, which may load nothing, and run nothing but `script`."""
-    css = resources.files("mmgpt.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    policy = POLICY
-    if script:
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        policy += f"; script-src 'sha256-{digest}'"
-        body = (*body, tag("script", Markup(script)))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("title", title),
-        tag("style", Markup(css)),
-    )
-    return tag("html", head, tag("body", *body), lang="en")
 
 
 def _section(title: str, *children: str | None, hint: str = "") -> Markup:

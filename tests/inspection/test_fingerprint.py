@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from mmgpt.datasets.media import Audio, Image, Video
-from mmgpt.evaluation.fingerprint import Fingerprint, Lookalikes, fingerprint
+from mmgpt.inspection.fingerprint import Fingerprint, Lookalikes, fingerprint
 
 
 def drawing(seed: int, size: tuple[int, int] = (90, 60)) -> PIL.Image.Image:

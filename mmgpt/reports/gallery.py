@@ -10,8 +10,8 @@ from typing import Any
 from mmgpt.datasets.media import Audio, Image, Media, MediaError, Video
 from mmgpt.datasets.sample import Message, Part, Text, parse_messages
 from mmgpt.evaluation.metrics import metric_named
-from mmgpt.evaluation.plots import Markup, data_url, tag
-from mmgpt.evaluation.sounds import sound_figure
+from mmgpt.reports.html import Markup, data_url, tag
+from mmgpt.reports.sound_figure import sound_figure
 from mmgpt.run_log import read_log
 
 MAX_CARDS = 12  # of a task; half of them are wrong ones where there are as many

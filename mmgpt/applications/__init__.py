@@ -1,0 +1,1 @@
+"""Applications: whole runs, from a recipe to scores and a report."""
