@@ -11,7 +11,7 @@ import numpy as np
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.cells import check_keys, is_missing, well_formed
 from mmgpt.datasets.media import MEDIA, Audio, Image, Media, Video
-from mmgpt.datasets.media_paths import is_data_url
+from mmgpt.datasets.media.media_paths import is_data_url
 
 SPELLINGS = {"image_url": "image", "input_audio": "audio", "audio_url": "audio", "video_url": "video"}
 OPTIONS = {"image": ("detail",), "audio": ("sampling_rate",), "video": ("fps",)}  # keys of a part beside its medium

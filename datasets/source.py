@@ -13,7 +13,7 @@ from mmgpt.datasets.cells import is_missing
 from mmgpt.datasets.file_names import as_on_disk, files_below, is_system
 from mmgpt.datasets.fingerprint import Fingerprint, fingerprint_of
 from mmgpt.datasets.media import MEDIA, Audio, Media, MediaError
-from mmgpt.datasets.media_paths import accents, is_address, is_base64, is_data_url, local_path
+from mmgpt.datasets.media.media_paths import accents, is_address, is_base64, is_data_url, local_path
 from mmgpt.datasets.sample import Sample
 
 

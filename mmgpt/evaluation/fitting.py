@@ -12,8 +12,8 @@ from typing import Any
 import PIL.ExifTags
 import soundfile
 
-from mmgpt.datasets.images import open_picture
 from mmgpt.datasets.media import Audio, Image, Media
+from mmgpt.datasets.media.image import open_picture
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation.models import Model, Talk
 from mmgpt.evaluation.pool import media_of

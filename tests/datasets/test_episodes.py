@@ -167,7 +167,7 @@ def test_pictures_are_decoded_once_and_made_small(root, monkeypatch):
     source = episodes(root, side=4)
     first = source[0].messages[0].parts[0]
     assert first.load().size == (4, 4)
-    monkeypatch.setattr("mmgpt.datasets.medium._read_path", None)
+    monkeypatch.setattr("mmgpt.datasets.media.medium._read_path", None)
     assert np.array_equal(source[0].messages[0].parts[0].load(), first.load())
 
 

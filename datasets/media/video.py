@@ -15,12 +15,12 @@ import numpy as np
 import PIL.Image
 
 from mmgpt.config import UserError
-from mmgpt.datasets.ffmpeg import SLACK, decode_sound, open_container, use_one_thread
-from mmgpt.datasets.formats import kind_of
-from mmgpt.datasets.images import DAMAGE, Image, check_pixels, open_picture, to_rgb
-from mmgpt.datasets.levels import to_levels, white_of
-from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError, to_number
-from mmgpt.datasets.waveform import Sound
+from mmgpt.datasets.media.ffmpeg import SLACK, decode_sound, open_container, use_one_thread
+from mmgpt.datasets.media.formats import kind_of
+from mmgpt.datasets.media.image import DAMAGE, Image, check_pixels, open_picture, to_rgb
+from mmgpt.datasets.media.levels import to_levels, white_of
+from mmgpt.datasets.media.medium import LIMITS, Limits, Media, MediaError, to_number
+from mmgpt.datasets.media.waveform import Sound
 
 ANIMATED = ("GIF", "WEBP", "PNG")
 UNTIMED = 100  # milliseconds that browsers show a frame which states none

@@ -1,10 +1,10 @@
 """Pictures, sounds and videos, each from a file of its own; what a dataset or a model needs of them stands here."""
 
-from mmgpt.datasets.images import Image
-from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError, open_zip
-from mmgpt.datasets.sounds import Audio
-from mmgpt.datasets.videos import Film, Look, Video
-from mmgpt.datasets.waveform import Sound
+from mmgpt.datasets.media.audio import Audio
+from mmgpt.datasets.media.image import Image
+from mmgpt.datasets.media.medium import LIMITS, Limits, Media, MediaError, open_zip
+from mmgpt.datasets.media.video import Film, Look, Video
+from mmgpt.datasets.media.waveform import Sound
 
 __all__ = [
     "LIMITS",

@@ -17,8 +17,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.file_names import find_member, split_zip
-from mmgpt.datasets.formats import kind_of
-from mmgpt.datasets.media_paths import (
+from mmgpt.datasets.media.formats import kind_of
+from mmgpt.datasets.media.media_paths import (
     is_address,
     is_base64,
     is_data_url,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmgpt.datasets.medium import MediaError
+from mmgpt.datasets.media.medium import MediaError
 
 BYTE, WORD = 255, 65535
 # A picture that fills no more than a sixteenth of a scale is all but black on it, and is likelier to be on another one:

@@ -57,7 +57,7 @@ def test_a_sound_of_many_blocks_is_that_decoded_at_once(format, subtype, channel
     noise = 0.1 * np.random.default_rng(0).standard_normal((3 * RATE, channels)).astype(np.float32)
     content = encode(noise, RATE, format, subtype)
     whole = Audio(content).load()
-    monkeypatch.setattr("mmgpt.datasets.sounds.BLOCK", 1000)
+    monkeypatch.setattr("mmgpt.datasets.media.audio.BLOCK", 1000)
     assert np.array_equal(Audio(content).load().samples, whole.samples)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from mmgpt.datasets.medium import Limits, MediaError
-from mmgpt.datasets.waveform import Sound, check_length, check_samples, mix
+from mmgpt.datasets.media.medium import Limits, MediaError
+from mmgpt.datasets.media.waveform import Sound, check_length, check_samples, mix
 
 # FFmpeg also knows playlists, which name other files and addresses for it to open.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,ogg,asf"

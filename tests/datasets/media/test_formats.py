@@ -9,8 +9,8 @@ import PIL.Image
 import pytest
 import soundfile
 
-from mmgpt.datasets.images import FORMATS
 from mmgpt.datasets.media import Audio, Image, MediaError, Video
+from mmgpt.datasets.media.image import FORMATS
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 RGB = PIL.Image.fromarray(PIXELS)

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from urllib.parse import unquote_to_bytes
 
-from mmgpt.datasets.formats import kind_of
+from mmgpt.datasets.media.formats import kind_of
 
 SHORTEST_BASE64 = 64  # letters; what is shorter is a path
 FILE_URL = re.compile(r"file:(?://(?:localhost)?)?(?=/(?!/))", re.IGNORECASE)  # RFC 8089

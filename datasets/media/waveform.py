@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmgpt.datasets.medium import Limits, MediaError
+from mmgpt.datasets.media.medium import Limits, MediaError
 
 LOUDEST = 1e12  # a sample beyond it is damage, and its square would overflow float32
 FULL_SCALE = {"int8": 2.0**7, "uint8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}  # as WAV and AIFF files have them

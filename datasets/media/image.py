@@ -13,10 +13,10 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 
-from mmgpt.datasets.formats import refusal
-from mmgpt.datasets.levels import WORD, to_levels, white_of
-from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError
-from mmgpt.datasets.png import without_extras
+from mmgpt.datasets.media.formats import refusal
+from mmgpt.datasets.media.levels import WORD, to_levels, white_of
+from mmgpt.datasets.media.medium import LIMITS, Limits, Media, MediaError
+from mmgpt.datasets.media.png import without_extras
 
 # Others are left out: Pillow hands EPS files, which are programs, to Ghostscript. HEIF is that of pillow-heif.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF")

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import soundfile
 
-from mmgpt.datasets.ffmpeg import decode_sound
-from mmgpt.datasets.formats import kind_of, refusal
-from mmgpt.datasets.medium import LIMITS, Limits, Media, MediaError, to_number
-from mmgpt.datasets.sound_files import mended, missing_of, with_its_size
-from mmgpt.datasets.waveform import Sound, check_length, check_samples, from_array, mix
+from mmgpt.datasets.media.ffmpeg import decode_sound
+from mmgpt.datasets.media.formats import kind_of, refusal
+from mmgpt.datasets.media.medium import LIMITS, Limits, Media, MediaError, to_number
+from mmgpt.datasets.media.sound_files import mended, missing_of, with_its_size
+from mmgpt.datasets.media.waveform import Sound, check_length, check_samples, from_array, mix
 
 BLOCK = 2**20  # numbers decoded at a time, of all channels together
 # libsndfile's words, and what is so

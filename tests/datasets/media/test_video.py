@@ -187,7 +187,7 @@ def test_a_video_written_to_a_pipe_states_no_length_and_is_read(film):
     ],
 )
 def test_a_video_over_a_limit_is_refused_before_a_frame_is_decoded(limits, rate, told, mp4, monkeypatch):
-    monkeypatch.setattr("mmgpt.datasets.videos._Container._shown", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("mmgpt.datasets.media.video._Container._shown", lambda *_: pytest.fail("decoded"))
     with pytest.raises(MediaError, match=told):
         Video(mp4).load(Limits(**limits), rate=rate)
 
