@@ -23,11 +23,11 @@ import soundfile
 from mmgpt.config import UserError
 from mmgpt.datasets.dedup import keep_texts
 from mmgpt.datasets.media import Audio, Image, Media, MediaError
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
+from mmgpt.datasets.readers.shards import INDEX
+from mmgpt.datasets.readers.tars import BLOCK
 from mmgpt.datasets.sample import Message, Part, Sample, Text
-from mmgpt.datasets.shards import INDEX
 from mmgpt.datasets.source import Source, SourceConfig
-from mmgpt.datasets.tars import BLOCK
 from mmgpt.locking import hold
 
 PROBES = 64  # samples that are measured to choose how many fill a shard

@@ -29,9 +29,9 @@ from torchvision.transforms import v2
 
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.mixture import Order
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
+from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.datasets.shards import ShardsConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.stream import StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer

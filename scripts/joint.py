@@ -15,7 +15,7 @@ import torch
 
 from mmgpt.applications.pipeline import run_recipe
 from mmgpt.cli.training_display import TrainingDisplay
-from mmgpt.datasets.readers import TextConfig, open_source
+from mmgpt.datasets.readers.registry import TextConfig, open_source
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.inputs.batch import collate
 from mmgpt.run_log import read_log

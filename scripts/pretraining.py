@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from mmgpt.config import build
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.evaluation.metrics import recall_at_k
 from mmgpt.evaluation.run import evaluate
 from mmgpt.evaluation.task import load_task

@@ -21,7 +21,7 @@ import numpy as np
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.worlds.world import WorldConfig
 
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```\n(?:\n```text\n.*?^```\n)?", flags=re.DOTALL | re.MULTILINE)

@@ -25,7 +25,7 @@ from mmgpt.checkpoints.convert import convert
 from mmgpt.checkpoints.golden import golden_logits
 from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import build
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.evaluation.run import evaluate

@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from mmgpt.cli import main
 from mmgpt.config import build
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.datasets.worlds.world import WorldConfig

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mmgpt.config import UserError
 from mmgpt.datasets.media import MEDIA, Audio, Image, Limits, MediaError, Video
 from mmgpt.datasets.mixture import Order
-from mmgpt.datasets.readers import MessagesConfig, open_source
+from mmgpt.datasets.readers.registry import MessagesConfig, open_source
 from mmgpt.inputs.stream import StepStream, load_steps
 from mmgpt.training.loop import train
 

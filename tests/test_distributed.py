@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from mmgpt.applications import pipeline
 from mmgpt.config import to_yaml
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.inputs.stream import StepStream
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold

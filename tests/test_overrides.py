@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mmgpt.config import UserError, apply_overrides, read_yaml
-from mmgpt.datasets.readers import load_source
+from mmgpt.datasets.readers.registry import load_source
 from mmgpt.evaluation.importing import import_task
 from mmgpt.evaluation.task import load_task
 from mmgpt.training.recipe import load_recipe

@@ -90,7 +90,7 @@ def shard(
     near_copies: Annotated[float | None, typer.Option(help="Drop texts as similar as this to one before.")] = None,
 ) -> None:
     """Write a source as webdataset shards with an index. A run that was stopped goes on with the same command."""
-    from mmgpt.datasets.readers import load_source
+    from mmgpt.datasets.readers.registry import load_source
     from mmgpt.datasets.shard_writer import Job, keep_once, merge_shards, write_shards
 
     if merge:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mmgpt.config import UserError
-from mmgpt.datasets.episodes import EpisodeSource
+from mmgpt.datasets.readers.episodes import EpisodeSource
 from mmgpt.evaluation.item import Item, items_of
 from mmgpt.evaluation.models import Model
 from mmgpt.evaluation.shots import Exemplars, Prompt, Shots

@@ -15,9 +15,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from mmgpt.config import Config, UserError, build, did_you_mean, find_config, read_yaml
 from mmgpt.datasets.media import MEDIA
-from mmgpt.datasets.readers import SOURCES, AnySource, open_source
+from mmgpt.datasets.readers.registry import SOURCES, AnySource, open_source
+from mmgpt.datasets.readers.table_config import TableConfig
 from mmgpt.datasets.source import Absent, Source, SourceConfig
-from mmgpt.datasets.table_config import TableConfig
 from mmgpt.datasets.template import fields_of
 from mmgpt.evaluation.item import Item, items_of, merged_items_of
 from mmgpt.evaluation.metrics import METRICS

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmgpt.config import UserError
-from mmgpt.datasets.composed import ComposedConfig
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.composed import ComposedConfig
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Sample, Text
 from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.worlds.world import WorldConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.media import Media
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.chat import Renderer

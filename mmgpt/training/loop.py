@@ -19,7 +19,7 @@ from mmgpt.checkpoints.pretrained_parts import load_parts, rows_for
 from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.mixture import Position
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.source import Source
 from mmgpt.distributed import Ranks, join_ranks
 from mmgpt.files import read_json, write_file, write_folder

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from mmgpt.checkpoints.pretrained_parts import chat_of, resolve
 from mmgpt.config import Config, Seed, UserError, apply_overrides, build, did_you_mean, find_config, read_yaml
 from mmgpt.datasets.media import LIMITS, Limits
-from mmgpt.datasets.readers import AnySource
+from mmgpt.datasets.readers.registry import AnySource
 from mmgpt.inputs.chat import AuxiliaryKind, HeadKind, Objective
 from mmgpt.inputs.templates import TemplateName
 from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from mmgpt.cli.chat import talk
 from mmgpt.datasets.media import Audio, Image, Video
-from mmgpt.datasets.messages import MessagesConfig
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.messages import MessagesConfig
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Message, Text
 from mmgpt.generation.assistant import Assistant
 

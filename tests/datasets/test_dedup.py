@@ -4,7 +4,7 @@ import pytest
 
 from mmgpt.config import UserError
 from mmgpt.datasets.dedup import keep_texts
-from mmgpt.datasets.readers import TextConfig, open_source
+from mmgpt.datasets.readers.registry import TextConfig, open_source
 from mmgpt.datasets.worlds.world import WorldConfig
 
 pytest.importorskip("datasketch", reason="near copies need mmgpt[data]")

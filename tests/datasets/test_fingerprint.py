@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmgpt.datasets import tars
 from mmgpt.datasets.fingerprint import difference
-from mmgpt.datasets.readers import _Alone, open_source
+from mmgpt.datasets.readers import tars
+from mmgpt.datasets.readers.registry import _Alone, open_source
 from mmgpt.datasets.source import Source
 
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.layouts import LibriSpeechConfig
 from mmgpt.datasets.plain_text import parse_json, read_lines
-from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.rows import open_rows
-from mmgpt.datasets.table_config import TableConfig
-from mmgpt.datasets.text import TextConfig
+from mmgpt.datasets.readers.official_layouts import LibriSpeechConfig
+from mmgpt.datasets.readers.registry import open_source
+from mmgpt.datasets.readers.rows import open_rows
+from mmgpt.datasets.readers.table_config import TableConfig
+from mmgpt.datasets.readers.text import TextConfig
 from mmgpt.evaluation.task import TaskConfig
 
 MARK = "\ufeff"

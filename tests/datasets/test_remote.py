@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from mmgpt.config import UserError
-from mmgpt.datasets import remote, tars
+from mmgpt.datasets import remote
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers import tars
+from mmgpt.datasets.readers.registry import open_source
+from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.shard_writer import Job, write_shards
-from mmgpt.datasets.shards import ShardsConfig
 from mmgpt.datasets.source import Source
 from mmgpt.datasets.worlds.world import WorldConfig
 

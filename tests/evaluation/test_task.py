@@ -266,7 +266,7 @@ def test_more_distractors_than_answers_are_refused(tmp_path):
 
 
 def test_every_packaged_yaml_of_a_source_builds():
-    from mmgpt.datasets.readers import AnySource
+    from mmgpt.datasets.readers.registry import AnySource
 
     folder = Path(mmgpt.configs.__file__).parent / "data"
     for path in folder.glob("*.yaml"):

@@ -15,9 +15,9 @@ import PIL.Image
 import pytest
 
 from mmgpt.datasets.mixture import Order
-from mmgpt.datasets.readers import MessagesConfig, TextConfig, open_source
+from mmgpt.datasets.readers.registry import MessagesConfig, TextConfig, open_source
+from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.shard_writer import Job, write_shards
-from mmgpt.datasets.shards import ShardsConfig
 from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.inputs.stream import StepStream, load_steps
 

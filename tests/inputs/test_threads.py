@@ -27,9 +27,9 @@ from torch import Tensor
 from mmgpt.config import UserError
 from mmgpt.datasets.dedup import keep_texts
 from mmgpt.datasets.media import Audio, Image, Video
-from mmgpt.datasets.messages import MessagesConfig
 from mmgpt.datasets.mixture import Order
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.messages import MessagesConfig
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Message
 from mmgpt.datasets.worlds.world import WORLDS, WorldConfig
 from mmgpt.encoders import ENCODERS, EncoderConfig

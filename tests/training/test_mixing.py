@@ -4,7 +4,7 @@ import math
 import pytest
 
 from mmgpt.config import UserError
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.run_log import read_log
 from mmgpt.training.loop import train

@@ -8,11 +8,11 @@ import PIL.Image
 import pytest
 
 from mmgpt.config import UserError
-from mmgpt.datasets import tars
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.readers import MessagesConfig, open_source
+from mmgpt.datasets.readers import tars
+from mmgpt.datasets.readers.registry import MessagesConfig, open_source
+from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.shard_writer import Job, write_shards
-from mmgpt.datasets.shards import ShardsConfig
 from mmgpt.datasets.source import Source
 
 

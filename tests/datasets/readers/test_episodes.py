@@ -6,8 +6,8 @@ import PIL.Image
 import pytest
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.episodes import MADE_UP
-from mmgpt.datasets.readers import EpisodesOfConfig, open_source
+from mmgpt.datasets.readers.episodes import MADE_UP
+from mmgpt.datasets.readers.registry import EpisodesOfConfig, open_source
 
 LETTERS = {"greek": "abgd", "latin": "pqrs"}
 OF = {

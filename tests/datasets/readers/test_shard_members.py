@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError
-from mmgpt.datasets import tars
 from mmgpt.datasets.media import Audio, Image, MediaError
-from mmgpt.datasets.readers import TableConfig, open_source
+from mmgpt.datasets.readers import tars
+from mmgpt.datasets.readers.registry import TableConfig, open_source
+from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.sample import Text
 from mmgpt.datasets.shard_writer import Job, write_shards
-from mmgpt.datasets.shards import ShardsConfig
 from mmgpt.datasets.source import Source
 
 

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 from mmgpt.config import UserError, build, read_yaml
-from mmgpt.datasets.composed import NUMBERS, ComposedConfig
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.composed import NUMBERS, ComposedConfig
+from mmgpt.datasets.readers.registry import open_source
 
 CONFIG = {
     "reader": "composed",

@@ -12,10 +12,10 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from mmgpt.config import Config, UserError
+from mmgpt.datasets.readers.table import TableSource
+from mmgpt.datasets.readers.table_config import TableConfig
 from mmgpt.datasets.sample import Message, Part, Sample
 from mmgpt.datasets.source import Source, SourceConfig
-from mmgpt.datasets.table import TableSource
-from mmgpt.datasets.table_config import TableConfig
 
 Turn = tuple[str, str]  # question, answer
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

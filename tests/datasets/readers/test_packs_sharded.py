@@ -5,10 +5,10 @@ import hashlib
 import pytest
 
 from mmgpt.config import find_config
-from mmgpt.datasets.readers import load_source, open_source
+from mmgpt.datasets.readers.registry import load_source, open_source
+from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.sample import Sample, Text
 from mmgpt.datasets.shard_writer import Job, write_shards
-from mmgpt.datasets.shards import ShardsConfig
 
 PACKS = (
     "cifar10 digits_and_shapes easy_vqa flickr8k fsdd noto_emoji omniglot shapes tinyshakespeare vqa_v2_mini wikitext2"

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.rows import open_rows
-from mmgpt.datasets.table_config import TableConfig
+from mmgpt.datasets.readers.registry import open_source
+from mmgpt.datasets.readers.rows import open_rows
+from mmgpt.datasets.readers.table_config import TableConfig
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
     [

@@ -7,8 +7,8 @@ import pytest
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image, MediaError
-from mmgpt.datasets.messages import MessagesConfig
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.messages import MessagesConfig
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Message, Text
 
 

@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.cells import check_keys, is_missing
 from mmgpt.datasets.plain_text import start_of_text
-from mmgpt.datasets.rows import Rows, open_rows
+from mmgpt.datasets.readers.rows import Rows, open_rows
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.datasets.source import Source, SourceConfig, resolve_all
 

@@ -16,11 +16,11 @@ import pytest
 import soundfile
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets import rows as rows_module
 from mmgpt.datasets.media import Media, MediaError
-from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.rows import JsonLines, ParquetRows, open_rows
-from mmgpt.datasets.table_config import TableConfig
+from mmgpt.datasets.readers import rows as rows_module
+from mmgpt.datasets.readers.registry import open_source
+from mmgpt.datasets.readers.rows import JsonLines, ParquetRows, open_rows
+from mmgpt.datasets.readers.table_config import TableConfig
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
-from mmgpt.datasets.composed import ComposedConfig, ComposedSource
-from mmgpt.datasets.episodes import EpisodesConfig, EpisodeSource
-from mmgpt.datasets.layouts import (
+from mmgpt.datasets.readers.composed import ComposedConfig, ComposedSource
+from mmgpt.datasets.readers.episodes import EpisodesConfig, EpisodeSource
+from mmgpt.datasets.readers.messages import MessagesConfig, MessagesSource
+from mmgpt.datasets.readers.official_layouts import (
     CocoCaptionsConfig,
     CocoCaptionsSource,
     LibriSpeechConfig,
@@ -17,12 +18,11 @@ from mmgpt.datasets.layouts import (
     VqaConfig,
     VqaSource,
 )
-from mmgpt.datasets.messages import MessagesConfig, MessagesSource
-from mmgpt.datasets.shards import ShardsConfig, ShardSource
+from mmgpt.datasets.readers.shards import ShardsConfig, ShardSource
+from mmgpt.datasets.readers.table import TableSource
+from mmgpt.datasets.readers.table_config import TableConfig
+from mmgpt.datasets.readers.text import TextConfig, TextSource
 from mmgpt.datasets.source import Source, SourceConfig
-from mmgpt.datasets.table import TableSource
-from mmgpt.datasets.table_config import TableConfig
-from mmgpt.datasets.text import TextConfig, TextSource
 from mmgpt.datasets.worlds.world import WorldConfig, WorldSource
 
 Plain = (

@@ -20,12 +20,12 @@ from pydantic import model_validator
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.cells import cell_text, check_keys, is_missing
 from mmgpt.datasets.media import MEDIA, Media, MediaError
-from mmgpt.datasets.placing import Placeholders
 from mmgpt.datasets.plain_text import parse_json
+from mmgpt.datasets.readers.placing import Placeholders
+from mmgpt.datasets.readers.tars import Wanted, is_system_file, modality_of, ranges_of, read_members
 from mmgpt.datasets.remote import AbsentError, is_remote, read_range, read_text
 from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth, parse_messages
 from mmgpt.datasets.source import Source, SourceConfig, resolve
-from mmgpt.datasets.tars import Wanted, is_system_file, modality_of, ranges_of, read_members
 
 INDEX = "index.json"
 OWN_KEYS = ("messages", "branches", "source", "key", "truths", "groups")  # of the .json of a conversation

@@ -19,10 +19,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.datasets.delimited import DELIMITERS, read_delimited
 from mmgpt.datasets.file_names import files_below, match_names, members_of
 from mmgpt.datasets.media import open_zip
 from mmgpt.datasets.plain_text import COMPRESSED, parse_json, read_json, read_lines, start_of_text
+from mmgpt.datasets.readers.delimited import DELIMITERS, read_delimited
 from mmgpt.datasets.template import fields_of
 
 Row = dict[str, Any]

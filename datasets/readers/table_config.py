@@ -11,8 +11,8 @@ from pydantic import PositiveInt, model_validator
 
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.cells import check_keys
-from mmgpt.datasets.derived import Derived
 from mmgpt.datasets.media import MEDIA
+from mmgpt.datasets.readers.derived_columns import Derived
 from mmgpt.datasets.source import SourceConfig
 from mmgpt.datasets.template import fields_of
 

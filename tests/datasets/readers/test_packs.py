@@ -6,7 +6,7 @@ from pydantic import TypeAdapter
 
 from mmgpt.config import find_config, read_yaml
 from mmgpt.datasets.media import Media
-from mmgpt.datasets.readers import AnySource, open_source
+from mmgpt.datasets.readers.registry import AnySource, open_source
 from mmgpt.datasets.sample import Sample
 
 VQA = "\nAnswer the question using a single word or phrase."

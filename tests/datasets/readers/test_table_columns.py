@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError, build
-from mmgpt.datasets.episodes import EpisodesConfig
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.table_config import TableConfig
-from mmgpt.datasets.text import TextConfig
+from mmgpt.datasets.readers.episodes import EpisodesConfig
+from mmgpt.datasets.readers.registry import open_source
+from mmgpt.datasets.readers.table_config import TableConfig
+from mmgpt.datasets.readers.text import TextConfig
 
 USED = {"q": "1?", "a": "red"}
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.readers import SOURCES, open_source
+from mmgpt.datasets.readers.registry import SOURCES, open_source
+from mmgpt.datasets.readers.table_config import TableConfig
+from mmgpt.datasets.readers.text import TextConfig
 from mmgpt.datasets.sample import Sample
-from mmgpt.datasets.table_config import TableConfig
-from mmgpt.datasets.text import TextConfig
 from mmgpt.evaluation.item import items_of
 
 NAN = float("nan")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from mmgpt.config import UserError, build, read_yaml
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
+from mmgpt.datasets.readers.table_config import TableConfig
 from mmgpt.datasets.sample import Text
-from mmgpt.datasets.table_config import TableConfig
 
 PNG_COLOURS = ("red", "lime", "blue")
 QUESTIONS = [

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError
-from mmgpt.datasets import text as text_module
-from mmgpt.datasets.readers import open_source
-from mmgpt.datasets.text import TextConfig
+from mmgpt.datasets.readers import text as text_module
+from mmgpt.datasets.readers.registry import open_source
+from mmgpt.datasets.readers.text import TextConfig
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmgpt.config import UserError
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.worlds.scenes import COLOURS, SHAPES, UNSEEN
 from mmgpt.datasets.worlds.world import WORLDS, WorldConfig
 

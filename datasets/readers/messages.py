@@ -18,8 +18,8 @@ from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.cells import check_keys, is_ignored
 from mmgpt.datasets.media import MEDIA, Media
 from mmgpt.datasets.parts import is_absent, present, short
-from mmgpt.datasets.placing import Listed, Placeholders, grounded, held
-from mmgpt.datasets.rows import FOLDER_OF, Row, open_rows
+from mmgpt.datasets.readers.placing import Listed, Placeholders, grounded, held
+from mmgpt.datasets.readers.rows import FOLDER_OF, Row, open_rows
 from mmgpt.datasets.sample import Message, Part, Reasoning, Sample, parse_messages, role_name
 from mmgpt.datasets.source import Source, SourceConfig, media_of, resolve, resolve_all
 

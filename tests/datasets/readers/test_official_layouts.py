@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from mmgpt.config import UserError, read_yaml
 from mmgpt.datasets.media import Media
-from mmgpt.datasets.readers import AnySource, open_source
+from mmgpt.datasets.readers.registry import AnySource, open_source
 
 SHORT = "\nAnswer the question using a single word or phrase."
 

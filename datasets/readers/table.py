@@ -27,10 +27,10 @@ from mmgpt.datasets.cells import check_keys, is_missing, matches
 from mmgpt.datasets.file_names import as_on_disk, find_member, names_in_path, split_zip
 from mmgpt.datasets.media import MEDIA, Media, MediaError, open_zip
 from mmgpt.datasets.plain_text import read_lines
-from mmgpt.datasets.rows import FOLDER_OF, ListRows, NamedRows, Row, Rows, open_rows, read_file_names
+from mmgpt.datasets.readers.rows import FOLDER_OF, ListRows, NamedRows, Row, Rows, open_rows, read_file_names
+from mmgpt.datasets.readers.table_config import Beside, TableConfig, check_columns, several
 from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth
 from mmgpt.datasets.source import Source, media_of, resolve, resolve_all
-from mmgpt.datasets.table_config import Beside, TableConfig, check_columns, several
 from mmgpt.datasets.template import EmptyCell, Piece, fields_of, fill, parse
 
 

@@ -18,10 +18,10 @@ from mmgpt.datasets.cells import cell_text, check_keys, is_missing
 from mmgpt.datasets.file_names import files_below
 from mmgpt.datasets.parts import short
 from mmgpt.datasets.plain_text import parse_json, read_lines, read_text
-from mmgpt.datasets.rows import ListRows, Row
+from mmgpt.datasets.readers.rows import ListRows, Row
+from mmgpt.datasets.readers.table import TableSource
+from mmgpt.datasets.readers.table_config import TableConfig
 from mmgpt.datasets.source import SourceConfig, resolve
-from mmgpt.datasets.table import TableSource
-from mmgpt.datasets.table_config import TableConfig
 
 # What the formats say besides. Sources: cocodataset.org/#format-data, nocaps.org, visualqa.org/download.html,
 # okvqa.allenai.org, and the splits of arXiv:1412.2306 as they are distributed.

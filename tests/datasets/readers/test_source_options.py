@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from mmgpt.config import Config, UserError, build
-from mmgpt.datasets.readers import AnySource, open_source
+from mmgpt.datasets.readers.registry import AnySource, open_source
 
 
 class Data(Config):

@@ -15,12 +15,12 @@ import pytest
 import webdataset
 
 from mmgpt.config import UserError
-from mmgpt.datasets import tars
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.readers import MessagesConfig, TextConfig, open_source
+from mmgpt.datasets.readers import tars
+from mmgpt.datasets.readers.registry import MessagesConfig, TextConfig, open_source
+from mmgpt.datasets.readers.shards import ShardsConfig, expand_braces
 from mmgpt.datasets.sample import Sample, Text
 from mmgpt.datasets.shard_writer import Job, merge_shards, write_shards
-from mmgpt.datasets.shards import ShardsConfig, expand_braces
 from mmgpt.datasets.worlds.world import WorldConfig
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mmgpt.config import UserError, build
 from mmgpt.datasets.calls import Call
 from mmgpt.datasets.media import Image
-from mmgpt.datasets.messages import ORIGIN, MessagesConfig
-from mmgpt.datasets.readers import open_source
+from mmgpt.datasets.readers.messages import ORIGIN, MessagesConfig
+from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Message, Text, parse_messages
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
