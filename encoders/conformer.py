@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.encoders.conformer_config import ConformerConfig
-from mmgpt.encoders.sound import is_real
+from mmgpt.encoders.audio_config import is_real
 
 
 class ConformerEncoder(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmgpt.encoders.mel import PLAIN, FrontConfig, log_mel
 from mmgpt.encoders.one_thread import in_one_thread
-from mmgpt.encoders.pieces import Grid
-from mmgpt.encoders.sound import SoundConfig
+from mmgpt.encoders.feature_grids import Grid
+from mmgpt.encoders.audio_config import SoundConfig
 
 
 class ConformerConfig(SoundConfig):

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmgpt.config import UserError
-from mmgpt.encoders.towers import TimmConfig, build_tower, checked, complete, timm_fields, timm_weights
+from mmgpt.encoders.timm_vit import TimmConfig, build_tower, checked, complete, timm_fields, timm_weights
 from mmgpt.files import load_weights, read_json
 from mmgpt.weight_names import Rule, to_ours, to_theirs
 

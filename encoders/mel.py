@@ -16,7 +16,7 @@ from torchaudio.functional import preemphasis
 from torchaudio.transforms import MelSpectrogram
 
 from mmgpt.config import Config
-from mmgpt.encoders.sound import resampled
+from mmgpt.encoders.audio_config import resampled
 
 
 class MelFront(Config):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.encoders.towers import TimmConfig, checked, complete
+from mmgpt.encoders.timm_vit import TimmConfig, checked, complete
 from mmgpt.files import load_weights, read_json
 from mmgpt.weight_names import Rule, to_ours
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.encoders.mel import slaney_filters
 from mmgpt.encoders.one_thread import in_one_thread
-from mmgpt.encoders.pieces import Grid
+from mmgpt.encoders.feature_grids import Grid
 from mmgpt.encoders.settings import Settings, preprocessor_of
-from mmgpt.encoders.sound import SoundConfig, is_real
+from mmgpt.encoders.audio_config import SoundConfig, is_real
 from mmgpt.files import load_weights, read_json
 from mmgpt.weight_names import Rule, to_ours
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights
 from mmgpt.checkpoints.hub import fetch
 from mmgpt.config import Config, PretrainedConfig, UserError, build, did_you_mean
-from mmgpt.encoders import ENCODERS
+from mmgpt.encoders.registry import ENCODERS
 from mmgpt.files import check_weights, read_json
 from mmgpt.inputs.templates import read_template
 from mmgpt.inputs.tokenizer import Tokenizer

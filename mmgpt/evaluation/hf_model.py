@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Part, Text, parse_messages
-from mmgpt.encoders.sound import resampled
+from mmgpt.encoders.audio_config import resampled
 from mmgpt.generation.assistant import Choice
 from mmgpt.generation.decode import Reply, cut_at
 from mmgpt.generation.sampling import GenerateConfig

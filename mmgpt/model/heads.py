@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import Config, UserError, did_you_mean
-from mmgpt.encoders.sound import is_real
+from mmgpt.encoders.audio_config import is_real
 from mmgpt.inputs.batch import MediaBatch
 from mmgpt.inputs.chat import PairedText, TooLong
 

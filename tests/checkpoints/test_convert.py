@@ -16,7 +16,7 @@ from mmgpt.checkpoints.convert import convert, export
 from mmgpt.checkpoints.hf_multimodal_tables import TARGETS
 from mmgpt.checkpoints.save_load import load_bundle, save_bundle
 from mmgpt.config import UserError, build
-from mmgpt.encoders import ENCODERS
+from mmgpt.encoders.registry import ENCODERS
 from mmgpt.files import load_weights, save_weights
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmgpt.config import build
-from mmgpt.encoders import ENCODERS
+from mmgpt.encoders.registry import ENCODERS
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from mmgpt.config import UserError
 from mmgpt.encoders.hf_towers import _ratio, _share, hf_vision_config, to_hf_vision, tower_fields
-from mmgpt.encoders.towers import TimmConfig, complete
+from mmgpt.encoders.timm_vit import TimmConfig, complete
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {

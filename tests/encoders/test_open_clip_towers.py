@@ -7,7 +7,7 @@ import torch
 from open_clip.push_to_hf_hub import save_for_hf
 
 from mmgpt.config import UserError
-from mmgpt.encoders import ENCODERS
+from mmgpt.encoders.registry import ENCODERS
 from mmgpt.encoders.hf_towers import hf_vision_config
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from mmgpt.config import UserError, build
-from mmgpt.encoders import ENCODERS
+from mmgpt.encoders.registry import ENCODERS
 from mmgpt.encoders.vit import ViTConfig, ViTEncoder
 
 TINY = {"width": 16, "depth": 1, "heads": 2}

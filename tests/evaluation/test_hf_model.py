@@ -15,7 +15,7 @@ from mmgpt.checkpoints.hf_multimodal_tables import TARGETS
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message
-from mmgpt.encoders import ENCODERS
+from mmgpt.encoders.registry import ENCODERS
 from mmgpt.evaluation.hf_model import HFModel
 from mmgpt.evaluation.models import open_model
 from mmgpt.generation.assistant import Assistant

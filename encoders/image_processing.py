@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
 from mmgpt.encoders.one_thread import in_one_thread
-from mmgpt.encoders.pieces import Grid, PiecesConfig
+from mmgpt.encoders.feature_grids import Grid, PiecesConfig
 
 Interpolation = Literal["bicubic", "bilinear"]
 

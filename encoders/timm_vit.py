@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.encoders.pictures import TowerConfig, TowerEncoder, native_size, resize
-from mmgpt.encoders.pieces import Grid
-from mmgpt.encoders.sound import is_real
+from mmgpt.encoders.image_processing import TowerConfig, TowerEncoder, native_size, resize
+from mmgpt.encoders.feature_grids import Grid
+from mmgpt.encoders.audio_config import is_real
 from mmgpt.files import check_weights, load_weights, read_json
 
 POOLING = ("head.", "fc_norm.", "attn_pool.")  # what comes after the patch features

@@ -1,0 +1,45 @@
+"""The one list of all encoders, by the `kind` that a recipe names. A new encoder is one new file and one line here."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmgpt.config import Config
+from mmgpt.encoders.conformer import ConformerEncoder
+from mmgpt.encoders.conformer_config import ConformerConfig
+from mmgpt.encoders.conformer_families import conformer_fields, conformer_weights
+from mmgpt.encoders.hf_towers import tower_fields, tower_weights
+from mmgpt.encoders.open_clip_towers import OpenClipConfig, open_clip_fields, open_clip_weights
+from mmgpt.encoders.timm_vit import TimmConfig, TimmEncoder
+from mmgpt.encoders.vit import ViTConfig, ViTEncoder
+from mmgpt.encoders.whisper import WhisperConfig, WhisperEncoder, whisper_fields, whisper_weights
+
+
+class EncoderKind(NamedTuple):
+    """What an encoder reads, and the classes that describe and build it.
+
+    Attributes:
+        fields: the fields of `config` that an outside checkpoint's folder fixes; None where none can be read.
+        weights: that checkpoint's weights by the names of the module, given the folder and the whole config.
+    """
+
+    modality: str
+    config: type[Config]
+    module: type[nn.Module]
+    fields: Callable[[Path], dict[str, Any]] | None = None
+    weights: Callable[[Path, Any], dict[str, Tensor]] | None = None
+
+
+EncoderConfig = Annotated[
+    ViTConfig | TimmConfig | OpenClipConfig | ConformerConfig | WhisperConfig, Field(discriminator="kind")
+]
+ENCODERS: dict[str, EncoderKind] = {
+    "vit": EncoderKind("image", ViTConfig, ViTEncoder),
+    "timm": EncoderKind("image", TimmConfig, TimmEncoder, tower_fields, tower_weights),
+    "open_clip": EncoderKind("image", OpenClipConfig, TimmEncoder, open_clip_fields, open_clip_weights),
+    "conformer": EncoderKind("audio", ConformerConfig, ConformerEncoder, conformer_fields, conformer_weights),
+    "whisper": EncoderKind("audio", WhisperConfig, WhisperEncoder, whisper_fields, whisper_weights),
+}
