@@ -16,8 +16,8 @@ from torchaudio.functional import resample
 
 from mmgpt.config import UserError
 from mmgpt.encoders.augment import add_noise, change_speed
-from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.feature_grids import PiecesConfig
+from mmgpt.encoders.one_thread import in_one_thread
 
 
 class SoundConfig(PiecesConfig):

@@ -16,8 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from mmgpt.encoders.conformer_config import ConformerConfig
 from mmgpt.encoders.audio_config import is_real
+from mmgpt.encoders.conformer_config import ConformerConfig
 
 
 class ConformerEncoder(nn.Module):

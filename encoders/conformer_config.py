@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from mmgpt.encoders.audio_config import SoundConfig
+from mmgpt.encoders.feature_grids import Grid
 from mmgpt.encoders.mel import PLAIN, FrontConfig, log_mel
 from mmgpt.encoders.one_thread import in_one_thread
-from mmgpt.encoders.feature_grids import Grid
-from mmgpt.encoders.audio_config import SoundConfig
 
 
 class ConformerConfig(SoundConfig):

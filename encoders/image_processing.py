@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
-from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.feature_grids import Grid, PiecesConfig
+from mmgpt.encoders.one_thread import in_one_thread
 
 Interpolation = Literal["bicubic", "bilinear"]
 

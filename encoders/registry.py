@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from mmgpt.config import Config
 from mmgpt.encoders.conformer import ConformerEncoder
 from mmgpt.encoders.conformer_config import ConformerConfig
-from mmgpt.encoders.conformer_families import conformer_fields, conformer_weights
-from mmgpt.encoders.hf_towers import tower_fields, tower_weights
-from mmgpt.encoders.open_clip_towers import OpenClipConfig, open_clip_fields, open_clip_weights
+from mmgpt.encoders.pretrained.conformers import conformer_fields, conformer_weights
+from mmgpt.encoders.pretrained.hf_vision import tower_fields, tower_weights
+from mmgpt.encoders.pretrained.open_clip import OpenClipConfig, open_clip_fields, open_clip_weights
+from mmgpt.encoders.pretrained.whisper import whisper_fields, whisper_weights
 from mmgpt.encoders.timm_vit import TimmConfig, TimmEncoder
 from mmgpt.encoders.vit import ViTConfig, ViTEncoder
-from mmgpt.encoders.whisper import WhisperConfig, WhisperEncoder, whisper_fields, whisper_weights
+from mmgpt.encoders.whisper import WhisperConfig, WhisperEncoder
 
 
 class EncoderKind(NamedTuple):

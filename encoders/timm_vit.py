@@ -6,8 +6,7 @@ D width.
 Source: timm (github.com/huggingface/pytorch-image-models); NaFlex: NaViT, arXiv:2307.06304; SigLIP 2, arXiv:2502.14786.
 """
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 import timm
@@ -19,12 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.encoders.image_processing import TowerConfig, TowerEncoder, native_size, resize
-from mmgpt.encoders.feature_grids import Grid
 from mmgpt.encoders.audio_config import is_real
-from mmgpt.files import check_weights, load_weights, read_json
-
-POOLING = ("head.", "fc_norm.", "attn_pool.")  # what comes after the patch features
+from mmgpt.encoders.feature_grids import Grid
+from mmgpt.encoders.image_processing import TowerConfig, TowerEncoder, native_size, resize
 
 
 class TimmConfig(TowerConfig):
@@ -90,7 +86,7 @@ class TimmEncoder(TowerEncoder):
     def __init__(self, config: TimmConfig) -> None:
         super().__init__(config)
         self.tower: Any = build_tower(config.architecture, config.model_args)
-        built = _describe(self.tower)
+        built = describe_tower(self.tower)
         wrong = [name for name, value in built.items() if getattr(config, name) != value]
         if wrong:
             name = wrong[0]
@@ -159,7 +155,7 @@ def build_tower(architecture: str, model_args: dict[str, Any]) -> Any:
     return tower
 
 
-def _describe(tower: Any) -> dict[str, int]:
+def describe_tower(tower: Any) -> dict[str, int]:
     """The fields of the config that a built tower fixes."""
     is_flexible = isinstance(tower, NaFlexVit)
     fixed = {
@@ -181,66 +177,3 @@ def settle_buffers(module: nn.Module) -> None:
             for name in absent:
                 setattr(part, name, torch.empty_like(getattr(part, name), device=device))
             part.init_non_persistent_buffers()
-
-
-def timm_fields(folder: Path) -> dict[str, Any]:
-    """What a checkpoint in timm's layout fixes of a TimmConfig.
-
-    Raises:
-        UserError: if it is another, or says nothing of the pixels that the tower was trained on.
-    """
-    file = folder / "config.json"
-    described = read_json(file)
-    if "architecture" not in described:
-        kind = described.get("model_type")
-        raise UserError(
-            f"{file}: names no architecture of timm, and its model_type {kind!r} is no CLIP or SigLIP; take "
-            "timm's copy of this tower, from huggingface.co/timm"
-        )
-    pixels = {**described, **described.get("pretrained_cfg", {})}  # which lay beside it once
-    absent = [name for name in ("mean", "std", "interpolation", "input_size", "crop_pct") if not pixels.get(name)]
-    if absent:
-        raise UserError(f"{file}: has no {absent[0]}, so the tower's pixels are unknown; write it into pretrained_cfg")
-    height, width = pixels["input_size"][1:]
-    if height != width:
-        raise UserError(f"{file}: input_size {height}x{width} is no square; take a tower of square pictures")
-    return complete(
-        {
-            "architecture": described["architecture"],
-            "model_args": {k: v for k, v in described.get("model_args", {}).items() if k != "num_classes"},
-            "image_size": height,
-            "mean": pixels["mean"],
-            "std": pixels["std"],
-            "interpolation": pixels["interpolation"],
-            "crop": pixels.get("crop_mode") or "center",  # as in timm
-            "crop_pct": pixels["crop_pct"],
-        }
-    )
-
-
-def complete(named: dict[str, Any]) -> dict[str, Any]:
-    """The fields that a checkpoint names with those that its tower, once built, is found to have."""
-    with torch.device("meta"):
-        return {**named, **_describe(build_tower(named["architecture"], named["model_args"]))}
-
-
-def timm_weights(folder: Path, config: TimmConfig) -> dict[str, Tensor]:
-    """A checkpoint's weights, in timm's layout, by the names of TimmEncoder.
-
-    Raises:
-        UserError: if any is missing, unexpected or of another shape.
-    """
-    return checked(load_weights(folder, pickles=config.pickles), config, str(folder))
-
-
-def checked(weights: Mapping[str, Tensor], config: TimmConfig, where: str) -> dict[str, Tensor]:
-    """Weights by timm's names as those of TimmEncoder, without a tower's pooling and classes.
-
-    Raises:
-        UserError: if any is missing, unexpected or of another shape.
-    """
-    given = {f"tower.{name}": weight for name, weight in weights.items() if not name.startswith(POOLING)}
-    with torch.device("meta"):
-        wanted = TimmEncoder(config).state_dict()
-    check_weights(wanted, given, where, f"is it a {config.architecture} with {config.model_args}?")
-    return given

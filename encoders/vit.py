@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.encoders.augment import PictureTransform, WarpConfig, check_transforms, transform_picture, warp_pictures
-from mmgpt.encoders.one_thread import in_one_thread
-from mmgpt.encoders.image_processing import normalised
 from mmgpt.encoders.feature_grids import Grid, PiecesConfig
+from mmgpt.encoders.image_processing import normalised
+from mmgpt.encoders.one_thread import in_one_thread
 
 
 class ViTConfig(PiecesConfig):

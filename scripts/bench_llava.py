@@ -78,7 +78,7 @@ def write_model(folder: Path, vocabulary: int, layer: int) -> int:
         How many parameters it has.
     """
     from mmgpt.checkpoints.convert import export
-    from mmgpt.encoders.hf_towers import hf_vision_fields
+    from mmgpt.encoders.pretrained.hf_vision import hf_vision_fields
     from mmgpt.inputs.tokenizer import Tokenizer
     from mmgpt.model.bundle import new_bundle
     from mmgpt.model.multimodal import ModelConfig

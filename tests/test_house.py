@@ -30,6 +30,23 @@ FLOORS = [
     "cli",
     "scripts",
 ]
+INSIDE = {  # floors within a room, by the file or folder below it
+    "datasets": [
+        "cells file_names plain_text template",
+        "media",
+        "calls parts",
+        "sample",
+        "fingerprint mixture remote source",
+        "readers worlds",
+        "dedup shard_writer",
+    ],
+    "encoders": [
+        "feature_grids one_thread augment audio_config mel image_processing conformer_config",
+        "conformer timm_vit vit whisper",
+        "pretrained",
+        "registry",
+    ],
+}
 HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 FRONT_DOOR = {"mmgpt", "mmgpt.__main__"}
 MAX_FILE_LINES = 400
@@ -84,6 +101,18 @@ def test_imports_only_go_down_or_stay_in_the_room(module):
             below = room_of(used)
             assert below in HEIGHT, f"{module} imports {used}, which stands in no room of the house"
             assert below == room or HEIGHT[below] < HEIGHT[room], f"{module} ({room}) may not import {used}"
+
+
+@pytest.mark.parametrize("room", INSIDE)
+def test_imports_only_go_down_within_a_room_too(room):
+    height = {part: floor for floor, parts in enumerate(INSIDE[room]) for part in parts.split()}
+    for module, path in PACKAGE.items():
+        if room_of(module) == room and module.count(".") > 1:
+            here = module.split(".")[2]
+            for used in imported_modules(module, path):
+                if used.startswith(f"mmgpt.{room}."):
+                    below = used.split(".")[2]
+                    assert below == here or height[below] <= height[here], f"{module} may not import {used}"
 
 
 def test_every_package_is_installed():

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.encoders.hf_towers import hf_vision_config, hf_vision_fields, hf_vision_weights, to_hf_vision
-from mmgpt.encoders.whisper import (
+from mmgpt.encoders.pretrained.hf_vision import hf_vision_config, hf_vision_fields, hf_vision_weights, to_hf_vision
+from mmgpt.encoders.pretrained.whisper import (
     whisper_config_dict,
     whisper_fields,
     whisper_preprocessor_dict,

@@ -16,8 +16,8 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from mmgpt.config import Config
-from mmgpt.encoders.feature_grids import Grid, PiecesConfig
 from mmgpt.encoders.audio_config import is_real
+from mmgpt.encoders.feature_grids import Grid, PiecesConfig
 
 
 class LinearConfig(Config):

@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.media import LIMITS, Limits, MediaError
-from mmgpt.encoders.registry import ENCODERS, EncoderConfig
-from mmgpt.encoders.feature_grids import Grid
 from mmgpt.encoders.audio_config import SoundConfig
+from mmgpt.encoders.feature_grids import Grid
+from mmgpt.encoders.registry import ENCODERS, EncoderConfig
 from mmgpt.inputs.batch import Batch, MediaBatch
 from mmgpt.inputs.chat import IGNORED, MediaSpec, PairedText
 from mmgpt.inputs.video import VideoConfig, VideoReader

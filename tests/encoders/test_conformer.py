@@ -13,9 +13,9 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
 )
 
 from mmgpt.config import UserError, build
+from mmgpt.encoders.audio_config import _small_terms
 from mmgpt.encoders.conformer import ConformerConfig, ConformerEncoder, RelativeAttention, _sinusoids, mask_spectrogram
 from mmgpt.encoders.mel import log_mel
-from mmgpt.encoders.audio_config import _small_terms
 
 TINY = {"mels": 10, "width": 16, "depth": 2, "heads": 2, "stem": 4, "kernel": 5}
 SAME = {"atol": 1e-5, "rtol": 1e-5}

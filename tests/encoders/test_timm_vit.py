@@ -13,9 +13,10 @@ from timm.models import save_for_hf
 from torch import nn
 
 from mmgpt.config import UserError, build
-from mmgpt.encoders.registry import ENCODERS
 from mmgpt.encoders.image_processing import best_tiles, native_size
-from mmgpt.encoders.timm_vit import TimmConfig, TimmEncoder, timm_fields
+from mmgpt.encoders.pretrained.timm import timm_fields
+from mmgpt.encoders.registry import ENCODERS
+from mmgpt.encoders.timm_vit import TimmConfig, TimmEncoder
 from mmgpt.inputs.batch import collate
 from mmgpt.model.adapters import ADAPTERS, FoldConfig
 from mmgpt.model.multimodal import ModelConfig

@@ -14,16 +14,14 @@ from transformers import (
 from transformers import WhisperConfig as TheirConfig
 
 from mmgpt.config import UserError, build
-from mmgpt.encoders.whisper import (
-    WhisperConfig,
-    WhisperEncoder,
-    log_mel_of,
+from mmgpt.encoders.pretrained.whisper import (
     whisper_config_dict,
     whisper_fields,
     whisper_preprocessor_dict,
     whisper_rules,
     whisper_weights,
 )
+from mmgpt.encoders.whisper import WhisperConfig, WhisperEncoder, log_mel_of
 from mmgpt.files import check_weights, load_weights, write_json
 from mmgpt.weight_names import to_theirs
 

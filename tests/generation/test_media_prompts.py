@@ -8,7 +8,7 @@ from torch import nn
 from mmgpt.config import build
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message
-from mmgpt.encoders.timm_vit import complete
+from mmgpt.encoders.pretrained.timm import complete
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.chat import TooLong
 from mmgpt.model.bundle import new_bundle

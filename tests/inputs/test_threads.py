@@ -32,9 +32,9 @@ from mmgpt.datasets.readers.messages import MessagesConfig
 from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Message
 from mmgpt.datasets.worlds.world import WORLDS, WorldConfig
-from mmgpt.encoders.registry import ENCODERS, EncoderConfig
-from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.audio_config import resampled
+from mmgpt.encoders.one_thread import in_one_thread
+from mmgpt.encoders.registry import ENCODERS, EncoderConfig
 from mmgpt.inputs.chat import Rendered, Renderer
 from mmgpt.inputs.stream import StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from mmgpt.checkpoints.save_load import load_bundle, new_bundle, save_bundle
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.encoders.timm_vit import complete
+from mmgpt.encoders.pretrained.timm import complete
 from mmgpt.inputs.batch import collate
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 

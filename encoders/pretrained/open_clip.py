@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.encoders.timm_vit import TimmConfig, checked, complete
+from mmgpt.encoders.pretrained.timm import checked, complete
+from mmgpt.encoders.timm_vit import TimmConfig
 from mmgpt.files import load_weights, read_json
 from mmgpt.weight_names import Rule, to_ours
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.encoders.conformer_config import ConformerConfig
-from mmgpt.encoders.settings import Settings, preprocessor_of
+from mmgpt.encoders.pretrained.settings import Settings, preprocessor_of
 from mmgpt.files import load_weights, read_json
 from mmgpt.weight_names import Rule, to_ours
 

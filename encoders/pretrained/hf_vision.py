@@ -15,7 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmgpt.config import UserError
-from mmgpt.encoders.timm_vit import TimmConfig, build_tower, checked, complete, timm_fields, timm_weights
+from mmgpt.encoders.pretrained.timm import checked, complete, timm_fields, timm_weights
+from mmgpt.encoders.timm_vit import TimmConfig, build_tower
 from mmgpt.files import load_weights, read_json
 from mmgpt.weight_names import Rule, to_ours, to_theirs
 

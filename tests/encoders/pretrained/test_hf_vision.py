@@ -6,8 +6,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from mmgpt.config import UserError
-from mmgpt.encoders.hf_towers import _ratio, _share, hf_vision_config, to_hf_vision, tower_fields
-from mmgpt.encoders.timm_vit import TimmConfig, complete
+from mmgpt.encoders.pretrained.hf_vision import _ratio, _share, hf_vision_config, to_hf_vision, tower_fields
+from mmgpt.encoders.pretrained.timm import complete
+from mmgpt.encoders.timm_vit import TimmConfig
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {

@@ -7,8 +7,8 @@ import torch
 from open_clip.push_to_hf_hub import save_for_hf
 
 from mmgpt.config import UserError
+from mmgpt.encoders.pretrained.hf_vision import hf_vision_config
 from mmgpt.encoders.registry import ENCODERS
-from mmgpt.encoders.hf_towers import hf_vision_config
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 NATIVE = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 3}

@@ -13,7 +13,7 @@ from transformers import (
 
 from mmgpt.config import UserError, build
 from mmgpt.encoders.conformer import ConformerConfig, ConformerEncoder
-from mmgpt.encoders.conformer_families import conformer_fields, conformer_weights
+from mmgpt.encoders.pretrained.conformers import conformer_fields, conformer_weights
 from mmgpt.files import check_weights
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}

@@ -1,0 +1,1 @@
+"""Encoders of outside checkpoints: their settings and weights read into ours, and some written back."""
