@@ -27,7 +27,7 @@ def vqa(
     as_json: AsJson = False,
 ) -> None:
     """VQA accuracy in percent, as the official tool computes it."""
-    from mmgpt.evaluation.score import score_vqa
+    from mmgpt.evaluation.official_scores import score_vqa
 
     found = score_vqa(questions, annotations, results, partial=partial)
     if not per_question:
@@ -54,7 +54,7 @@ def captions(
     as_json: AsJson = False,
 ) -> None:
     """BLEU, ROUGE-L and CIDEr-D as the COCO caption evaluation computes them, without Java."""
-    from mmgpt.evaluation.score import score_captions
+    from mmgpt.evaluation.official_scores import score_captions
 
     found = score_captions(references, results, partial=partial, meteor_jar=meteor_jar, spice_jar=spice_jar)
     if as_json:
@@ -76,7 +76,7 @@ def evaluation(
 ) -> None:
     """Scores of an evaluation's samples, computed again from their answers without the model."""
     from mmgpt.evaluation.metrics import metric_named
-    from mmgpt.evaluation.score import score_evaluation
+    from mmgpt.evaluation.official_scores import score_evaluation
 
     found = score_evaluation(folder, [name.strip() for name in metrics.split(",") if name.strip()])
     if as_json:

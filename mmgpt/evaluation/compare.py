@@ -6,7 +6,6 @@ labels A and B are exchanged by chance (permutation test; for scores of 0 and 1 
 Shape letters: N samples, S statistics of a sample, P permutations.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,63 +17,11 @@ import numpy as np
 from mmgpt.config import UserError
 from mmgpt.evaluation.metrics import METRICS, Floats, Metric
 from mmgpt.evaluation.metrics.intervals import percentiles, resampled_sums
-from mmgpt.evaluation.results import answered_of, read_samples
+from mmgpt.evaluation.results import Folder, Record, answered_of, open_folder
 
 PERMUTATIONS = 9999
 AT_ONCE = 1 << 22  # numbers
 MANY = 4000  # discordant pairs, with which the normal curve is as good
-
-Record = dict[str, Any]
-Samples = dict[str, Record]
-
-
-@dataclass(frozen=True)
-class Folder:
-    """The files of an evaluation."""
-
-    path: Path
-    model: str
-    results: list[Record]
-    environment: Record
-
-    def result(self, task: str, shots: Any) -> Record | None:
-        """The results of a task with so many shots."""
-        return next((one for one in self.results if (one["task"], one["shots"]) == (task, shots)), None)
-
-    def samples_file(self, task: str, shots: Any) -> Path:
-        """Where its samples are."""
-        return self.path / f"samples-{task}-{shots}.jsonl"
-
-    def samples(self, task: str, shots: Any) -> Samples:
-        """The samples by key.
-
-        Raises:
-            UserError: if the file is absent, damaged, or holds a key twice.
-        """
-        return read_samples(self.samples_file(task, shots))
-
-
-def open_folder(path: str | Path) -> Folder:
-    """Read the results of an evaluation.
-
-    Raises:
-        UserError: if the folder holds none.
-    """
-    file = Path(path) / "results.json"
-    if not file.is_file():
-        raise UserError(f"{path}: no results.json; give the folder that `mmgpt eval --out` wrote")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        results = [{**one, "shots": _shots_of(one)} for one in content["results"]]
-        return Folder(Path(path), content["model"], results, content.get("environment", {}))
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: not the results of an evaluation; evaluate again") from None
-
-
-def _shots_of(result: Record) -> Any:
-    """A result's shots, with the seed where there are several: "2-seed0", as in the name of its samples' file."""
-    named = str(result.get("samples", "")).removeprefix(f"samples-{result['task']}-").removesuffix(".jsonl")
-    return named if "-seed" in named else result["shots"]
 
 
 @dataclass(frozen=True)

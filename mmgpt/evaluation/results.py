@@ -4,17 +4,21 @@ Shape letters: N samples, S statistics of a sample.
 """
 
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
+
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.evaluation.answering import Answer
 from mmgpt.evaluation.ids import id_text
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
+from mmgpt.evaluation.predict import Answer
 from mmgpt.evaluation.shots import Prompt
 from mmgpt.evaluation.task import TaskConfig
 from mmgpt.files import write_file
@@ -52,6 +56,55 @@ class Evaluation:
         content = {"model": self.model, "environment": self.environment, "results": self.results}
         content |= {"over_seeds": self.over_seeds} if self.over_seeds else {}
         write_file(folder / "results.json", json.dumps(content, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of an evaluation."""
+
+    path: Path
+    model: str
+    results: list[Record]
+    environment: Record
+
+    def result(self, task: str, shots: Any) -> Record | None:
+        """The results of a task with so many shots."""
+        return next((one for one in self.results if (one["task"], one["shots"]) == (task, shots)), None)
+
+    def samples_file(self, task: str, shots: Any) -> Path:
+        """Where its samples are."""
+        return self.path / f"samples-{task}-{shots}.jsonl"
+
+    def samples(self, task: str, shots: Any) -> dict[str, Record]:
+        """The samples by key.
+
+        Raises:
+            UserError: if the file is absent, damaged, or holds a key twice.
+        """
+        return read_samples(self.samples_file(task, shots))
+
+
+def open_folder(path: str | Path) -> Folder:
+    """Read the results of an evaluation.
+
+    Raises:
+        UserError: if the folder holds none.
+    """
+    file = Path(path) / "results.json"
+    if not file.is_file():
+        raise UserError(f"{path}: no results.json; give the folder that `mmgpt eval --out` wrote")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        results = [{**one, "shots": _shots_of(one)} for one in content["results"]]
+        return Folder(Path(path), content["model"], results, content.get("environment", {}))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: not the results of an evaluation; evaluate again") from None
+
+
+def _shots_of(result: Record) -> Any:
+    """A result's shots, with the seed where there are several: "2-seed0", as in the name of its samples' file."""
+    named = str(result.get("samples", "")).removeprefix(f"samples-{result['task']}-").removesuffix(".jsonl")
+    return named if "-seed" in named else result["shots"]
 
 
 def answered(item: Item, answer: Answer) -> Answered:
@@ -176,3 +229,17 @@ def rescore(samples: Path, metrics: Sequence[str] = ()) -> Record:
         raise UserError(f"{samples}: its samples have no scores; name the metrics to compute")
     some = [answered_of(row) for row in rows]
     return summaries({name: METRICS[name].statistics(some) for name in names})
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and device, for results.json."""
+    return {
+        "mmgpt": version("mmgpt"),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

@@ -8,10 +8,9 @@ from mmgpt import arguments
 from mmgpt.arguments import several, whole
 from mmgpt.config import UserError
 from mmgpt.distributed import place as place_of_process
-from mmgpt.evaluation.environment import environment
+from mmgpt.evaluation.answer_cache import Answers
 from mmgpt.evaluation.models import Model, open_model
-from mmgpt.evaluation.records import Answers
-from mmgpt.evaluation.results import Evaluation, rescore
+from mmgpt.evaluation.results import Evaluation, environment, rescore
 from mmgpt.evaluation.scorer import OnProgress, OnScore, Scorer, Setting
 from mmgpt.evaluation.shots import Shots
 from mmgpt.evaluation.task import Task, TaskConfig, load_task

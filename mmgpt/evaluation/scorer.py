@@ -14,13 +14,13 @@ from functools import cached_property
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import MediaError
-from mmgpt.evaluation.answering import Answer, Question, answers, check_items, room_of
+from mmgpt.evaluation.answer_cache import Answers, digest_of
 from mmgpt.evaluation.blind import TextOnlyGuess, blinded
 from mmgpt.evaluation.episode_prompts import exemplars_of
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
 from mmgpt.evaluation.models import Model
-from mmgpt.evaluation.records import Answers, digest_of
+from mmgpt.evaluation.predict import Answer, Question, answers, check_items, room_of
 from mmgpt.evaluation.results import (
     Evaluation,
     Record,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.compare import Folder, open_folder
 from mmgpt.evaluation.metrics import metric_named
+from mmgpt.evaluation.results import Folder, open_folder
 from mmgpt.files import write_file
 from mmgpt.reports.gallery import MAX_CARDS, gallery
 from mmgpt.reports.html import Markup, html_page, tag

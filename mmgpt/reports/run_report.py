@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mmgpt.config import UserError, read_yaml
-from mmgpt.evaluation.environment import environment
 from mmgpt.evaluation.metrics import Metric, metric_named
+from mmgpt.evaluation.results import environment
 from mmgpt.files import write_file
 from mmgpt.reports.charts import Point, Series, line_chart, short
 from mmgpt.reports.gallery import gallery, size

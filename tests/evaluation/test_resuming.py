@@ -12,9 +12,9 @@ from mmgpt.config import build
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import scorer
-from mmgpt.evaluation.answering import Answer
+from mmgpt.evaluation.answer_cache import Answers, digest_of
 from mmgpt.evaluation.item import Item
-from mmgpt.evaluation.records import Answers, digest_of
+from mmgpt.evaluation.predict import Answer
 from mmgpt.evaluation.run import Evaluation, evaluate
 from mmgpt.evaluation.task import TaskConfig, load_task
 from mmgpt.files import write_folder

@@ -9,9 +9,9 @@ import torch
 from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import metrics
-from mmgpt.evaluation.answering import Question, answers, check_items, room_of
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import Metric
+from mmgpt.evaluation.predict import Question, answers, check_items, room_of
 from mmgpt.evaluation.run import evaluate, rescore
 from mmgpt.evaluation.task import Task, TaskConfig, load_task
 

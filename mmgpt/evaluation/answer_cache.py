@@ -16,8 +16,8 @@ import numpy as np
 
 from mmgpt.datasets.media import Image, Media
 from mmgpt.datasets.sample import Message, Text
-from mmgpt.evaluation.answering import Answer
 from mmgpt.evaluation.item import Item
+from mmgpt.evaluation.predict import Answer
 from mmgpt.evaluation.task import TaskConfig
 from mmgpt.files import name_disk_errors
 

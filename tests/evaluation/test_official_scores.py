@@ -4,7 +4,7 @@ import json
 import pytest
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.score import score_captions, score_vqa
+from mmgpt.evaluation.official_scores import score_captions, score_vqa
 
 ANSWERS = {1: ["red"] * 9 + ["blue"], 2: ["yes"] * 10, 3: ["2"] * 2 + ["3"] * 8}
 TYPES = {1: "other", 2: "yes/no", 3: "number"}
