@@ -78,7 +78,7 @@ def evaluate(
     """Score a model on tasks, zero- or few-shot. Under torchrun, all processes answer."""
     from mmgpt.distributed import is_main
     from mmgpt.evaluation.importing import import_task
-    from mmgpt.evaluation.models import open_model
+    from mmgpt.evaluation.models.model import open_model
     from mmgpt.evaluation.run import evaluate as run
 
     several = _listed(seeds or str(seed))

@@ -5,7 +5,7 @@ from pathlib import Path
 from mmgpt.config import UserError
 from mmgpt.datasets.readers.episodes import EpisodeSource
 from mmgpt.evaluation.item import Item, items_of
-from mmgpt.evaluation.models import Model
+from mmgpt.evaluation.models.model import Model
 from mmgpt.evaluation.shots import Exemplars, Prompt, Shots
 from mmgpt.evaluation.task import Task
 

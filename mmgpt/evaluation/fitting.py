@@ -15,7 +15,7 @@ import soundfile
 from mmgpt.datasets.media import Audio, Image, Media
 from mmgpt.datasets.media.image import open_picture
 from mmgpt.datasets.sample import Message
-from mmgpt.evaluation.models import Model, Talk
+from mmgpt.evaluation.models.model import Model, Talk
 from mmgpt.evaluation.pool import media_of
 from mmgpt.generation.prompts import without_media
 

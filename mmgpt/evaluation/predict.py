@@ -14,8 +14,8 @@ from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Text
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered
-from mmgpt.evaluation.models import Model
-from mmgpt.evaluation.plain import choose_plain
+from mmgpt.evaluation.models.model import Model
+from mmgpt.evaluation.models.plain_text import choose_plain
 from mmgpt.evaluation.task import TaskConfig
 from mmgpt.generation.assistant import Assistant
 

@@ -9,7 +9,7 @@ from mmgpt.arguments import several, whole
 from mmgpt.config import UserError
 from mmgpt.distributed import place as place_of_process
 from mmgpt.evaluation.answer_cache import Answers
-from mmgpt.evaluation.models import Model, open_model
+from mmgpt.evaluation.models.model import Model, open_model
 from mmgpt.evaluation.results import Evaluation, environment, rescore
 from mmgpt.evaluation.scorer import OnProgress, OnScore, Scorer, Setting
 from mmgpt.evaluation.shots import Shots

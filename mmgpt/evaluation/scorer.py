@@ -19,7 +19,7 @@ from mmgpt.evaluation.blind import TextOnlyGuess, blinded
 from mmgpt.evaluation.episode_prompts import exemplars_of
 from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
-from mmgpt.evaluation.models import Model
+from mmgpt.evaluation.models.model import Model
 from mmgpt.evaluation.predict import Answer, Question, answers, check_items, room_of
 from mmgpt.evaluation.results import (
     Evaluation,

@@ -18,7 +18,7 @@ from mmgpt.datasets.sample import Message
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.fitting import Fit, fewest_dropped
 from mmgpt.evaluation.item import Item
-from mmgpt.evaluation.models import Model
+from mmgpt.evaluation.models.model import Model
 from mmgpt.evaluation.pool import Entry, Pool, balanced, identity, media_of, permuted, shuffled
 from mmgpt.evaluation.similar import OPEN_CLIP, Of, Similar, open_embedder
 from mmgpt.generation.embedding import Pool as Pooling

@@ -15,8 +15,8 @@ import soundfile
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message, parse_messages
-from mmgpt.evaluation.models import open_model
-from mmgpt.evaluation.openai_model import OpenAIModel
+from mmgpt.evaluation.models.model import open_model
+from mmgpt.evaluation.models.openai_model import OpenAIModel
 
 
 class Server(ThreadingHTTPServer):

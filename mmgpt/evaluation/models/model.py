@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message
 from mmgpt.distributed import own_device
-from mmgpt.evaluation.hf_model import open_hf
-from mmgpt.evaluation.openai_model import OpenAIModel
+from mmgpt.evaluation.models.hf_model import open_hf
+from mmgpt.evaluation.models.openai_model import OpenAIModel
 from mmgpt.generation.assistant import Choice, load
 from mmgpt.generation.decode import Reply
 

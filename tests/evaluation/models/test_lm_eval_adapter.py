@@ -10,8 +10,8 @@ import torch
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message
-from mmgpt.evaluation.lm_eval_adapter import MmgptLM
-from mmgpt.evaluation.plain import choose_plain, plain_text
+from mmgpt.evaluation.models.lm_eval_adapter import MmgptLM
+from mmgpt.evaluation.models.plain_text import choose_plain, plain_text
 from mmgpt.evaluation.run import evaluate
 from mmgpt.evaluation.task import TaskConfig
 from mmgpt.generation.assistant import Assistant

@@ -16,8 +16,8 @@ from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message
 from mmgpt.encoders.registry import ENCODERS
-from mmgpt.evaluation.hf_model import HFModel
-from mmgpt.evaluation.models import open_model
+from mmgpt.evaluation.models.hf_model import HFModel
+from mmgpt.evaluation.models.model import open_model
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END

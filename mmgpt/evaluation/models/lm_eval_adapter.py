@@ -1,6 +1,6 @@
 """An mmgpt checkpoint under lm-evaluation-harness (lm_eval 0.4), so that figures can be checked against ours.
 
-    from mmgpt.evaluation.lm_eval_adapter import MmgptLM
+    from mmgpt.evaluation.models.lm_eval_adapter import MmgptLM
     lm_eval.simple_evaluate(MmgptLM("runs/quickstart"), tasks=["hellaswag"])
 
 Importing this module also registers it there by the name `mmgpt`. Texts are taken raw; context and continuation are

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Text
-from mmgpt.evaluation.models import Model
+from mmgpt.evaluation.models.model import Model
 from mmgpt.generation.assistant import Choice
 
 
