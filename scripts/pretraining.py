@@ -21,7 +21,7 @@ from mmgpt.config import build
 from mmgpt.datasets.readers.registry import open_source
 from mmgpt.evaluation.metrics import recall_at_k
 from mmgpt.evaluation.run import evaluate
-from mmgpt.evaluation.task import load_task
+from mmgpt.evaluation.tasks.task import load_task
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.run_log import read_log
 from mmgpt.training.checkpoint import checkpoint_steps

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError, apply_overrides, build, read_yaml, to_yaml
-from mmgpt.evaluation.task import load_task
+from mmgpt.evaluation.tasks.task import load_task
 from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.training.recipe import Recipe, load_recipe
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 
 from mmgpt.config import UserError, apply_overrides, build
-from mmgpt.evaluation.task import TaskConfig
+from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.training.recipe import Recipe
 
 CONFORMER = {"kind": "conformer", "mels": 40, "width": 16, "depth": 1, "heads": 2}

@@ -8,8 +8,8 @@ import yaml
 
 from mmgpt.config import UserError, apply_overrides, read_yaml
 from mmgpt.datasets.readers.registry import load_source
-from mmgpt.evaluation.importing import import_task
-from mmgpt.evaluation.task import load_task
+from mmgpt.evaluation.tasks.harness_import import import_task
+from mmgpt.evaluation.tasks.task import load_task
 from mmgpt.training.recipe import load_recipe
 from mmgpt.yaml_reader import parse
 

@@ -10,7 +10,7 @@ from mmgpt.distributed import is_main
 from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.results import Record
 from mmgpt.evaluation.run import Evaluation, OnProgress, OnScore, evaluate
-from mmgpt.evaluation.task import Task, load_task
+from mmgpt.evaluation.tasks.task import Task, load_task
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.reports.examples import Example, save_examples
 from mmgpt.reports.run_report import write_report

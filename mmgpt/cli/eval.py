@@ -17,7 +17,7 @@ from mmgpt.config import UserError
 
 if TYPE_CHECKING:
     from mmgpt.evaluation.results import Evaluation, Record
-    from mmgpt.evaluation.task import TaskConfig
+    from mmgpt.evaluation.tasks.task import TaskConfig
 
 LONGEST_SILENCE = 30.0  # seconds of an evaluation without a terminal
 TOLD = TextColumn("{task.fields[told]}")  # of a progress bar: the running score
@@ -77,9 +77,9 @@ def evaluate(
 ) -> None:
     """Score a model on tasks, zero- or few-shot. Under torchrun, all processes answer."""
     from mmgpt.distributed import is_main
-    from mmgpt.evaluation.importing import import_task
     from mmgpt.evaluation.models.model import open_model
     from mmgpt.evaluation.run import evaluate as run
+    from mmgpt.evaluation.tasks.harness_import import import_task
 
     several = _listed(seeds or str(seed))
     if not all(one.isdecimal() for one in several):

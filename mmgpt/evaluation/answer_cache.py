@@ -16,9 +16,9 @@ import numpy as np
 
 from mmgpt.datasets.media import Image, Media
 from mmgpt.datasets.sample import Message, Text
-from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.predict import Answer
-from mmgpt.evaluation.task import TaskConfig
+from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.files import name_disk_errors
 
 PARTS = "parts"  # the folder of an evaluation's answers

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Text
-from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered
 from mmgpt.evaluation.models.model import Model
 from mmgpt.evaluation.models.plain_text import choose_plain
-from mmgpt.evaluation.task import TaskConfig
+from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.generation.assistant import Assistant
 
 CALL = 16  # batches that a model which does not tell its replies one by one is given in a call

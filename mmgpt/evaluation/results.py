@@ -16,11 +16,11 @@ import torch
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.evaluation.ids import id_text
-from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
 from mmgpt.evaluation.predict import Answer
-from mmgpt.evaluation.shots import Prompt
-from mmgpt.evaluation.task import TaskConfig
+from mmgpt.evaluation.tasks.few_shot import Prompt
+from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.files import write_file
 
 Record = dict[str, Any]

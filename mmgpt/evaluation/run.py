@@ -12,8 +12,8 @@ from mmgpt.evaluation.answer_cache import Answers
 from mmgpt.evaluation.models.model import Model, open_model
 from mmgpt.evaluation.results import Evaluation, environment, rescore
 from mmgpt.evaluation.scorer import OnProgress, OnScore, Scorer, Setting
-from mmgpt.evaluation.shots import Shots
-from mmgpt.evaluation.task import Task, TaskConfig, load_task
+from mmgpt.evaluation.tasks.few_shot import Shots
+from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task
 from mmgpt.locking import hold
 
 __all__ = ["Evaluation", "OnProgress", "OnScore", "evaluate", "rescore"]

@@ -15,9 +15,6 @@ from functools import cached_property
 from mmgpt.config import UserError
 from mmgpt.datasets.media import MediaError
 from mmgpt.evaluation.answer_cache import Answers, digest_of
-from mmgpt.evaluation.blind import TextOnlyGuess, blinded
-from mmgpt.evaluation.episode_prompts import exemplars_of
-from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
 from mmgpt.evaluation.models.model import Model
 from mmgpt.evaluation.predict import Answer, Question, answers, check_items, room_of
@@ -31,8 +28,11 @@ from mmgpt.evaluation.results import (
     statistics_of,
     summaries,
 )
-from mmgpt.evaluation.shots import Exemplars, Prompt, Shots
-from mmgpt.evaluation.task import Task, TaskConfig
+from mmgpt.evaluation.tasks.blind_baselines import TextOnlyGuess, blinded
+from mmgpt.evaluation.tasks.episode_prompts import exemplars_of
+from mmgpt.evaluation.tasks.few_shot import Exemplars, Prompt, Shots
+from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.task import Task, TaskConfig
 from mmgpt.inputs.chat import TooLong
 
 OnProgress = Callable[[str, int, int], None]

@@ -19,7 +19,7 @@ from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Sample, Text
 from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.worlds.world import WorldConfig
-from mmgpt.evaluation.task import load_task
+from mmgpt.evaluation.tasks.task import load_task
 from mmgpt.files import write_file
 from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong, rows_of
 from mmgpt.inputs.tokenizer import SLOTS

@@ -8,12 +8,12 @@ from mmgpt.applications.pipeline import _told
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import compare as comparing
 from mmgpt.evaluation.compare import compare
-from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.official_scores import score_evaluation
 from mmgpt.evaluation.predict import Answer
 from mmgpt.evaluation.results import Evaluation, answered, rescore, sample_row, summaries
-from mmgpt.evaluation.shots import Prompt
+from mmgpt.evaluation.tasks.few_shot import Prompt
+from mmgpt.evaluation.tasks.item import Item
 from mmgpt.reports.gallery import is_right
 from mmgpt.reports.leaderboard import write_leaderboard
 from mmgpt.reports.run_report import write_report

@@ -16,7 +16,7 @@ from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.readers.rows import open_rows
 from mmgpt.datasets.readers.table_config import TableConfig
 from mmgpt.datasets.readers.text import TextConfig
-from mmgpt.evaluation.task import TaskConfig
+from mmgpt.evaluation.tasks.task import TaskConfig
 
 MARK = "\ufeff"
 ROWS = [{"q": "\u00e9?", "a": "red"}, {"q": "2?", "a": "x\u2028y\u0085z"}]

@@ -9,11 +9,11 @@ import torch
 from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import metrics
-from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.metrics import Metric
 from mmgpt.evaluation.predict import Question, answers, check_items, room_of
 from mmgpt.evaluation.run import evaluate, rescore
-from mmgpt.evaluation.task import Task, TaskConfig, load_task
+from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task
 
 CHOICES = ["circle", "triangle", "rectangle", "red", "green", "blue", "teal", "yes", "no"]
 

@@ -13,10 +13,10 @@ from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import scorer
 from mmgpt.evaluation.answer_cache import Answers, digest_of
-from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.predict import Answer
 from mmgpt.evaluation.run import Evaluation, evaluate
-from mmgpt.evaluation.task import TaskConfig, load_task
+from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.task import TaskConfig, load_task
 from mmgpt.files import write_folder
 from mmgpt.generation.assistant import Assistant
 

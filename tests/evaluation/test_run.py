@@ -11,7 +11,7 @@ from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import metrics
 from mmgpt.evaluation.metrics import Metric
 from mmgpt.evaluation.run import evaluate, rescore
-from mmgpt.evaluation.task import Task, TaskConfig, load_task
+from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.prompts import without_media
 

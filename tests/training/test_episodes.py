@@ -9,7 +9,7 @@ import pytest
 
 from mmgpt.config import build
 from mmgpt.evaluation.run import evaluate
-from mmgpt.evaluation.task import TaskConfig
+from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.training.loop import train
 from mmgpt.training.recipe import Recipe
 

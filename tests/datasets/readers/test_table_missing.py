@@ -14,7 +14,7 @@ from mmgpt.datasets.readers.registry import SOURCES, open_source
 from mmgpt.datasets.readers.table_config import TableConfig
 from mmgpt.datasets.readers.text import TextConfig
 from mmgpt.datasets.sample import Sample
-from mmgpt.evaluation.item import items_of
+from mmgpt.evaluation.tasks.item import items_of
 
 NAN = float("nan")
 CELLS = st.sampled_from(

@@ -13,7 +13,7 @@ from mmgpt.datasets.sample import Message
 from mmgpt.evaluation.models.lm_eval_adapter import MmgptLM
 from mmgpt.evaluation.models.plain_text import choose_plain, plain_text
 from mmgpt.evaluation.run import evaluate
-from mmgpt.evaluation.task import TaskConfig
+from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.generation.assistant import Assistant
 
 try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.evaluation.pool import Pool, balanced, identity, permuted, shuffled
+from mmgpt.evaluation.tasks.exemplar_pool import Pool, balanced, identity, permuted, shuffled
 
 
 class Answers(list):

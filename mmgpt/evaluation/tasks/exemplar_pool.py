@@ -11,7 +11,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Media
 from mmgpt.datasets.sample import Message
 from mmgpt.datasets.source import Source
-from mmgpt.evaluation.item import Item, items_of
+from mmgpt.evaluation.tasks.item import Item, items_of
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ import mmgpt.configs
 from mmgpt.config import UserError, build, read_yaml
 from mmgpt.datasets.media import Audio, Media
 from mmgpt.datasets.sample import Message, Sample, Text
-from mmgpt.evaluation.item import items_of
-from mmgpt.evaluation.task import Task, TaskConfig, load_task
+from mmgpt.evaluation.tasks.item import items_of
+from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task
 
 TASKS = sorted(path.stem for path in (Path(mmgpt.configs.__file__).parent / "tasks").glob("*.yaml"))
 NOT_AT_HAND = {"fsdd", "noto_emoji", "cifar10", "easy_vqa", "digits_and_shapes", "flickr8k"}
@@ -275,7 +275,7 @@ def test_every_packaged_yaml_of_a_source_builds():
 
 @pytest.mark.parametrize(("choices", "told"), [(["yes", "yes "], "is there twice"), (["yes", " "], "one is empty")])
 def test_choices_of_a_task_that_cannot_be_told_apart_are_refused(choices, told):
-    from mmgpt.evaluation.task import TaskConfig
+    from mmgpt.evaluation.tasks.task import TaskConfig
 
     with pytest.raises(ValueError, match=told):
         TaskConfig(name="t", kind="choose", choices=choices, data={"reader": "world", "name": "scene_questions"})

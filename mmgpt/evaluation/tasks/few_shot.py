@@ -16,11 +16,11 @@ from pydantic import model_validator
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.sample import Message
 from mmgpt.datasets.source import Source
-from mmgpt.evaluation.fitting import Fit, fewest_dropped
-from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.models.model import Model
-from mmgpt.evaluation.pool import Entry, Pool, balanced, identity, media_of, permuted, shuffled
-from mmgpt.evaluation.similar import OPEN_CLIP, Of, Similar, open_embedder
+from mmgpt.evaluation.tasks.context_fit import Fit, fewest_dropped
+from mmgpt.evaluation.tasks.exemplar_pool import Entry, Pool, balanced, identity, media_of, permuted, shuffled
+from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.similar import OPEN_CLIP, Of, Similar, open_embedder
 from mmgpt.generation.embedding import Pool as Pooling
 from mmgpt.generation.prompts import with_exemplars, without_media
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from mmgpt.config import UserError
 from mmgpt.datasets.readers.episodes import EpisodeSource
-from mmgpt.evaluation.item import Item, items_of
 from mmgpt.evaluation.models.model import Model
-from mmgpt.evaluation.shots import Exemplars, Prompt, Shots
-from mmgpt.evaluation.task import Task
+from mmgpt.evaluation.tasks.few_shot import Exemplars, Prompt, Shots
+from mmgpt.evaluation.tasks.item import Item, items_of
+from mmgpt.evaluation.tasks.task import Task
 
 
 class EpisodePrompts(Exemplars):

@@ -9,12 +9,12 @@ from open_clip.push_to_hf_hub import save_for_hf
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.evaluation import similar
-from mmgpt.evaluation.item import Item
-from mmgpt.evaluation.pool import Pool
-from mmgpt.evaluation.shots import Exemplars, ShotConfig, Shots
-from mmgpt.evaluation.similar import Embedder, Similar, open_embedder, question_of
-from mmgpt.evaluation.task import Task, load_task
+from mmgpt.evaluation.tasks import similar
+from mmgpt.evaluation.tasks.exemplar_pool import Pool
+from mmgpt.evaluation.tasks.few_shot import Exemplars, ShotConfig, Shots
+from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.similar import Embedder, Similar, open_embedder, question_of
+from mmgpt.evaluation.tasks.task import Task, load_task
 from mmgpt.generation.assistant import Assistant
 
 CLIP = {

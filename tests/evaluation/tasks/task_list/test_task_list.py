@@ -8,7 +8,7 @@ import mmgpt.configs
 from mmgpt.config import UserError, build, read_yaml
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.evaluation.run import evaluate
-from mmgpt.evaluation.task import Task, TaskConfig, load_task
+from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task
 
 NAMES = sorted(path.stem for path in (Path(mmgpt.configs.__file__).parent / "tasks").glob("*.yaml"))
 TASKS = [name for name in NAMES if read_yaml(name, "tasks")["data"]["reader"] not in ("world", "episodes")]

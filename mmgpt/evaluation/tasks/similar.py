@@ -21,9 +21,9 @@ from mmgpt.config import UserError
 from mmgpt.datasets.file_names import split_zip
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Part, Text
-from mmgpt.evaluation.item import Item
 from mmgpt.evaluation.models.model import Model
-from mmgpt.evaluation.pool import Entry, Pool, identity
+from mmgpt.evaluation.tasks.exemplar_pool import Entry, Pool, identity
+from mmgpt.evaluation.tasks.item import Item
 from mmgpt.files import name_disk_errors
 from mmgpt.processor import pick_device
 

@@ -10,12 +10,12 @@ import soundfile
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image, MediaError, Video
 from mmgpt.datasets.sample import Message
-from mmgpt.evaluation.blind import BLIND, TextOnlyGuess, blinded
-from mmgpt.evaluation.item import Item, items_of
 from mmgpt.evaluation.metrics import exact_match
-from mmgpt.evaluation.pool import identity, media_of
-from mmgpt.evaluation.shots import Exemplars, Shots
-from mmgpt.evaluation.task import Task, TaskConfig, load_task
+from mmgpt.evaluation.tasks.blind_baselines import BLIND, TextOnlyGuess, blinded
+from mmgpt.evaluation.tasks.exemplar_pool import identity, media_of
+from mmgpt.evaluation.tasks.few_shot import Exemplars, Shots
+from mmgpt.evaluation.tasks.item import Item, items_of
+from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task
 from mmgpt.generation.prompts import without_media
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
-from mmgpt.evaluation.episode_prompts import exemplars_of
-from mmgpt.evaluation.shots import Exemplars, Shots
-from mmgpt.evaluation.task import Task, TaskConfig, load_task
+from mmgpt.evaluation.tasks.episode_prompts import exemplars_of
+from mmgpt.evaluation.tasks.few_shot import Exemplars, Shots
+from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task
 from mmgpt.training.recipe import load_recipe
 
 OF = {

@@ -19,10 +19,10 @@ from mmgpt.datasets.readers.registry import SOURCES, AnySource, open_source
 from mmgpt.datasets.readers.table_config import TableConfig
 from mmgpt.datasets.source import Absent, Source, SourceConfig
 from mmgpt.datasets.template import fields_of
-from mmgpt.evaluation.item import Item, items_of, merged_items_of
 from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.metrics.letters import place_of
-from mmgpt.evaluation.shots import ShotConfig
+from mmgpt.evaluation.tasks.few_shot import ShotConfig
+from mmgpt.evaluation.tasks.item import Item, items_of, merged_items_of
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.choices import checked_choices
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.importing import import_task, import_yaml
-from mmgpt.evaluation.task import Task, load_task
+from mmgpt.evaluation.tasks.harness_import import import_task, import_yaml
+from mmgpt.evaluation.tasks.task import Task, load_task
 
 MY_VQA = """
 tag: [visual]

@@ -12,7 +12,7 @@ from typing import Any
 from mmgpt.config import UserError, build, did_you_mean, included
 from mmgpt.datasets.readers.rows import FOLDER_OF, open_rows
 from mmgpt.datasets.source import Absent, resolve, resolve_all
-from mmgpt.evaluation.task import TaskConfig
+from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.yaml_reader import YamlError, dump, parse
 
 REMEDY = "write the task in mmgpt's own keys (docs/evaluation.md)"
