@@ -25,10 +25,10 @@ from bench_models import IMAGE, IMAGE_TOKENS, SHAPES, our_model, picture, prompt
 from processor import parse, tell
 from torch import nn
 
-from mmgpt.generation.answering import Asked, answer
-from mmgpt.generation.compiled import compiled_step
+from mmgpt.generation.compiled_step import compiled_step
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.engine import Engine
+from mmgpt.generation.generate import Asked, answer
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer

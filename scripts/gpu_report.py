@@ -18,7 +18,7 @@ import torch
 import webdataset
 
 from mmgpt.applications.pipeline import run_recipe
-from mmgpt.generation.compiled import compiled_step
+from mmgpt.generation.compiled_step import compiled_step
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered

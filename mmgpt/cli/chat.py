@@ -12,9 +12,8 @@ from rich.console import Console
 from mmgpt.config import UserError
 from mmgpt.datasets.media import MEDIA
 from mmgpt.datasets.sample import Message, Part
-from mmgpt.generation.addresses import read_prompt
 from mmgpt.generation.assistant import Assistant
-from mmgpt.generation.history import fit_talk
+from mmgpt.generation.prompts import fit_talk, read_prompt
 from mmgpt.inputs.rendered import Showing
 
 HELP = (

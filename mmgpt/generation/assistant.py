@@ -12,16 +12,15 @@ from mmgpt.arguments import several, whole
 from mmgpt.checkpoints.save_load import load_bundle, widen
 from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message, Part
-from mmgpt.generation.addresses import read_prompt
-from mmgpt.generation.answering import Asked, answer
-from mmgpt.generation.compiled import compiled_step
+from mmgpt.generation.compiled_step import compiled_step
 from mmgpt.generation.decode import Reply, text_of
 from mmgpt.generation.embedding import Pool, embed
 from mmgpt.generation.engine import Engine
-from mmgpt.generation.history import fit_talk
+from mmgpt.generation.generate import Asked, answer
+from mmgpt.generation.loglikelihood import score, windows
+from mmgpt.generation.prompts import fit_talk, read_prompt
 from mmgpt.generation.sampling import GenerateConfig
-from mmgpt.generation.scoring import score, windows
-from mmgpt.generation.speculate import check_draft
+from mmgpt.generation.speculative import check_draft
 from mmgpt.inputs.chat import IGNORED, Medium, Rendered, TooLong
 from mmgpt.inputs.choices import without_space
 from mmgpt.model.bundle import Bundle

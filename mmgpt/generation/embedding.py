@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.sample import Message, Part
-from mmgpt.generation.addresses import read_prompt
+from mmgpt.generation.prompts import read_prompt
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.bundle import Bundle

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.generation.compiled import Step
+from mmgpt.generation.compiled_step import Step
 from mmgpt.generation.decode import Reply, cut_at, decode_one, text_of
-from mmgpt.generation.reading import Reader, Text
+from mmgpt.generation.prefill import Reader, Text
 from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser, next_tokens, token_scores
 from mmgpt.inputs.chat import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer

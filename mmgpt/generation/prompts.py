@@ -1,10 +1,20 @@
-"""Few-shot prompts: examples as earlier turns of the conversation."""
+"""Prompts: media fetched from their addresses, few-shot examples as earlier turns, conversations cut to the context.
 
+Only what a user puts into a prompt is fetched: never an address in a reply, nor one in a training set's row.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mmgpt.config import UserError
-from mmgpt.datasets.sample import Message, Part, Text
+from mmgpt.datasets.media import LIMITS, Limits, Media
+from mmgpt.datasets.remote import download
+from mmgpt.datasets.sample import Message, Part, Text, parse_messages
+from mmgpt.inputs.chat import Renderer, TooLong
+from mmgpt.inputs.rendered import Rendered, Showing
+from mmgpt.inputs.trimming import without_oldest
 
 
 @dataclass(frozen=True)
@@ -49,3 +59,100 @@ def with_exemplars(exemplars: Sequence[tuple[Message, ...]], prompt: tuple[Messa
 def without_media(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The same conversation in words alone."""
     return tuple(replace(m, parts=tuple(part for part in m.parts if isinstance(part, Text))) for m in messages)
+
+
+def read_prompt(raw: Sequence[Any], limits: Limits = LIMITS) -> tuple[Message, ...]:
+    """Messages, their media here.
+
+    Args:
+        raw: messages in Hugging Face chat or OpenAI spelling or as Message objects.
+        limits: what is larger is not fetched to its end.
+    Raises:
+        UserError: if a message is none, an assistant turn holds an address, or the extra that fetches is absent.
+        MediaError: if an address gives nothing, too late, or too much.
+    """
+    messages = parse_messages(raw)
+    if not any(_address_of(part) for message in messages for part in message.parts):
+        return messages
+    return tuple(
+        replace(message, parts=tuple(_here(part, message.role, limits) for part in message.parts))
+        for message in messages
+    )
+
+
+def _address_of(part: Any) -> str | None:
+    path = part.path if isinstance(part, Media) else None
+    return path if path and path.startswith(("http://", "https://")) else None
+
+
+def _here(part: Any, role: str, limits: Limits) -> Any:
+    address = _address_of(part)
+    if address is None:
+        return part
+    if role == "assistant":
+        raise UserError(f"{address}: stands in an assistant turn, and what a model says is not fetched; take it out")
+    return replace(part, source=download(address, limits.bytes), label=address)
+
+
+@dataclass(frozen=True)
+class FittedTalk:
+    """A talk that fits.
+
+    Attributes:
+        prompt: rendered, with room for the answer.
+        messages: what it holds.
+        left_out: what does not fit, the oldest first.
+    """
+
+    prompt: Rendered
+    messages: tuple[Message, ...]
+    left_out: tuple[Message, ...]
+
+    def told(self) -> str:
+        """What was left out, in words; nothing where all of it fits."""
+        if not self.left_out:
+            return ""
+        media = Counter(part.modality for m in self.left_out for part in m.parts if not isinstance(part, Text))
+        held = ", ".join(f"{count} {modality}{'s' * (count > 1)}" for modality, count in media.items())
+        turns = f"the oldest {len(self.left_out)} turns"
+        return f"{turns}{f' (with {held})' if held else ''} left out: over the context of the model"
+
+
+def fit_talk(
+    renderer: Renderer,
+    messages: Sequence[Message],
+    *,
+    room: int = 1,
+    key: str = "prompt",
+    showing: Showing | None = None,
+) -> FittedTalk:
+    """Leave out a talk's oldest exchanges until it fits with `room` tokens for the answer.
+
+    An exchange is a user turn and all that follows it, replies and tools' turns, up to the next; a system turn stays.
+    The last one is kept also where it leaves less room.
+
+    Args:
+        renderer: the model's.
+        messages: the talk, which ends with what is to be answered.
+        room: tokens that the answer may take.
+        key: what an error begins with.
+        showing: media that were prepared before, and will be again; each is decoded once.
+    Raises:
+        UserError: if a medium cannot be used; TooLong: if the last exchange alone does not fit.
+    """
+    whole, showing = tuple(messages), showing or Showing()
+    fitted: tuple[Rendered, tuple[Message, ...]] | None = None
+    too_long: TooLong | None = None
+    for shorter in (whole, *without_oldest(whole)):
+        try:
+            fitted = renderer.prompt(shorter, key, showing), shorter
+        except TooLong as error:
+            too_long = error
+            continue
+        if len(fitted[0].ids) + room <= renderer.context:
+            break
+    if fitted is None:
+        raise too_long or TooLong(f"{key}: does not fit the context of {renderer.context}")
+    prompt, kept = fitted
+    first = int(whole[0].role == "system")
+    return FittedTalk(prompt, kept, whole[first : first + len(whole) - len(kept)])

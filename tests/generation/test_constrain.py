@@ -17,7 +17,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.sampling import GenerateConfig, make_chooser
-from mmgpt.generation.speculate import Lookup, speculate
+from mmgpt.generation.speculative import Lookup, speculate
 from mmgpt.inputs.tokenizer import Tokenizer
 
 SCHEMAS = int(os.environ.get("MMGPT_SCHEMAS", "100"))  # MMGPT_SCHEMAS=1000 for a thorough run

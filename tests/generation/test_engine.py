@@ -11,11 +11,11 @@ import torch
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message
-from mmgpt.generation.answering import Asked, answer
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.decode import Reply, decode_one
 from mmgpt.generation.engine import Engine, Request
-from mmgpt.generation.reading import LEAST_SHARED, Bounded, shared_length
+from mmgpt.generation.generate import Asked, answer
+from mmgpt.generation.prefix_cache import LEAST_SHARED, Bounded, shared_length
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.chat import Rendered
@@ -342,7 +342,7 @@ def test_any_number_of_choices_is_scored_in_bounded_memory(hearing, monkeypatch)
     assert sum(len(hearing.tokenizer.encode(one)) for one in choices) > hearing.renderer.context
     sizes, new = [], hearing.model.decoder.new_cache
     monkeypatch.setattr(hearing.model.decoder, "new_cache", lambda b, s: sizes.append(b * s) or new(b, s))
-    monkeypatch.setattr("mmgpt.generation.scoring.SLOTS_AT_ONCE", 1000)
+    monkeypatch.setattr("mmgpt.generation.loglikelihood.SLOTS_AT_ONCE", 1000)
     few = hearing.choose(talk, choices)
     assert max(sizes) <= 1000
     assert few.logprobs == pytest.approx(whole.logprobs, abs=1e-4)

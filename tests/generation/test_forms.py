@@ -13,7 +13,7 @@ import mmgpt
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, MediaError, Video
 from mmgpt.datasets.sample import Message
-from mmgpt.generation.addresses import read_prompt
+from mmgpt.generation.prompts import read_prompt
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 SOUND = np.round(np.random.default_rng(1).uniform(-1, 1, 4000) * 2**14).astype(np.float32) / 2**15

@@ -23,8 +23,8 @@ from mmgpt.datasets.sample import Message, Part, Text, parse_messages
 from mmgpt.encoders.audio_config import resampled
 from mmgpt.generation.assistant import Choice
 from mmgpt.generation.decode import Reply, cut_at
+from mmgpt.generation.loglikelihood import windows
 from mmgpt.generation.sampling import GenerateConfig
-from mmgpt.generation.scoring import windows
 from mmgpt.processor import pick_device
 
 TAKEN = {

@@ -11,7 +11,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets import remote
 from mmgpt.datasets.media import Image, Limits, MediaError
 from mmgpt.datasets.sample import Message
-from mmgpt.generation.addresses import read_prompt
+from mmgpt.generation.prompts import read_prompt
 
 pytest.importorskip("aiohttp", reason="addresses need mmgpt[data]")
 PNG = Image(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).encoded()[1]

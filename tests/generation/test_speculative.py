@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.generation import speculate as module
+from mmgpt.generation import speculative as module
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser
-from mmgpt.generation.speculate import (
+from mmgpt.generation.speculative import (
     Draft,
     Guesser,
     Lookup,

@@ -5,8 +5,7 @@ import pytest
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message
-from mmgpt.generation.addresses import read_prompt
-from mmgpt.generation.history import fit_talk
+from mmgpt.generation.prompts import fit_talk, read_prompt
 from mmgpt.inputs.chat import TooLong
 from mmgpt.inputs.rendered import Showing
 
