@@ -33,7 +33,7 @@ from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.stream import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.model.multimodal import ModelConfig

@@ -30,7 +30,7 @@ from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.engine import Engine
 from mmgpt.generation.generate import Asked, answer
 from mmgpt.generation.sampling import GenerateConfig
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.model.quantize import Quantization, Scheme, quantize_model

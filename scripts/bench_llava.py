@@ -105,7 +105,7 @@ class Ours:
     def __init__(self, folder: Path, talks: Sequence[Talk], way: str) -> None:
         from mmgpt.checkpoints.save_load import load_bundle
         from mmgpt.inputs.batch import collate_rows, pack, split_by_tokens
-        from mmgpt.inputs.chat import Medium, Rendered
+        from mmgpt.inputs.rendered import Medium, Rendered
 
         self.model = load_bundle(folder).model.train()
         self.optimizer = AdamW(self.model.parameters(), lr=RATE, fused=True)

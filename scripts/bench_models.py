@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mmgpt.inputs.chat import IGNORED, Medium, Rendered
+from mmgpt.inputs.rendered import IGNORED, Medium, Rendered
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 
 SHAPES = {

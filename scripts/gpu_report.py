@@ -21,7 +21,7 @@ from mmgpt.applications.pipeline import run_recipe
 from mmgpt.generation.compiled_step import compiled_step
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import new_bundle
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel

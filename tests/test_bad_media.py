@@ -20,7 +20,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import MEDIA, Audio, Image, Limits, MediaError, Video
 from mmgpt.datasets.mixture import Order
 from mmgpt.datasets.readers.registry import MessagesConfig, open_source
-from mmgpt.inputs.stream import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepStream, load_steps
 from mmgpt.training.loop import train
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mmgpt.applications import pipeline
 from mmgpt.config import to_yaml
 from mmgpt.datasets.readers.registry import open_source
-from mmgpt.inputs.stream import StepStream
+from mmgpt.inputs.dataloader import StepStream
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
 from mmgpt.model.bundle import new_bundle

@@ -12,7 +12,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import TooLong
+from mmgpt.inputs.trimming import TooLong
 from mmgpt.model.bundle import Bundle
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines

@@ -14,7 +14,8 @@ from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.metrics import recall_at_k
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered, Renderer
+from mmgpt.inputs.render import Renderer
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.bundle import Bundle
 
 

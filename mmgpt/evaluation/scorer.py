@@ -33,7 +33,7 @@ from mmgpt.evaluation.tasks.episode_prompts import exemplars_of
 from mmgpt.evaluation.tasks.few_shot import Exemplars, Prompt, Shots
 from mmgpt.evaluation.tasks.item import Item
 from mmgpt.evaluation.tasks.task import Task, TaskConfig
-from mmgpt.inputs.chat import TooLong
+from mmgpt.inputs.trimming import TooLong
 
 OnProgress = Callable[[str, int, int], None]
 OnScore = Callable[[str, str, float], None]

@@ -21,8 +21,9 @@ from mmgpt.generation.loglikelihood import score, windows
 from mmgpt.generation.prompts import fit_talk, read_prompt
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.generation.speculative import check_draft
-from mmgpt.inputs.chat import IGNORED, Medium, Rendered, TooLong
 from mmgpt.inputs.choices import without_space
+from mmgpt.inputs.rendered import IGNORED, Medium, Rendered
+from mmgpt.inputs.trimming import TooLong
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.quantize import Quantization, pick_scheme
 from mmgpt.processor import has_bf16_units, pick_device, pick_dtype, warn_of_slow_bf16

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmgpt.config import UserError
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.sampling import check_logits
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.multimodal import MultimodalModel
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.cache import KVCache
 from mmgpt.model.decoder import Decoder, cached_visible

@@ -20,7 +20,7 @@ from mmgpt.generation.compiled_step import Step
 from mmgpt.generation.decode import Reply, cut_at, decode_one, text_of
 from mmgpt.generation.prefill import Reader, Text
 from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser, next_tokens, token_scores
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.cache import KVCache
 from mmgpt.model.multimodal import MultimodalModel

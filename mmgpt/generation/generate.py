@@ -13,7 +13,7 @@ from mmgpt.generation.decode import Reply, cut_at, text_of
 from mmgpt.generation.engine import Engine
 from mmgpt.generation.sampling import GenerateConfig, best_candidate, candidate_seed, make_chooser
 from mmgpt.generation.speculative import Draft, Guesser, Lookup, speculate
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.multimodal import MultimodalModel
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmgpt.config import UserError
 from mmgpt.generation.decode import extend
 from mmgpt.generation.prefill import Reader
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.cache import KVCache
 from mmgpt.model.decoder import Decoder
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmgpt.generation.decode import extend
 from mmgpt.generation.prefix_cache import LEAST_SHARED, Bounded, Keys, Prefix, Prefixes, shared_length
 from mmgpt.inputs.batch import collate_media
-from mmgpt.inputs.chat import Medium, Rendered
+from mmgpt.inputs.rendered import Medium, Rendered
 from mmgpt.model.cache import KVCache
 from mmgpt.model.multimodal import MultimodalModel
 

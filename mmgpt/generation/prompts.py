@@ -12,9 +12,9 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import LIMITS, Limits, Media
 from mmgpt.datasets.remote import download
 from mmgpt.datasets.sample import Message, Part, Text, parse_messages
-from mmgpt.inputs.chat import Renderer, TooLong
+from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.rendered import Rendered, Showing
-from mmgpt.inputs.trimming import without_oldest
+from mmgpt.inputs.trimming import TooLong, without_oldest
 
 
 @dataclass(frozen=True)

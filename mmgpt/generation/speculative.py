@@ -18,7 +18,7 @@ from torch import Tensor
 from mmgpt.config import UserError
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.sampling import Chooser, check_logits
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.cache import KVCache
 from mmgpt.model.decoder import cached_visible

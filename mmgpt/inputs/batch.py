@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgpt.inputs.chat import IGNORED, Objective, PairedText, Rendered
+from mmgpt.inputs.rendered import IGNORED, Objective, PairedText, Rendered
 
 TRIALS = 4  # numbers of rows among which packing chooses
 PADDING = -1  # the document number of padding

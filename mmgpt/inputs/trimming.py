@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Sample, Text
 
 
@@ -53,3 +54,15 @@ def _hold_media(messages: tuple[Message, ...]) -> bool:
 def _is_learned(sample: Sample) -> bool:
     turns = [turn for branch in sample.branches for turn in branch] if sample.branches else sample.messages
     return any(turn.role == "assistant" and turn.is_learned for turn in turns)
+
+
+class TooLong(UserError):
+    """A sample or prompt that does not fit the context, even after whole turns were left out.
+
+    Attributes:
+        excess: tokens that are too many, where that is known.
+    """
+
+    def __init__(self, message: str, excess: int = 0) -> None:
+        super().__init__(message)
+        self.excess = excess

@@ -21,8 +21,11 @@ from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.evaluation.tasks.task import load_task
 from mmgpt.files import write_file
-from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong, rows_of
+from mmgpt.inputs.objectives import rows_of
+from mmgpt.inputs.render import Renderer
+from mmgpt.inputs.rendered import Objective, Rendered
 from mmgpt.inputs.tokenizer import SLOTS
+from mmgpt.inputs.trimming import TooLong
 from mmgpt.inspection.fingerprint import TOLERANCE, Fingerprint, Lookalikes, fingerprint
 from mmgpt.inspection.recipe_data import RecipeData, media_of
 from mmgpt.inspection.worker_pool import Died, map_in_workers

@@ -11,7 +11,8 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Image, Media
 from mmgpt.datasets.source import Source
 from mmgpt.files import write_file
-from mmgpt.inputs.chat import IGNORED, Medium, Objective, Rendered, rows_of
+from mmgpt.inputs.objectives import rows_of
+from mmgpt.inputs.rendered import IGNORED, Medium, Objective, Rendered
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.inspection.recipe_data import RecipeData, media_of, spread_indexes
 from mmgpt.model.multimodal import ModelConfig

@@ -10,7 +10,7 @@ from mmgpt.datasets.media import Media
 from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
-from mmgpt.inputs.chat import Renderer
+from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.training.recipe import Recipe, StageConfig, open_recipe

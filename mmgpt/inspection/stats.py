@@ -17,8 +17,10 @@ from mmgpt.datasets.media import Audio, Image, Media, MediaError
 from mmgpt.datasets.source import Source
 from mmgpt.files import write_file
 from mmgpt.inputs.batch import PADDING
-from mmgpt.inputs.chat import IGNORED, Rendered, TooLong, rows_of
-from mmgpt.inputs.stream import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepStream, load_steps
+from mmgpt.inputs.objectives import rows_of
+from mmgpt.inputs.rendered import IGNORED, Rendered
+from mmgpt.inputs.trimming import TooLong
 from mmgpt.inspection.recipe_data import RecipeData, media_of, spread_indexes
 from mmgpt.training.loop import noise_seed
 from mmgpt.training.mixing import open_stream, steps_of

@@ -8,7 +8,7 @@ import torch
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import LIMITS, Limits
-from mmgpt.inputs.chat import Renderer
+from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel

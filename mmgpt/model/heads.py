@@ -21,7 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.encoders.audio_config import is_real
 from mmgpt.inputs.batch import MediaBatch
-from mmgpt.inputs.chat import PairedText, TooLong
+from mmgpt.inputs.rendered import PairedText
+from mmgpt.inputs.trimming import TooLong
 
 BLANK, SYMBOLS = 0, 1 + 256  # a symbol is a byte of UTF-8 plus one
 ReadTexts = Callable[[Sequence[tuple[int, ...]]], Tensor]  # token ids of K texts -> the decoder's states (K, T)

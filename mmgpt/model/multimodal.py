@@ -21,7 +21,7 @@ from mmgpt.encoders.audio_config import SoundConfig
 from mmgpt.encoders.feature_grids import Grid
 from mmgpt.encoders.registry import ENCODERS, EncoderConfig
 from mmgpt.inputs.batch import Batch, MediaBatch
-from mmgpt.inputs.chat import IGNORED, MediaSpec, PairedText
+from mmgpt.inputs.rendered import IGNORED, MediaSpec, PairedText
 from mmgpt.inputs.video import VideoConfig, VideoReader
 from mmgpt.model.adapters import ADAPTERS, AdapterConfig, check_grids, feature_counts
 from mmgpt.model.decoder import Decoder

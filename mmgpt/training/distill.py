@@ -15,7 +15,7 @@ from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.inputs.batch import Batch
-from mmgpt.inputs.chat import MediaSpec
+from mmgpt.inputs.rendered import MediaSpec
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.loss import Guide

@@ -23,8 +23,8 @@ from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.source import Source
 from mmgpt.distributed import Ranks, join_ranks
 from mmgpt.files import read_json, write_file, write_folder
-from mmgpt.inputs.chat import HeadKind
-from mmgpt.inputs.stream import StepData, StepStream, load_steps
+from mmgpt.inputs.dataloader import StepData, StepStream, load_steps
+from mmgpt.inputs.rendered import HeadKind
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
 from mmgpt.model.bundle import Bundle, new_bundle

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from mmgpt.config import UserError
 from mmgpt.datasets.mixture import Order, Position
 from mmgpt.datasets.source import Source
-from mmgpt.inputs.chat import Renderer
-from mmgpt.inputs.stream import StepStream, mean_tokens
+from mmgpt.inputs.dataloader import StepStream, mean_tokens
+from mmgpt.inputs.render import Renderer
 from mmgpt.training.recipe import StageConfig
 
 

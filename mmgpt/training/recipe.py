@@ -10,7 +10,7 @@ from mmgpt.checkpoints.pretrained_parts import chat_of, resolve
 from mmgpt.config import Config, Seed, UserError, apply_overrides, build, did_you_mean, find_config, read_yaml
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers.registry import AnySource
-from mmgpt.inputs.chat import AuxiliaryKind, HeadKind, Objective
+from mmgpt.inputs.rendered import AuxiliaryKind, HeadKind, Objective
 from mmgpt.inputs.templates import TemplateName
 from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig
 from mmgpt.model.multimodal import ModelConfig

@@ -19,7 +19,7 @@ from mmgpt.config import UserError, build
 from mmgpt.encoders.registry import ENCODERS
 from mmgpt.files import load_weights, save_weights
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END
 from mmgpt.model.bundle import Bundle, new_bundle

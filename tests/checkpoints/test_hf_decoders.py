@@ -14,7 +14,7 @@ from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.engine import generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate, collate_rows
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.decoder import Decoder
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel

@@ -15,7 +15,7 @@ from mmgpt.cli import main
 from mmgpt.config import Config
 from mmgpt.datasets.sample import Message
 from mmgpt.files import write_folder
-from mmgpt.inputs.chat import Renderer
+from mmgpt.inputs.render import Renderer
 
 COMMANDS = ("quickstart", "train", "eval", "ask", "chat", "convert", "push", "compare", "leaderboard")
 

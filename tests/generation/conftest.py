@@ -11,7 +11,7 @@ from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.sampling import Chooser, next_tokens, token_scores
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.bundle import Bundle
 from mmgpt.model.multimodal import MultimodalModel
 

@@ -18,7 +18,7 @@ from mmgpt.datasets.sample import Message
 from mmgpt.files import write_folder
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import TooLong
+from mmgpt.inputs.trimming import TooLong
 
 QUESTION = "How many red shapes are there?"
 

@@ -12,7 +12,7 @@ from mmgpt.generation.beam import beam_search
 from mmgpt.generation.decode import decode_one
 from mmgpt.generation.sampling import GenerateConfig, make_chooser
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 

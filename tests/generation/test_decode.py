@@ -8,7 +8,7 @@ from mmgpt.generation.decode import Reply, cut_at, decode_one, prefill
 from mmgpt.generation.engine import generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 

@@ -11,7 +11,7 @@ from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Text
 from mmgpt.generation.embedding import embed
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import TooLong
+from mmgpt.inputs.trimming import TooLong
 
 
 def noise(seed: int) -> Image:

@@ -18,7 +18,7 @@ from mmgpt.generation.generate import Asked, answer
 from mmgpt.generation.prefix_cache import LEAST_SHARED, Bounded, shared_length
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 
 NO_END = -1
 CLOSE = 1e-5  # two logits this near may change places with the order of a sum

@@ -1,7 +1,7 @@
 import pytest
 
 from mmgpt.config import UserError
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 
 
 def test_score_is_the_log_softmax_of_a_full_pass_over_both_strings(assistant, logprobs_of):

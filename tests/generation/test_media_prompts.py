@@ -10,7 +10,7 @@ from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message
 from mmgpt.encoders.pretrained.timm import complete
 from mmgpt.generation.assistant import Assistant
-from mmgpt.inputs.chat import TooLong
+from mmgpt.inputs.trimming import TooLong
 from mmgpt.model.bundle import new_bundle
 from mmgpt.model.multimodal import ModelConfig
 

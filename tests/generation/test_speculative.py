@@ -25,7 +25,7 @@ from mmgpt.generation.speculative import (
     pad,
     speculate,
 )
-from mmgpt.inputs.chat import Rendered
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import ModelConfig, MultimodalModel
 

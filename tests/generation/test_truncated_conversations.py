@@ -6,8 +6,8 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message
 from mmgpt.generation.prompts import fit_talk, read_prompt
-from mmgpt.inputs.chat import TooLong
 from mmgpt.inputs.rendered import Showing
+from mmgpt.inputs.trimming import TooLong
 
 SYSTEM = Message.of("system", "3" * 9)  # ten tokens with its end, as every turn of nine digits
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from mmgpt.datasets.media import Audio
 from mmgpt.datasets.mixture import Order
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.inputs.chat import Rendered, Renderer
-from mmgpt.inputs.stream import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepStream, load_steps
+from mmgpt.inputs.render import Renderer
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import SLOTS
 
 LOUD = {"speed": 0.1, "noise_snr": [10, 30]}

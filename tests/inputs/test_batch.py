@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgpt.inputs.batch import PADDING, collate, collate_rows, pack, split_by_tokens
-from mmgpt.inputs.chat import IGNORED, Medium, Rendered
+from mmgpt.inputs.rendered import IGNORED, Medium, Rendered
 
 
 def row(

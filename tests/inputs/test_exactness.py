@@ -19,7 +19,7 @@ from mmgpt.datasets.readers.registry import MessagesConfig, TextConfig, open_sou
 from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.shard_writer import Job, write_shards
 from mmgpt.datasets.worlds.world import WorldConfig
-from mmgpt.inputs.stream import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepStream, load_steps
 
 KILLS = 20
 KILL_SEED = 4

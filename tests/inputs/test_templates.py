@@ -10,7 +10,7 @@ from tokenizers import processors
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.inputs.chat import IGNORED
+from mmgpt.inputs.rendered import IGNORED
 from mmgpt.inputs.templates import TEMPLATES, jinja_of, read_template
 from mmgpt.inputs.tokenizer import END, SLOTS, Tokenizer
 

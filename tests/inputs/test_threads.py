@@ -35,8 +35,9 @@ from mmgpt.datasets.worlds.world import WORLDS, WorldConfig
 from mmgpt.encoders.audio_config import resampled
 from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.registry import ENCODERS, EncoderConfig
-from mmgpt.inputs.chat import Rendered, Renderer
-from mmgpt.inputs.stream import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepStream, load_steps
+from mmgpt.inputs.render import Renderer
+from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.training.vocabulary import texts_of
 

@@ -14,9 +14,10 @@ from mmgpt.config import UserError
 from mmgpt.datasets.calls import dumped, parse_tools
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Call, Message, Sample, parse_messages
-from mmgpt.inputs.chat import IGNORED, TooLong
+from mmgpt.inputs.rendered import IGNORED
 from mmgpt.inputs.templates import TEMPLATES, jinja_of
 from mmgpt.inputs.tokenizer import END
+from mmgpt.inputs.trimming import TooLong
 
 # Written after the format's description in github.com/NousResearch/Hermes-Function-Calling and what Qwen2.5 prints.
 HERMES = """

@@ -13,7 +13,8 @@ from mmgpt.datasets.media import Audio, Image, MediaError, Video
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.files import write_folder
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import IGNORED, TooLong
+from mmgpt.inputs.rendered import IGNORED
+from mmgpt.inputs.trimming import TooLong
 from mmgpt.inputs.video import VideoConfig
 
 LINEAR = {"kind": "linear"}

@@ -9,7 +9,7 @@ import pytest
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.encoders.vit import ViTConfig
-from mmgpt.inputs.chat import IGNORED
+from mmgpt.inputs.rendered import IGNORED
 from mmgpt.inspection.page import prepared_picture, row_blocks, write_data_page
 from mmgpt.inspection.recipe_data import open_data
 

@@ -5,8 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmgpt.inputs.chat import IGNORED
-from mmgpt.inputs.stream import load_steps
+from mmgpt.inputs.dataloader import load_steps
+from mmgpt.inputs.rendered import IGNORED
 from mmgpt.inspection.recipe_data import open_data
 from mmgpt.inspection.stats import data_stats, summary, write_stats
 from mmgpt.training.loop import noise_seed

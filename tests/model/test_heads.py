@@ -14,7 +14,7 @@ from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import TooLong
+from mmgpt.inputs.trimming import TooLong
 from mmgpt.model.heads import BLANK, SYMBOLS, ClassifyConfig, CTCConfig, CTCHead
 from mmgpt.model.multimodal import ModelConfig
 

@@ -6,7 +6,7 @@ from mmgpt.checkpoints.save_load import load_bundle, save_bundle
 from mmgpt.config import UserError
 from mmgpt.files import write_folder
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.chat import IGNORED, Rendered
+from mmgpt.inputs.rendered import IGNORED, Rendered
 from mmgpt.model import loss as loss_module
 from mmgpt.model.bundle import new_bundle
 from mmgpt.model.loss import Guide, guided_sum

@@ -9,9 +9,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.inputs.chat import IGNORED, Renderer, TooLong
+from mmgpt.inputs.render import Renderer
+from mmgpt.inputs.rendered import IGNORED
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import MASK
+from mmgpt.inputs.trimming import TooLong
 
 PICTURE = Image(PIL.Image.new("RGB", (8, 8), "red"))
 CHATML = (

@@ -8,7 +8,7 @@ import torch
 from mmgpt.config import UserError
 from mmgpt.datasets.mixture import Order
 from mmgpt.datasets.readers.registry import MessagesConfig, open_source
-from mmgpt.inputs.stream import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepStream, load_steps
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ A conversation is a list of pieces, each supervised or not by construction; noth
 """
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
@@ -12,10 +11,9 @@ from typing import get_args
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Media, Video
 from mmgpt.datasets.sample import Message, Part, Sample, Text
-from mmgpt.inputs.hiding import masked, words_dropped
+from mmgpt.inputs.objectives import is_document, masked, only_pairs, only_reply, paired, words_dropped
 from mmgpt.inputs.rendered import (
     IGNORED,
-    AuxiliaryKind,
     HeadKind,
     MediaSpec,
     Medium,
@@ -29,35 +27,8 @@ from mmgpt.inputs.rendered import (
 from mmgpt.inputs.templates import Template
 from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer
 from mmgpt.inputs.tools import Mark, Spoken, spoken
-from mmgpt.inputs.trimming import ever_shorter
+from mmgpt.inputs.trimming import TooLong, ever_shorter
 from mmgpt.inputs.video import VideoReader
-
-__all__ = [
-    "IGNORED",
-    "AuxiliaryKind",
-    "HeadKind",
-    "MediaSpec",
-    "Medium",
-    "Objective",
-    "PairedText",
-    "Rendered",
-    "Renderer",
-    "TooLong",
-    "is_document",
-    "rows_of",
-]
-
-
-class TooLong(UserError):
-    """A sample or prompt that does not fit the context, even after whole turns were left out.
-
-    Attributes:
-        excess: tokens that are too many, where that is known.
-    """
-
-    def __init__(self, message: str, excess: int = 0) -> None:
-        super().__init__(message)
-        self.excess = excess
 
 
 @dataclass(frozen=True)
@@ -107,9 +78,9 @@ class Renderer:
         try:
             showing = Showing(None if draw is None else rng)
             fitted = self._fit(sample, "respond" if of_encoder else objective, showing)
-            rendered = self._pair(fitted, sample)
+            rendered = self._with_pair(fitted, sample)
             if of_encoder:
-                return self._only_pair(rendered, objective)
+                return only_pairs(rendered, objective, self.specs)
         except UserError as error:
             raise type(error)(f"{sample.key}: {error}") from None
         if all(label == IGNORED for label in rendered.labels):
@@ -146,7 +117,7 @@ class Renderer:
         for choice in choices:
             branch = Pieces(ids=[opening], labels=[IGNORED])
             branch.add(self.tokenizer.encode(choice), True)
-            branch.add(self.tokenizer.encode_markup(self.template.end), True)
+            branch.add(self._end_ids, True)
             branches.append(branch)
         longest = len(context.ids) + max(len(branch.ids) for branch in branches)
         if longest > self.context:
@@ -310,46 +281,15 @@ class Renderer:
         before, after = map(self.tokenizer.encode_markup, self.wraps.get(part.modality, ("", "")))
         return [Slots(medium, self.tokenizer.special(SLOTS[part.modality]), before, after)]
 
-    def _pair(self, rendered: Rendered, sample: Sample) -> Rendered:
-        """Give the sample's only reply, if it is in words, to each medium that is the only one of its modality."""
-        replies = [turn for turn in sample.turns if turn.role == "assistant"]
-        if len(replies) != 1 or not replies[0].is_learned or replies[0].calls:
+    def _with_pair(self, rendered: Rendered, sample: Sample) -> Rendered:
+        text = only_reply(sample)
+        if not text.strip():
             return rendered
-        text = replies[0].text
-        if not text.strip() or not all(isinstance(part, Text) for part in replies[0].parts):
-            return rendered
-        pair = PairedText(text, self.tokenizer.encode(text) + self.tokenizer.encode_markup(self.template.end))
-        counts = Counter(medium.modality for medium in rendered.media)
-        media = [replace(one, text=pair) if counts[one.modality] == 1 else one for one in rendered.media]
-        return replace(rendered, media=media)
+        return paired(rendered, PairedText(text, self.tokenizer.encode(text) + self._end_ids))
 
-    def _only_pair(self, rendered: Rendered, objective: Objective) -> Rendered:
-        """Without targets, for a head learns from the pair; there must be one that it can learn from."""
-        modalities = [modality for modality, spec in self.specs.items() if objective in spec.faults]
-        pairs = [medium for medium in rendered.media if medium.text and medium.modality in modalities]
-        if not pairs:
-            counts = Counter(medium.modality for medium in rendered.media)
-            held = ", ".join(f"{count} {modality}" for modality, count in counts.items()) or "no media"
-            raise UserError(
-                f"gives {objective} no pair, which is exactly one medium ({' or '.join(modalities)}) and exactly one "
-                f"assistant turn, in words; it holds {held}; leave it out of this stage's data"
-            )
-        for one in pairs:
-            fault = one.text and self.specs[one.modality].faults[objective](one.text.text, tuple(one.values.shape))
-            if fault:
-                raise fault
-        return replace(rendered, labels=[IGNORED] * len(rendered.labels))
-
-
-def rows_of(sample: Sample, objective: Objective) -> list[Sample]:
-    """What is rendered of a sample: branches together where a stage learns to respond, else apart."""
-    return [sample] if objective == "respond" else sample.unbranched()
-
-
-def is_document(sample: Sample) -> bool:
-    """True for one assistant message alone: text for language-model pretraining."""
-    is_alone = not sample.branches and len(sample.messages) == 1
-    return is_alone and sample.messages[0].role == "assistant" and not sample.messages[0].calls
+    @property
+    def _end_ids(self) -> tuple[int, ...]:
+        return self.tokenizer.encode_markup(self.template.end)
 
 
 def _is_target(turn: Spoken) -> bool:

@@ -20,7 +20,10 @@ from mmgpt.datasets.mixture import Order, Position
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.batch import Batch, collate_rows, pack, split_by_tokens
-from mmgpt.inputs.chat import Objective, Rendered, Renderer, TooLong, rows_of
+from mmgpt.inputs.objectives import rows_of
+from mmgpt.inputs.render import Renderer
+from mmgpt.inputs.rendered import Objective, Rendered
+from mmgpt.inputs.trimming import TooLong
 
 CONNECTIONS = 8  # reads at a time of a process whose samples come over a network
 PROBES = 32  # samples that tell how many tokens those of a source have
