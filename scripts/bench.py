@@ -36,7 +36,7 @@ from mmgpt.inputs.batch import collate
 from mmgpt.inputs.dataloader import StepStream, load_steps
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 
 QUESTIONS, TOKENS, PICTURES = 8, 12, 2
 

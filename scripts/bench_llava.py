@@ -81,7 +81,7 @@ def write_model(folder: Path, vocabulary: int, layer: int) -> int:
     from mmgpt.encoders.pretrained.hf_vision import hf_vision_fields
     from mmgpt.inputs.tokenizer import Tokenizer
     from mmgpt.model.bundle import new_bundle
-    from mmgpt.model.multimodal import ModelConfig
+    from mmgpt.model.config import ModelConfig
 
     fields = hf_vision_fields({"model_type": "clip_vision_model", **TOWER}, PIXELS, "the benchmark's tower")
     tree = {

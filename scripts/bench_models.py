@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from mmgpt.inputs.rendered import IGNORED, Medium, Rendered
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.config import ModelConfig
+from mmgpt.model.multimodal import MultimodalModel
 
 SHAPES = {
     "23m": {"width": 384, "depth": 6, "heads": 6, "inner": 1536, "vocabulary": 8192, "tied": False},

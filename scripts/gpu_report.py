@@ -24,11 +24,13 @@ from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import new_bundle
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.config import ModelConfig
+from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.run_log import read_log
-from mmgpt.training.loop import PEAK_FLOPS, train
+from mmgpt.training.loop import train
 from mmgpt.training.optim import make_optimizers
 from mmgpt.training.recipe import Recipe, StageConfig
+from mmgpt.training.stage import PEAK_FLOPS
 from mmgpt.training.step import train_step
 
 Record = dict[str, Any]

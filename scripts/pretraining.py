@@ -24,9 +24,9 @@ from mmgpt.evaluation.run import evaluate
 from mmgpt.evaluation.tasks.task import load_task
 from mmgpt.generation.assistant import Assistant, load
 from mmgpt.run_log import read_log
-from mmgpt.training.checkpoint import checkpoint_steps
 from mmgpt.training.loop import train
 from mmgpt.training.recipe import Recipe, StageConfig, load_recipe
+from mmgpt.training.train_state import checkpoint_steps
 
 KEPT = 10_000  # checkpoints: all of them
 

@@ -35,7 +35,7 @@ from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import new_bundle
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 
 FORMS = {
     "float32": {"dtype": "float32"},

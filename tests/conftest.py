@@ -22,9 +22,9 @@ from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END, Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 from mmgpt.training.recipe import Recipe
-from mmgpt.training.vocabulary import texts_of
+from mmgpt.training.run_tokenizer import texts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DECODER = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "context": 320, "token_shift": True}

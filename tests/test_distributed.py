@@ -25,9 +25,10 @@ from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
 from mmgpt.model.bundle import new_bundle
 from mmgpt.run_log import read_log
-from mmgpt.training.checkpoint import checkpoint_steps
-from mmgpt.training.loop import noise_seed, train
-from mmgpt.training.mixing import order_of
+from mmgpt.training.data_mix import order_of
+from mmgpt.training.loop import train
+from mmgpt.training.stage import noise_seed
+from mmgpt.training.train_state import checkpoint_steps
 
 SECONDS = 180  # that a process group may take; it takes 45 on two slow cores alone
 CONFORMER = {"kind": "conformer", "rate": 8000, "mels": 16, "width": 16, "depth": 1, "heads": 2, "stem": 4, "kernel": 5}

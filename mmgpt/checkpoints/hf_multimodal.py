@@ -15,9 +15,9 @@ from mmgpt.files import first_of, load_weights, read_json
 from mmgpt.inputs.templates import read_template
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.model.config import ModelConfig
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.meta import without_weights
-from mmgpt.model.multimodal import ModelConfig
 from mmgpt.weight_names import to_ours
 
 OWN = "mmgpt.json"  # beside an export: what its form has no place for

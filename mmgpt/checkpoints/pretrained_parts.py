@@ -19,7 +19,8 @@ from mmgpt.encoders.registry import ENCODERS
 from mmgpt.files import check_weights, read_json
 from mmgpt.inputs.templates import read_template
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.config import ModelConfig
+from mmgpt.model.multimodal import MultimodalModel
 
 FREE = {"context", "dropout", "max_patches"}  # what a recipe may set otherwise than the checkpoint
 ROWS_MULTIPLE = 64  # rows of an embedding that grew: what matrix products like

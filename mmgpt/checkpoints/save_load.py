@@ -21,8 +21,9 @@ from mmgpt.files import check_weights, load_weights, read_json, save_weights, wr
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.model.config import ModelConfig
 from mmgpt.model.meta import without_weights
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.model.quantize import Quantization, check_device, check_types, numbers_of, quantized_layers
 
 TOKEN_TABLES = ("decoder.embedding.weight", "decoder.head.weight")  # a row a token; one weight where it is tied

@@ -15,7 +15,7 @@ from mmgpt.inputs.objectives import rows_of
 from mmgpt.inputs.rendered import IGNORED, Medium, Objective, Rendered
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.inspection.recipe_data import RecipeData, media_of, spread_indexes
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 from mmgpt.reports.gallery import medium_figure
 from mmgpt.reports.html import Markup, html_page, tag
 from mmgpt.training.recipe import StageConfig

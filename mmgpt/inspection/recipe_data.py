@@ -14,7 +14,7 @@ from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
 from mmgpt.training.recipe import Recipe, StageConfig, open_recipe
-from mmgpt.training.vocabulary import make_tokenizer
+from mmgpt.training.run_tokenizer import make_tokenizer
 from mmgpt.training.warm_start import talk_of
 
 

@@ -22,9 +22,9 @@ from mmgpt.inputs.objectives import rows_of
 from mmgpt.inputs.rendered import IGNORED, Rendered
 from mmgpt.inputs.trimming import TooLong
 from mmgpt.inspection.recipe_data import RecipeData, media_of, spread_indexes
-from mmgpt.training.loop import noise_seed
-from mmgpt.training.mixing import open_stream, steps_of
+from mmgpt.training.data_mix import open_stream, steps_of
 from mmgpt.training.recipe import StageConfig
+from mmgpt.training.stage import noise_seed
 
 MAX_STEPS = 20  # of a stage, drawn to measure how fast they come
 

@@ -11,7 +11,8 @@ from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.config import ModelConfig
+from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.model.quantize import Quantization, quantize_model
 
 

@@ -2,49 +2,32 @@
 
 import contextlib
 import ctypes
-import time
-import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
-from torch.optim import Optimizer
 
 from mmgpt.arguments import place
 from mmgpt.checkpoints.pretrained_parts import load_parts, rows_for
 from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import UserError, to_yaml
-from mmgpt.datasets.mixture import Position
 from mmgpt.datasets.readers.registry import open_source
-from mmgpt.datasets.source import Source
 from mmgpt.distributed import Ranks, join_ranks
 from mmgpt.files import read_json, write_file, write_folder
-from mmgpt.inputs.dataloader import StepData, StepStream, load_steps
-from mmgpt.inputs.rendered import HeadKind
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
 from mmgpt.model.bundle import Bundle, new_bundle
 from mmgpt.processor import warn_of_slow_bf16
 from mmgpt.run_log import OnRecord, Record, RunLog
-from mmgpt.training import checkpoint, lora
+from mmgpt.training import lora, train_state
+from mmgpt.training.data_mix import steps_of
 from mmgpt.training.distill import open_teacher
-from mmgpt.training.ema import Average
-from mmgpt.training.interrupt import Interrupted, stop_signals
-from mmgpt.training.mixing import open_stream, steps_of
-from mmgpt.training.optim import freeze_except, freeze_table, make_optimizers, set_rates, share_of_peak
-from mmgpt.training.recipe import Recipe, StageConfig, open_recipe
-from mmgpt.training.rows import hold_old_rows
-from mmgpt.training.same_data import Data, same_data
-from mmgpt.training.step import StepStats, train_step
-from mmgpt.training.vocabulary import make_tokenizer, new_tokens
+from mmgpt.training.recipe import Recipe, open_recipe
+from mmgpt.training.run_tokenizer import make_tokenizer, new_tokens
+from mmgpt.training.same_data import same_data
+from mmgpt.training.stage import StageRun
 from mmgpt.training.warm_start import talk_of, warm_start
-
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, by name of the device
-COUNTS = ("samples", "skipped", "trimmed")
 
 
 @dataclass(frozen=True)
@@ -84,8 +67,8 @@ def train(
     recipe = open_recipe(recipe, overrides)
     run = Path("runs") / recipe.name if out is None else place("out", out)
     data_root = place("data_root", data_root)
-    checkpoint.check_same_recipe(run, to_yaml(recipe))
-    if not checkpoint.is_finished(run, [stage.name for stage in recipe.stages]):
+    train_state.check_same_recipe(run, to_yaml(recipe))
+    if not train_state.is_finished(run, [stage.name for stage in recipe.stages]):
         with join_ranks(device) as ranks, contextlib.ExitStack() as held:
             ranks.on_main(lambda: held.enter_context(hold(run / ".lock")))
             _train(recipe, run, data_root, ranks, on_record)
@@ -108,7 +91,7 @@ def _check_stages(recipe: Recipe, ranks: Ranks) -> None:
 def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_record: OnRecord) -> None:
     _check_stages(recipe, ranks)
     names = [stage.name for stage in recipe.stages]
-    start = checkpoint.newest(run, names)
+    start = train_state.newest(run, names)
     talk_of(recipe, start.folder if start else None)  # a start that is not there is told now
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
     data = same_data(sources, start, ranks)
@@ -140,11 +123,11 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
         if start and number < start.stage:
             continue
         at = start if start and number == start.stage else None
-        _Stage(recipe, stage, bundle, sources[stage.name], run, log, ranks, on_record, data).run(at)
+        StageRun(recipe, stage, bundle, sources[stage.name], run, log, ranks, on_record, data).run(at)
     ranks.on_main(lambda: write_folder(run / "final", lambda draft: save_bundle(bundle, draft)))
 
 
-def _make_model(recipe: Recipe, run: Path, start: checkpoint.Position | None) -> Bundle:
+def _make_model(recipe: Recipe, run: Path, start: train_state.Position | None) -> Bundle:
     """A model of the recipe's parts with random weights, and all that goes with it."""
     torch.manual_seed(recipe.seed)
     tokenizer = Tokenizer.load(run)
@@ -173,224 +156,3 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(ctypes.c_int(-3), ctypes.c_int(2**31 - 1))  # M_MMAP_THRESHOLD
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD
-
-
-@dataclass
-class _Interval:
-    """What has gathered since the last line of the log."""
-
-    stats: list[StepStats] = field(default_factory=list)
-    data_seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-
-
-class _Stage:
-    """One stage of a run."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        stage: StageConfig,
-        bundle: Bundle,
-        sources: Sequence[Source],
-        run: Path,
-        log: RunLog,
-        ranks: Ranks,
-        on_record: OnRecord,
-        data: Data,
-    ) -> None:
-        self.stage, self.bundle, self.folder = stage, bundle, run / stage.name
-        self.log, self.ranks, self.on_record = log, ranks, on_record
-        self.seed, self.noise = noise_seed(recipe, stage, 0), noise_seed(recipe, stage, ranks.rank)
-        self.sources, self.data = sources, data
-        self.totals: Counter[str] = Counter()
-        self.position: Position | None = None  # of the next step's draws
-        self.faults: list[str] = []
-        self.steps = steps_of(stage, sources)
-        self.share = share_of_peak(stage.schedule, self.steps)
-        weights = stage.head_weights
-        self.heads = {head.name: weights[head.kind] for head in recipe.model.heads if head.kind in weights}
-        self.teacher = open_teacher(stage.teacher, stage.distill, bundle, ranks.device) if stage.teacher else None
-        freeze_except(bundle.model, stage.train)
-        self.held = hold_old_rows(bundle.model, stage.train, bundle.new_tokens)
-        if stage.lora:
-            torch.manual_seed(self.seed)
-            lora.add_adapters(bundle.model, stage.lora)
-        self.optimizers: list[Optimizer] = make_optimizers(bundle.model, stage)
-
-    def run(self, at: checkpoint.Position | None) -> None:
-        """Train from `at`, or from the start with the weights as they are."""
-        averages = None
-        if at:
-            averages = checkpoint.load_checkpoint(self.bundle, self.optimizers, at.folder)
-            state = read_json(at.folder / "trainer_state.json")
-            self.totals.update(state["counts"])
-            self.position = state["position"]
-        self.ranks.share_weights(self.bundle.model)
-        lora.check_magnitudes(self.bundle.model)
-        self.average = Average(self.bundle.model, self.stage.ema, averages) if self.stage.ema else None
-        step = at.step if at else 0
-        if step < self.steps:
-            self._train(step)
-        self._finish()
-
-    def _train(self, step: int) -> None:
-        if step == 0:
-            self._record(
-                {
-                    "event": "stage",
-                    "step": 0,
-                    "objective": self.stage.objective,
-                    "of": self.steps,
-                    "parts": freeze_table(self.bundle.model, self.stage, self.held, self.bundle.new_tokens),
-                }
-            )
-        steps = load_steps(self._stream(step), self.stage.workers)
-        interval = _Interval()
-        with stop_signals() as asked_to_stop:
-            while step < self.steps:
-                before = time.perf_counter()
-                data, learns = self._draw(steps)
-                self.position = data.position
-                interval.data_seconds += time.perf_counter() - before
-                if learns:
-                    interval.stats.append(self._update(data, step))
-                    if self.average:
-                        self.average.update()
-                step += 1
-                self._tell({"event": "tick", "step": step, "of": self.steps})
-                stops = self.ranks.any(bool(asked_to_stop))
-                if interval.stats and (step % self.stage.log_every == 0 or step == self.steps):
-                    self._log(interval, data, step)
-                    interval = _Interval()
-                if stops or step % self.stage.save_every == 0 or step == self.steps:
-                    self._save(step)
-                if stops:
-                    where = self.folder / f"checkpoint-{step}"
-                    raise Interrupted(
-                        f"stopped after step {step} of {self.stage.name}, saved {where}; the same command goes on"
-                    )
-
-    def _finish(self) -> None:
-        """Leave a plain model behind, also where the last step was taken before a stop."""
-        if self.average:
-            self.average.become_weights()
-        for hook in self.held.values():
-            hook.remove()
-        if self.stage.lora:
-            self.ranks.on_main(lambda: lora.save_adapters(self.bundle, self.folder))
-            lora.merge_adapters(self.bundle)
-
-    def _stream(self, start: int) -> StepStream:
-        ranks = self.ranks
-        return open_stream(
-            self.stage, self.sources, self.bundle.renderer, self.seed, start, ranks.rank, ranks.world, self.position
-        )
-
-    def _update(self, data: StepData, step: int) -> StepStats:
-        torch.manual_seed(self.noise + step)
-        set_rates(self.optimizers, self.share(step))
-        self.bundle.model.train()
-        return train_step(
-            self.bundle.model,
-            self.optimizers,
-            data.batches,
-            max_norm=self.stage.max_grad_norm,
-            precision=self.stage.precision,
-            step=step,
-            ranks=self.ranks,
-            sources=[source.name for source in self.sources],
-            heads=self.heads,
-            teacher=self.teacher,
-        )
-
-    def _draw(self, steps: Iterator[StepData]) -> tuple[StepData, bool]:
-        """This rank's share of the next step, and whether any rank's share holds something to learn from."""
-        data, error = StepData([], {}, {}), None
-        try:
-            data = next(steps)
-        except UserError as found:
-            error = found
-        own = sum(data.counts.values(), Counter[str]())
-        wrong, batches, *counts = self.ranks.sum(
-            [error is not None, len(data.batches), *(own[name] for name in COUNTS)]
-        )
-        if wrong:
-            self.ranks.raise_together(error)
-        self._count(dict(zip(COUNTS, map(int, counts), strict=True)), data.faults)
-        return data, batches > 0
-
-    def _count(self, counts: dict[str, int], own_faults: list[str]) -> None:
-        self.totals.update(counts)
-        if counts["skipped"] and len(self.faults) < 3:
-            faults = list(chain(*self.ranks.gather(own_faults)))
-            if not self.faults:
-                self._record({"event": "skipped", "step": 0, "reason": faults[0]})
-            self.faults += faults[: 3 - len(self.faults)]
-        skipped, samples = self.totals["skipped"], self.totals["samples"]
-        if skipped > self.stage.max_skipped * max(samples, 1 / max(self.stage.max_skipped, 1e-9)):
-            raise UserError(
-                f"stage {self.stage.name}: {skipped} of {samples} samples could not be used, over "
-                f"max_skipped={self.stage.max_skipped}; first: {'; '.join(self.faults)}"
-            )
-
-    def _log(self, interval: _Interval, data: StepData, step: int) -> None:
-        seconds = time.perf_counter() - interval.started
-        stats = interval.stats
-        targets = sum(s.num_targets for s in stats)
-        tokens = sum(s.num_tokens for s in stats)
-        per_source: dict[str, list[float]] = {}
-        for one in stats:
-            for name, loss in (*one.source_losses.items(), *one.head_losses.items()):
-                per_source.setdefault(name, []).append(loss)
-        self._record(
-            {
-                "step": step,
-                "loss": sum(s.loss * s.num_targets for s in stats) / targets,
-                "grad_norm": stats[-1].grad_norm,
-                "learning_rate": self.stage.learning_rate * self.share(step - 1),
-                "epoch": {name: round(epochs, 3) for name, epochs in data.epochs.items()},
-                "tokens_per_second": round(tokens / seconds, 1),
-                "media_per_second": round(sum(s.num_media for s in stats) / seconds, 1),
-                "seconds": round(seconds, 3),
-                "data_time": round(interval.data_seconds / seconds, 4),
-                "mfu": self._mfu(tokens / seconds),
-                "skipped": self.totals["skipped"],
-                "trimmed": self.totals["trimmed"],
-                **{f"loss/{name}": sum(losses) / len(losses) for name, losses in per_source.items()},
-            }
-        )
-
-    def _mfu(self, tokens_per_second: float) -> float | None:
-        """Share of the devices' bf16 peak, counting 6 FLOPs a decoder parameter and token; None where it is unknown."""
-        if self.bundle.model.device.type != "cuda" or self.stage.objective in get_args(HeadKind):
-            return None
-        peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
-        parameters = sum(p.numel() for p in self.bundle.model.decoder.parameters())
-        return round(6 * parameters * tokens_per_second / (peaks[0] * self.ranks.world), 4) if peaks else None
-
-    def _record(self, record: Record) -> None:
-        if self.ranks.is_main:
-            self.log.write({"stage": self.stage.name, **record})
-        self._tell(record)
-
-    def _tell(self, record: Record) -> None:
-        if self.ranks.is_main:
-            self.on_record({"stage": self.stage.name, **record})
-
-    def _save(self, step: int) -> None:
-        folder = self.folder / f"checkpoint-{step}"
-        state = {"stage": self.stage.name, "global_step": step, "counts": dict(self.totals), "position": self.position}
-        state["data"] = self.data
-
-        def write() -> None:
-            averages = self.average.values if self.average else {}
-            checkpoint.save_checkpoint(self.bundle, self.optimizers, folder, state, averages)
-            checkpoint.keep_last(self.folder, self.stage.keep_last)
-
-        self.ranks.on_main(write)
-
-
-def noise_seed(recipe: Recipe, stage: StageConfig, rank: int) -> int:
-    """What a rank's dropout and masks depend on in a stage: no two ranks may drop the same units in each step."""
-    return zlib.crc32(f"{recipe.seed}/{stage.name}{f'/{rank}' if rank else ''}".encode())

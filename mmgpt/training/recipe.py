@@ -13,7 +13,7 @@ from mmgpt.datasets.readers.registry import AnySource
 from mmgpt.inputs.rendered import AuxiliaryKind, HeadKind, Objective
 from mmgpt.inputs.templates import TemplateName
 from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 from mmgpt.training.distill import DistillConfig
 from mmgpt.training.lora import LoraConfig
 

@@ -7,7 +7,7 @@ from mmgpt.datasets.fingerprint import Fingerprint, difference
 from mmgpt.datasets.source import Source
 from mmgpt.distributed import Ranks
 from mmgpt.files import read_json
-from mmgpt.training.checkpoint import Position
+from mmgpt.training.train_state import Position
 
 Data = dict[str, list[tuple[str, Fingerprint]]]  # of each stage its sources: name and fingerprint
 

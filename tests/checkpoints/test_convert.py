@@ -23,7 +23,7 @@ from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END
 from mmgpt.model.bundle import Bundle, new_bundle
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 DECODER = {"width": 64, "inner": 96, "depth": 2, "heads": 4, "kv_heads": 2, "context": 512, "zero_init": False}

@@ -15,9 +15,10 @@ from mmgpt.generation.engine import generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate, collate_rows
 from mmgpt.inputs.rendered import Rendered
+from mmgpt.model.config import ModelConfig
 from mmgpt.model.decoder import Decoder
 from mmgpt.model.layers import DecoderConfig
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.weight_names import their_name
 
 VOCAB, LENGTH = 97, 40

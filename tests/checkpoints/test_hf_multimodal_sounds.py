@@ -7,7 +7,7 @@ from mmgpt.config import build
 from mmgpt.datasets.media import Audio
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {"mels": 16, "width": 32, "depth": 1, "heads": 2}

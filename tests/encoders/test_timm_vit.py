@@ -19,7 +19,7 @@ from mmgpt.encoders.registry import ENCODERS
 from mmgpt.encoders.timm_vit import TimmConfig, TimmEncoder
 from mmgpt.inputs.batch import collate
 from mmgpt.model.adapters import ADAPTERS, FoldConfig
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32, "patch_size": 8}

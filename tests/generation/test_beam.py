@@ -13,8 +13,9 @@ from mmgpt.generation.decode import decode_one
 from mmgpt.generation.sampling import GenerateConfig, make_chooser
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
+from mmgpt.model.config import ModelConfig
 from mmgpt.model.layers import DecoderConfig
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.multimodal import MultimodalModel
 
 VOCAB, END = 61, 5
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": VOCAB}

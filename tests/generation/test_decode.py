@@ -9,8 +9,9 @@ from mmgpt.generation.engine import generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
+from mmgpt.model.config import ModelConfig
 from mmgpt.model.layers import DecoderConfig
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.multimodal import MultimodalModel
 
 NO_END = -1
 LLAMA_NAMES = {

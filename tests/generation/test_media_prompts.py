@@ -12,7 +12,7 @@ from mmgpt.encoders.pretrained.timm import complete
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.trimming import TooLong
 from mmgpt.model.bundle import new_bundle
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
 TOWER = {

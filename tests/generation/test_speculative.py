@@ -26,8 +26,9 @@ from mmgpt.generation.speculative import (
     speculate,
 )
 from mmgpt.inputs.rendered import Rendered
+from mmgpt.model.config import ModelConfig
 from mmgpt.model.layers import DecoderConfig
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.multimodal import MultimodalModel
 
 VOCAB, END = 96, 7
 SIZES = {"width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "zero_init": False, "context": 128}

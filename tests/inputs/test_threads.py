@@ -39,7 +39,7 @@ from mmgpt.inputs.dataloader import StepStream, load_steps
 from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.training.vocabulary import texts_of
+from mmgpt.training.run_tokenizer import texts_of
 
 ENCODER = TypeAdapter(EncoderConfig)
 TOWER = {

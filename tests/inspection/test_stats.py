@@ -9,8 +9,8 @@ from mmgpt.inputs.dataloader import load_steps
 from mmgpt.inputs.rendered import IGNORED
 from mmgpt.inspection.recipe_data import open_data
 from mmgpt.inspection.stats import data_stats, summary, write_stats
-from mmgpt.training.loop import noise_seed
-from mmgpt.training.mixing import open_stream
+from mmgpt.training.data_mix import open_stream
+from mmgpt.training.stage import noise_seed
 
 ASKED = {"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What is it?"}]}
 

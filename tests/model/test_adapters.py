@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mmgpt.config import UserError, build
 from mmgpt.model.adapters import ADAPTERS, FoldConfig, LinearConfig, MLPConfig, ResamplerConfig
-from mmgpt.model.multimodal import ModelConfig
+from mmgpt.model.config import ModelConfig
 
 WIDTH, OUT = 8, 12
 sides = st.integers(1, 7)

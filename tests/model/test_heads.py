@@ -15,8 +15,8 @@ from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.trimming import TooLong
+from mmgpt.model.config import ModelConfig
 from mmgpt.model.heads import BLANK, SYMBOLS, ClassifyConfig, CTCConfig, CTCHead
-from mmgpt.model.multimodal import ModelConfig
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 CTC = {"kind": "ctc", "modality": "audio"}

@@ -11,7 +11,8 @@ from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, MediaError
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate, collate_rows, pack
-from mmgpt.model.multimodal import ModelConfig, splice
+from mmgpt.model.config import ModelConfig
+from mmgpt.model.multimodal import splice
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 KINDS = [

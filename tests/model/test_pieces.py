@@ -13,7 +13,8 @@ from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.encoders.pretrained.timm import complete
 from mmgpt.inputs.batch import collate
-from mmgpt.model.multimodal import ModelConfig, MultimodalModel
+from mmgpt.model.config import ModelConfig
+from mmgpt.model.multimodal import MultimodalModel
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}

@@ -21,10 +21,10 @@ from mmgpt.cli.main import main
 from mmgpt.config import UserError, to_yaml
 from mmgpt.locking import hold
 from mmgpt.run_log import RunLog, read_log
-from mmgpt.training import checkpoint, loop
-from mmgpt.training.checkpoint import checkpoint_steps
+from mmgpt.training import loop, train_state
 from mmgpt.training.loop import train
 from mmgpt.training.recipe import Recipe
+from mmgpt.training.train_state import checkpoint_steps
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.train]
 
@@ -175,7 +175,7 @@ def test_what_a_disk_refuses_is_one_line_and_checkpoints_stand(place, fault, wor
         (draft / "model.safetensors").write_bytes(b"half")
         raise fault
 
-    monkeypatch.setattr(checkpoint if place == "checkpoint" else loop, "save_bundle", refuse)
+    monkeypatch.setattr(train_state if place == "checkpoint" else loop, "save_bundle", refuse)
     code, told = command()
     assert code == 1
     line = [one for one in told.splitlines() if "failed" in one]
@@ -218,7 +218,7 @@ def test_torch_words_a_full_disk_anew_and_it_is_still_told(root, recipe, tmp_pat
     optimizer = torch.optim.AdamW([weight])
     optimizer.state[weight] = {"exp_avg": torch.zeros(9_000)}
     with largest_file(20_000), pytest.raises(OSError, match=r"File too large: '.*one'"):
-        checkpoint.save_checkpoint(bundle, [optimizer], tmp_path / "one", {})
+        train_state.save_checkpoint(bundle, [optimizer], tmp_path / "one", {})
     assert not list(tmp_path.glob("*one*"))
 
 

@@ -12,13 +12,13 @@ from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.config import UserError
 from mmgpt.inputs.batch import collate
 from mmgpt.run_log import read_log
-from mmgpt.training import loop, lora
-from mmgpt.training.checkpoint import load_checkpoint, save_checkpoint
+from mmgpt.training import lora
 from mmgpt.training.loop import train
 from mmgpt.training.lora import LoraConfig, adapted, add_adapters, merge_adapters, merged, save_adapter, unmerged_state
 from mmgpt.training.muon import Muon
 from mmgpt.training.optim import freeze_except, make_optimizers
 from mmgpt.training.recipe import StageConfig
+from mmgpt.training.train_state import load_checkpoint, save_checkpoint
 
 TARGETS = ["decoder.blocks.*.attention.*", "encoders.image"]
 ATTENTION = ("query", "key", "value", "out")
@@ -163,7 +163,7 @@ def test_a_run_that_stopped_between_its_last_step_and_the_merge_merges_when_it_g
         raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop._Stage, "_finish", die)
+        patched.setattr("mmgpt.training.stage.StageRun._finish", die)
         with pytest.raises(Stopped):
             train(recipe, out=tmp_path / "broken", device="cpu")
     assert not (tmp_path / "broken" / "stage0" / "adapter").exists()

@@ -15,7 +15,7 @@ from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import new_bundle
 from mmgpt.training.loop import train
 from mmgpt.training.recipe import load_recipe
-from mmgpt.training.vocabulary import new_tokens
+from mmgpt.training.run_tokenizer import new_tokens
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 VIT = {"kind": "vit", "image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2}

@@ -8,7 +8,7 @@ from mmgpt.config import UserError, to_yaml
 from mmgpt.run_log import read_log
 from mmgpt.training.loop import train
 from mmgpt.training.recipe import Recipe, load_recipe
-from mmgpt.training.vocabulary import texts_of
+from mmgpt.training.run_tokenizer import texts_of
 
 
 def test_overrides_are_laid_over_a_recipe_by_the_name_of_the_stage():

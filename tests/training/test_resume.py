@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.config import UserError, to_yaml
 from mmgpt.run_log import read_log
-from mmgpt.training import checkpoint, loop
+from mmgpt.training import train_state
 from mmgpt.training.loop import train
 
 KILL_SEED = 20261
@@ -24,7 +24,8 @@ import sys, time, torch
 from pathlib import Path
 from torch.utils.data import get_worker_info
 from mmgpt.datasets.worlds.world import WorldSource
-from mmgpt.training.loop import Interrupted, train
+from mmgpt.training.interrupt import Interrupted
+from mmgpt.training.loop import train
 torch.set_num_threads(1)
 recipe, out, pause, ready = sys.argv[1], sys.argv[2], float(sys.argv[3]), Path(sys.argv[4])
 read = WorldSource.__getitem__
@@ -185,7 +186,7 @@ def test_ctrl_c_saves_and_says_where_and_the_same_command_goes_on(workers, make_
     os.killpg(process.pid, signal.SIGINT)
     told, trouble = process.communicate(timeout=60)
     assert process.returncode == 130, trouble
-    step = checkpoint.checkpoint_steps(run / "stage0")[-1]
+    step = train_state.checkpoint_steps(run / "stage0")[-1]
     assert 0 < step < 12
     assert f"stopped after step {step} of stage0, saved {run / 'stage0' / f'checkpoint-{step}'}" in told
     again = start(tmp_path / "recipe.yaml", run)
@@ -199,7 +200,7 @@ def test_ctrl_c_saves_and_says_where_and_the_same_command_goes_on(workers, make_
 def test_a_killed_writer_leaves_the_previous_checkpoint_loadable(make_recipe, tmp_path, monkeypatch):
     recipe = make_recipe({"save_every": 1, "steps": 4})
     train(recipe, out=tmp_path / "straight", device="cpu")
-    real_save = checkpoint.save_bundle
+    real_save = train_state.save_bundle
 
     def die_in_the_third(bundle, draft, **options):
         if draft.name == ".checkpoint-3.draft":
@@ -207,7 +208,7 @@ def test_a_killed_writer_leaves_the_previous_checkpoint_loadable(make_recipe, tm
             raise KeyboardInterrupt
         real_save(bundle, draft, **options)
 
-    monkeypatch.setattr(checkpoint, "save_bundle", die_in_the_third)
+    monkeypatch.setattr(train_state, "save_bundle", die_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, out=tmp_path / "broken", device="cpu")
     stage = tmp_path / "broken" / "stage0"
@@ -245,9 +246,9 @@ def test_a_run_killed_while_it_began_can_begin_again(file, make_recipe, tmp_path
 def test_only_the_last_checkpoints_are_kept_and_a_finished_run_is_not_trained_again(make_recipe, tmp_path, monkeypatch):
     recipe = make_recipe({"save_every": 1, "steps": 5, "keep_last": 2})
     train(recipe, out=tmp_path, device="cpu")
-    assert checkpoint.checkpoint_steps(tmp_path / "stage0") == [4, 5]
+    assert train_state.checkpoint_steps(tmp_path / "stage0") == [4, 5]
     before = (tmp_path / "log.jsonl").read_bytes()
-    monkeypatch.setattr(loop, "train_step", lambda *args, **options: pytest.fail("trained again"))
+    monkeypatch.setattr("mmgpt.training.stage.train_step", lambda *args, **options: pytest.fail("trained again"))
     train(recipe, out=tmp_path, device="cpu")
     assert (tmp_path / "log.jsonl").read_bytes() == before
 

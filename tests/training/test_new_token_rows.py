@@ -7,9 +7,9 @@ from mmgpt.inputs.batch import collate
 from mmgpt.run_log import read_log
 from mmgpt.training import loop
 from mmgpt.training.loop import train
+from mmgpt.training.new_token_rows import hold_old_rows
 from mmgpt.training.optim import freeze_except, make_optimizers
 from mmgpt.training.recipe import StageConfig
-from mmgpt.training.rows import hold_old_rows
 from mmgpt.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,8 +7,8 @@ from mmgpt.config import UserError
 from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.run_log import read_log
+from mmgpt.training.data_mix import order_of, steps_of
 from mmgpt.training.loop import train
-from mmgpt.training.mixing import order_of, steps_of
 from mmgpt.training.recipe import StageConfig
 
 

@@ -1,0 +1,127 @@
+"""What a model is made of, and whether its parts suit each other."""
+
+import random
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import model_validator
+from torch import Tensor
+
+from mmgpt.config import Config, UserError, did_you_mean
+from mmgpt.datasets.media import LIMITS, Limits, MediaError
+from mmgpt.encoders.audio_config import SoundConfig
+from mmgpt.encoders.registry import ENCODERS, EncoderConfig
+from mmgpt.inputs.rendered import MediaSpec
+from mmgpt.inputs.video import VideoConfig, VideoReader
+from mmgpt.model.adapters import AdapterConfig, check_grids
+from mmgpt.model.heads import HeadConfig
+from mmgpt.model.layers import DecoderConfig
+
+
+class ModelConfig(Config):
+    """A decoder, and for each modality an encoder with its adapter and perhaps heads of its own."""
+
+    decoder: DecoderConfig
+    encoders: dict[str, EncoderConfig] = {}
+    adapters: dict[str, AdapterConfig] = {}
+    heads: list[HeadConfig] = []
+    video: VideoConfig = VideoConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if self.encoders.keys() != self.adapters.keys():
+            raise ValueError(
+                f"encoders {sorted(self.encoders)} and adapters {sorted(self.adapters)} must be the same modalities"
+            )
+        for modality, encoder in self.encoders.items():
+            if modality != ENCODERS[encoder.kind].modality:
+                raise ValueError(
+                    f"encoders.{modality}.kind={encoder.kind}: encoder {encoder.kind} reads "
+                    f"{ENCODERS[encoder.kind].modality}, it cannot be encoders.{modality}"
+                )
+            adapter = self.adapters[modality]
+            try:
+                check_grids(adapter, encoder)
+            except ValueError as error:
+                raise ValueError(f"adapters.{modality}: {error}") from None
+            if adapter.kind == "resampler" and self.decoder.width % adapter.heads:
+                raise ValueError(
+                    f"adapters.{modality}.heads={adapter.heads} does not divide the decoder's width="
+                    f"{self.decoder.width}; change one of the two"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_have_encoders(self) -> Self:
+        names = [head.name for head in self.heads]
+        for number, head in enumerate(self.heads):
+            if head.modality not in self.encoders:
+                known = did_you_mean(head.modality, self.encoders) if self.encoders else "this model has no encoders"
+                raise ValueError(
+                    f"heads.{number}.modality: head {head.kind} is for {head.modality}, which has no encoder; {known}"
+                )
+            encoder = self.encoders[head.modality]
+            pieces = len(encoder.grids_of(encoder.largest))
+            if pieces > 1:
+                raise ValueError(
+                    f"heads.{number}: head {head.kind} learns from whole media, but encoder {encoder.kind} cuts "
+                    f"the largest into {pieces} pieces; leave the head out, or the cutting"
+                )
+            if head.name in names[:number]:
+                raise ValueError(f"heads hold {head.kind} for {head.modality} twice; leave heads.{number} out")
+        return self
+
+    def media_specs(self, limits: Limits = LIMITS) -> dict[str, MediaSpec]:
+        """How each modality is prepared and counted; picklable, so that data workers need no model."""
+        return {
+            modality: MediaSpec(
+                _Prepare(encoder, limits),
+                _TokenCount(encoder, self.adapters[modality]),
+                {head.kind: _PairFault(encoder, head) for head in self.heads if head.modality == modality},
+            )
+            for modality, encoder in self.encoders.items()
+        }
+
+    def video_reader(self, limits: Limits = LIMITS) -> VideoReader:
+        """What makes parts that this model takes of a video."""
+        audio = self.encoders.get("audio")
+        longest = audio.max_seconds if isinstance(audio, SoundConfig) else None
+        return VideoReader(self.video, limits, "image" in self.encoders, longest)
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    """Decodes a part and makes the encoder's tensor of it, augmented where there is an `rng` to draw from."""
+
+    encoder: EncoderConfig
+    limits: Limits
+
+    def __call__(self, part: Any, rng: random.Random | None) -> Tensor:
+        try:
+            return self.encoder.prepare(part.load(self.limits), rng)
+        except MediaError:
+            raise
+        except UserError as error:
+            raise MediaError(f"{part.name()}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _TokenCount:
+    """Tokens of a medium from the shape of its tensor."""
+
+    encoder: EncoderConfig
+    adapter: AdapterConfig
+
+    def __call__(self, shape: tuple[int, ...]) -> int:
+        return sum(map(self.adapter.num_tokens, self.encoder.grids_of(shape)))
+
+
+@dataclass(frozen=True)
+class _PairFault:
+    """Why a head cannot learn from a text and a medium, by the shape of its tensor."""
+
+    encoder: EncoderConfig
+    head: HeadConfig
+
+    def __call__(self, text: str, shape: tuple[int, ...]) -> UserError | None:
+        return self.head.fault(text, self.encoder.num_tokens(shape))
