@@ -1,7 +1,7 @@
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,3 +228,30 @@ def answerer(easy_vqa: Path, make_bundle: Callable[..., Bundle]) -> Assistant:
     with torch.no_grad():
         bundle.model.decoder.head.weight *= 20
     return Assistant(bundle)
+
+
+@pytest.fixture
+def make_assistant(make_bundle: Callable[..., Bundle]) -> Callable[..., Assistant]:
+    """A random model with a loud output layer, so that its texts are varied and its choices clear."""
+
+    def make(**options: Any) -> Assistant:
+        bundle = make_bundle(**options)
+        with torch.no_grad():
+            bundle.model.decoder.head.weight *= 20
+        return Assistant(bundle)
+
+    return make
+
+
+@pytest.fixture
+def assistant(make_assistant: Callable[..., Assistant]) -> Assistant:
+    return make_assistant()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are added up in an order that depends on the number of threads; what is compared bitwise takes one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,5 +1,4 @@
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,26 +11,7 @@ from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.sampling import Chooser, next_tokens, token_scores
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
-from mmgpt.model.bundle import Bundle
 from mmgpt.model.multimodal import MultimodalModel
-
-
-@pytest.fixture
-def make_assistant(make_bundle: Callable[..., Bundle]) -> Callable[..., Assistant]:
-    """A random model with a loud output layer, so that its texts are varied and its choices clear."""
-
-    def make(**options: Any) -> Assistant:
-        bundle = make_bundle(**options)
-        with torch.no_grad():
-            bundle.model.decoder.head.weight *= 20
-        return Assistant(bundle)
-
-    return make
-
-
-@pytest.fixture
-def assistant(make_assistant: Callable[..., Assistant]) -> Assistant:
-    return make_assistant()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,6 @@ QWEN2 = (
     f"{{%- if messages[0].role == 'system' %}}{WITH_SYSTEM}{{%- else %}}"
     f"{{{{- '<|im_start|>system\\n{DEFAULT_TURN}<|im_end|>\\n' }}}}{{%- endif %}}{TURNS}"
 )
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums are added up in an order that depends on the number of threads; what is compared bitwise takes one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def spread(model: torch.nn.Module) -> Any:
