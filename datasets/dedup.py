@@ -17,7 +17,7 @@ HASHES = 128
 
 
 @dataclass(frozen=True)
-class Kept:
+class DedupResult:
     """Indexes of what is kept, in order, and how many were dropped for which reason."""
 
     indexes: tuple[int, ...]
@@ -25,18 +25,18 @@ class Kept:
 
 
 def keep_texts(
-    source: Source, *, min_characters: int = 0, max_characters: int | None = None, near: float | None = None
-) -> Kept:
+    source: Source, *, min_characters: int = 0, max_characters: int | None = None, similarity: float | None = None
+) -> DedupResult:
     """Go through a source of texts once, and keep the first of each group of near copies.
 
     Args:
         min_characters: shorter texts are dropped.
         max_characters: longer ones are, too.
-        near: Jaccard similarity, between 0 and 1, from which two texts count as copies; None keeps copies.
+        similarity: Jaccard similarity, between 0 and 1, from which two texts count as copies; None keeps copies.
     Raises:
         UserError: if a sample holds media, for the same words may be said of different pictures.
     """
-    index, kept, dropped = _index(near), [], Counter[str]()
+    index, kept, dropped = _index(similarity), [], Counter[str]()
     for number in range(len(source)):
         text = _text(source, number)
         if len(text) < min_characters:
@@ -47,7 +47,7 @@ def keep_texts(
             dropped["near copies"] += 1
         else:
             kept.append(number)
-    return Kept(tuple(kept), dropped)
+    return DedupResult(tuple(kept), dropped)
 
 
 def _text(source: Source, number: int) -> str:
@@ -60,14 +60,14 @@ def _text(source: Source, number: int) -> str:
 class _Index:
     """The texts so far."""
 
-    def __init__(self, near: float) -> None:
+    def __init__(self, similarity: float) -> None:
         try:
             from datasketch import MinHash, MinHashLSH
         except ImportError:
             raise UserError("near copies are found by datasketch; install it with pip install 'mmgpt[data]'") from None
-        self.hashed, self.near = MinHash, near
+        self.hashed, self.similarity = MinHash, similarity
         missed = (0.1, 0.9)  # what is found is verified below, so that only what is not found costs
-        self.lsh = MinHashLSH(threshold=near, num_perm=HASHES, weights=missed)
+        self.lsh = MinHashLSH(threshold=similarity, num_perm=HASHES, weights=missed)
         self.signatures: dict[int, MinHash] = {}
 
     def holds_near(self, text: str, number: int) -> bool:
@@ -76,16 +76,16 @@ class _Index:
         sequences = {" ".join(words[at : at + WORDS]) for at in range(max(1, len(words) - WORDS + 1))}
         signature = self.hashed(num_perm=HASHES, seed=1)
         signature.update_batch([sequence.encode() for sequence in sorted(sequences)])
-        if any(signature.jaccard(self.signatures[one]) >= self.near for one in self.lsh.query(signature)):
+        if any(signature.jaccard(self.signatures[one]) >= self.similarity for one in self.lsh.query(signature)):
             return True
         self.lsh.insert(number, signature)
         self.signatures[number] = signature
         return False
 
 
-def _index(near: float | None) -> _Index | None:
-    if near is None:
+def _index(similarity: float | None) -> _Index | None:
+    if similarity is None:
         return None
-    if not 0 < near < 1:
-        raise UserError(f"near={near}: a similarity lies between 0 and 1; 0.8 is usual")
-    return _Index(near)
+    if not 0 < similarity < 1:
+        raise UserError(f"similarity={similarity}: a similarity lies between 0 and 1; 0.8 is usual")
+    return _Index(similarity)

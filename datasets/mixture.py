@@ -8,10 +8,10 @@ a source of a billion samples costs no memory.
 import hashlib
 from collections.abc import Iterator, Sequence
 
-Position = dict[str, list[int]]
+SamplerState = dict[str, list[int]]
 
 
-class Order:
+class MixtureSampler:
     """A sequence of (source, index), endless unless every source has a limit.
 
     Args:
@@ -45,15 +45,15 @@ class Order:
             return self.draw(draws).counts
         return [round(draws * weight / sum(self.weights)) for weight in self.weights]
 
-    def draw(self, start: int = 0, position: Position | None = None) -> "Draws":
+    def draw(self, start: int = 0, position: SamplerState | None = None) -> "SamplerIterator":
         """Draws from number `start` on, or from a position that other draws of this order were at."""
-        return Draws(self, start, position)
+        return SamplerIterator(self, start, position)
 
 
-class Draws(Iterator[tuple[int, int]]):
+class SamplerIterator(Iterator[tuple[int, int]]):
     """The draws of an order; `counts` tells how many each source has had, those before the start included."""
 
-    def __init__(self, order: Order, start: int, position: Position | None) -> None:
+    def __init__(self, order: MixtureSampler, start: int, position: SamplerState | None) -> None:
         self.order = order
         self.permutations: dict[int, tuple[int, Permutation]] = {}
         if position is not None:
@@ -68,7 +68,7 @@ class Draws(Iterator[tuple[int, int]]):
             self._next_source()
 
     @property
-    def position(self) -> Position:
+    def position(self) -> SamplerState:
         """Where these draws are: the draws of each source, the sources that go on, and their turns since one ended."""
         return {"counts": list(self.counts), "sources": list(self.sources), "turns": list(self.turns)}
 

@@ -21,7 +21,7 @@ CHUNK = 2**20  # bytes of a download at a time
 Result = TypeVar("Result")
 
 
-class AbsentError(MediaError):
+class RemoteFileNotFound(MediaError):
     """A file that is not there, or may not be read."""
 
 
@@ -45,7 +45,7 @@ def size_of(path: str) -> int:
         except FileNotFoundError as error:  # over HTTP fsspec says so of a server that fails, too
             raise ConnectionError(f"not there, or not now: {error}") from None
 
-    return _told(path, look)
+    return with_retries(path, look)
 
 
 def read_range(path: str, start: int, count: int) -> bytes:
@@ -62,7 +62,7 @@ def read_range(path: str, start: int, count: int) -> bytes:
         payload: bytes = _filesystem(path).cat_file(path, start=start, end=start + count)
         return payload
 
-    payload = _told(path, read)
+    payload = with_retries(path, read)
     if len(payload) > count:
         raise MediaError(f"{path}: the server sends whole files, not ranges of bytes; download it, or use another one")
     return payload
@@ -85,7 +85,7 @@ def download(address: str, most: int) -> bytes:
                     raise MediaError(f"{address}: over {most:,} bytes; cut or compress it, or raise limits.bytes")
         return bytes(payload)
 
-    payload = _told(address, read, attempts=2)
+    payload = with_retries(address, read, attempts=2)
     if not payload:
         raise MediaError(f"{address}: the file is empty; replace or remove it")
     return payload
@@ -94,11 +94,11 @@ def download(address: str, most: int) -> bytes:
 def read_text(path: str) -> str:
     """A whole text file."""
     if not is_remote(path):
-        return _told(path, lambda: Path(path).read_text(encoding="utf-8"))
-    return _told(path, lambda: _filesystem(path).cat_file(path).decode())
+        return with_retries(path, lambda: Path(path).read_text(encoding="utf-8"))
+    return with_retries(path, lambda: _filesystem(path).cat_file(path).decode())
 
 
-def _told(path: str, read: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
+def with_retries(path: str, read: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
     """What `read` gives, tried again where that may help; every failure in words."""
     for attempt in range(attempts):
         try:
@@ -106,7 +106,7 @@ def _told(path: str, read: Callable[[], Result], attempts: int = ATTEMPTS) -> Re
         except UserError:
             raise
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            raise AbsentError(f"{path}: {_words(error)}; check the path and who may read it") from None
+            raise RemoteFileNotFound(f"{path}: {_words(error)}; check the path and who may read it") from None
         except Exception as error:  # each filesystem has its own; a dropped connection is worth another attempt
             if attempt + 1 == attempts or not is_remote(path):
                 tried = f" after {attempts} attempts" if is_remote(path) else ""

@@ -4,7 +4,7 @@ Outside spellings of messages (Hugging Face chat, OpenAI content parts) become t
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, get_args
@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.calls import Call, parse_calls, parse_tools
 from mmgpt.datasets.cells import check_keys, is_ignored, well_formed
+from mmgpt.datasets.media import Media
 from mmgpt.datasets.parts import Part, Text, is_absent, parse_part, present, short
 
-__all__ = ["Call", "Message", "Part", "Role", "Sample", "Text", "Truth", "join_turns", "parse_messages"]
+__all__ = ["Call", "GroundTruth", "Message", "Part", "Role", "Sample", "Text", "join_turns", "parse_messages"]
 
 Role = Literal["system", "user", "assistant", "tool"]
 Reasoning = Literal["drop", "think"]  # what becomes of reasoning_content: left out, or written before the answer
@@ -63,6 +64,11 @@ class Message:
         """The text of the turn, media left out."""
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
+    @property
+    def media(self) -> list[Media]:
+        """The media of the turn, in reading order."""
+        return [part for part in self.parts if isinstance(part, Media)]
+
     def in_words(self, reader: str) -> "Message":
         """The message, which holds no tools or calls.
 
@@ -89,7 +95,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What scoring knows about an answer besides its words.
 
     Attributes:
@@ -121,7 +127,12 @@ class Sample:
     source: str = ""
     key: str = ""
     branches: tuple[tuple[Message, ...], ...] = ()
-    truths: tuple[Truth, ...] = ()
+    truths: tuple[GroundTruth, ...] = ()
+
+    @property
+    def media(self) -> list[Media]:
+        """Every medium in reading order, those of the branches included."""
+        return media_of(self.turns)
 
     @property
     def turns(self) -> tuple[Message, ...]:
@@ -296,3 +307,8 @@ def _in_order_of_calls(messages: Sequence[Message]) -> tuple[Message, ...]:
             at -= 1
         ordered.insert(at, message)
     return tuple(ordered)
+
+
+def media_of(messages: Iterable[Message]) -> list[Media]:
+    """The media of a conversation, in reading order."""
+    return [medium for message in messages for medium in message.media]

@@ -110,7 +110,7 @@ def _write_part(job: Job, which: int, parts: int, workers: int, on_progress: OnP
             raise
 
 
-def keep_once(job: Job, rules: Record) -> tuple[Job, Counter[str]]:
+def deduplicate(job: Job, rules: Record) -> tuple[Job, Counter[str]]:
     """The job for what `keep_texts` keeps of its source, and the counts of what it drops.
 
     The first of the parts to come here finds it out; the others read kept.json in the folder of the shards.

@@ -17,7 +17,7 @@ from mmgpt.datasets.media.media_paths import accents, is_address, is_base64, is_
 from mmgpt.datasets.sample import Sample
 
 
-class Absent(UserError):
+class DataNotFound(UserError):
     """What a config names is not there."""
 
 
@@ -63,12 +63,12 @@ def resolve(data_root: Path, path: str) -> Path:
     """A path of a config below the data root.
 
     Raises:
-        Absent: if nothing is there.
+        DataNotFound: if nothing is there.
         UserError: if the path leaves the root.
     """
-    full = inside(data_root, path, data_root)
+    full = resolve_inside(data_root, path, data_root)
     if not full.exists():
-        raise Absent(f"{full}: no such file or folder; set --data-root to the folder that holds {path}")
+        raise DataNotFound(f"{full}: no such file or folder; set --data-root to the folder that holds {path}")
     return full
 
 
@@ -79,12 +79,12 @@ def resolve_all(data_root: Path, paths: str | list[str], suffixes: tuple[str, ..
     and hidden ones, which neither a user nor a data set means, are passed over.
 
     Raises:
-        Absent: if one stands for nothing.
+        DataNotFound: if one stands for nothing.
         UserError: if one leads out of the root, or a folder holds files of several of the suffixes.
     """
     found: list[Path] = []
     for path in [paths] if isinstance(paths, str) else paths:
-        full = inside(data_root, path, data_root)
+        full = resolve_inside(data_root, path, data_root)
         if full.is_dir():
             files = _files_of_one_kind(full, suffixes) or [full]
         elif set(path) & set("*?[") and not full.exists() and not Path(path).is_absolute():
@@ -93,9 +93,9 @@ def resolve_all(data_root: Path, paths: str | list[str], suffixes: tuple[str, ..
         else:
             files = [resolve(data_root, path)]
         if not files:
-            raise Absent(f"{full}: matches no file; set --data-root to the folder that holds {path}")
+            raise DataNotFound(f"{full}: matches no file; set --data-root to the folder that holds {path}")
         for file in files:
-            inside(data_root, str(file.absolute()), data_root)  # a link in the folder may lead out of it
+            resolve_inside(data_root, str(file.absolute()), data_root)  # a link in the folder may lead out of it
         found += files
     return found
 
@@ -109,7 +109,7 @@ def _files_of_one_kind(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return files
 
 
-def inside(folder: Path, path: str, data_root: Path) -> Path:
+def resolve_inside(folder: Path, path: str, data_root: Path) -> Path:
     """A path that a config or a row names: below its folder, or if it is absolute, below the data root.
 
     Raises:
@@ -127,7 +127,7 @@ def inside(folder: Path, path: str, data_root: Path) -> Path:
     return full
 
 
-def media_of(kind: str, cell: Any, folder: Path, data_root: Path) -> list[Media]:
+def media_from_cell(kind: str, cell: Any, folder: Path, data_root: Path) -> list[Media]:
     """The media of one modality that a cell of a row holds; none if it is empty.
 
     A cell is a path, a data URL, bytes, an array of pixels, a Hugging Face `{"bytes", "path"}` or
@@ -140,14 +140,14 @@ def media_of(kind: str, cell: Any, folder: Path, data_root: Path) -> list[Media]
     if not isinstance(cell, bytes) and is_missing(cell):  # the bytes of a file that is empty are an error of theirs
         return []
     if isinstance(cell, list | tuple):
-        return [medium for one in cell for medium in media_of(kind, one, folder, data_root)]
+        return [medium for one in cell for medium in media_from_cell(kind, one, folder, data_root)]
     if isinstance(cell, Mapping) and (other := cell.keys() - {"bytes", "path", "array", "sampling_rate"}):
         raise MediaError(f"the {kind} {str(cell)[:60]} has the key {min(other)!r}; a struct holds bytes and path alone")
     if isinstance(cell, Mapping) and cell.get("array") is not None and kind == "audio":
         return [Audio(np.asarray(cell["array"]), rate=cell.get("sampling_rate"))]
     if isinstance(cell, Mapping) and cell.keys() & {"bytes", "path"}:
         payload = cell.get("bytes")
-        return media_of(kind, cell.get("path") if payload is None else payload, folder, data_root)
+        return media_from_cell(kind, cell.get("path") if payload is None else payload, folder, data_root)
     if isinstance(cell, str) and not (is_data_url(cell) or is_address(cell) or is_base64(cell)):
         cell = _file_of(cell, folder, data_root)
     elif not isinstance(cell, str | bytes | bytearray | np.ndarray):
@@ -158,7 +158,9 @@ def media_of(kind: str, cell: Any, folder: Path, data_root: Path) -> list[Media]
 def _file_of(cell: str, folder: Path, data_root: Path) -> str:
     """The file that a cell names, its accents as they are on disk."""
     path = local_path(cell, expand_home=False)
-    full = inside(folder, path, data_root)
+    full = resolve_inside(folder, path, data_root)
     if not path.isascii() and not full.exists():
-        full = next((other for name in accents(path) if (other := inside(folder, name, data_root)).exists()), full)
+        full = next(
+            (other for name in accents(path) if (other := resolve_inside(folder, name, data_root)).exists()), full
+        )
     return str(full)

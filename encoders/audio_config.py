@@ -16,11 +16,11 @@ from torchaudio.functional import resample
 
 from mmgpt.config import UserError
 from mmgpt.encoders.augment import add_noise, change_speed
-from mmgpt.encoders.feature_grids import PiecesConfig
+from mmgpt.encoders.feature_grids import EncoderSizes
 from mmgpt.encoders.one_thread import in_one_thread
 
 
-class SoundConfig(PiecesConfig):
+class SoundConfig(EncoderSizes):
     """How samples come to an audio encoder."""
 
     rate: PositiveInt = 16_000  # Hz; every sound is resampled to it
@@ -75,6 +75,6 @@ def _small_terms(rate: int, target_rate: int) -> tuple[int, int]:
     return (more, less) if rate > target_rate else (less, more)
 
 
-def is_real(lengths_M: Tensor, size: int) -> Tensor:
+def valid_mask(lengths_M: Tensor, size: int) -> Tensor:
     """Bool (M, size), True before each clip's end, False in the padding after it."""
     return torch.arange(size, device=lengths_M.device) < lengths_M[:, None]

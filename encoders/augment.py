@@ -7,8 +7,8 @@ features, are drawn in the encoder.
 
 import inspect
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import PIL.Image
 import torch
@@ -90,10 +90,11 @@ def _apply(transform: PictureTransform, picture: PIL.Image.Image, size: int) -> 
 class WarpConfig(Config):
     """How far each picture is turned, sheared, scaled and moved at most; all are drawn evenly, both ways."""
 
-    turn: NonNegativeFloat = 0.0  # degrees
+    renamed: ClassVar[Mapping[str, str]] = {"turn": "rotate", "shift": "translate"}
+    rotate: NonNegativeFloat = 0.0  # degrees
     shear: NonNegativeFloat = 0.0  # of each axis along the other, as a share
     scale: float = Field(default=0.0, ge=0, lt=1)  # of each axis, as a share
-    shift: NonNegativeFloat = 0.0  # along each axis, as a share of its side
+    translate: NonNegativeFloat = 0.0  # along each axis, as a share of its side
 
 
 def warp_pictures(pixels_MCHW: Tensor, warp: WarpConfig) -> Tensor:
@@ -106,11 +107,11 @@ def warp_pictures(pixels_MCHW: Tensor, warp: WarpConfig) -> Tensor:
     def draw(most: float) -> Tensor:
         return (2 * torch.rand(count, 2, device=device) - 1) * most
 
-    angle_M = torch.deg2rad(draw(warp.turn)[:, 0])
+    angle_M = torch.deg2rad(draw(warp.rotate)[:, 0])
     turned_M22 = torch.stack((angle_M.cos(), -angle_M.sin(), angle_M.sin(), angle_M.cos()), dim=1).view(-1, 2, 2)
     sheared_M22 = torch.eye(2, device=device) + torch.diag_embed(draw(warp.shear)).flip(-1)
     scaled_M22 = torch.diag_embed(1 + draw(warp.scale))
-    moved_M21 = 2 * draw(warp.shift)[..., None]  # of coordinates that run from -1 to 1
+    moved_M21 = 2 * draw(warp.translate)[..., None]  # of coordinates that run from -1 to 1
     places_M23 = torch.cat((turned_M22 @ sheared_M22 @ scaled_M22, moved_M21), dim=2)
     grid_MHW2 = F.affine_grid(places_M23, list(pixels_MCHW.shape), align_corners=False)
     return F.grid_sample(pixels_MCHW, grid_MHW2, padding_mode="border", align_corners=False)

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from mmgpt.encoders.audio_config import is_real
+from mmgpt.encoders.audio_config import valid_mask
 from mmgpt.encoders.conformer_config import ConformerConfig
 
 
@@ -65,7 +65,7 @@ class ConformerEncoder(nn.Module):
         x_MND, counts_M = self.subsample(mel_MFT, lengths_M)
         if self.config.scale_stem:
             x_MND = x_MND * math.sqrt(self.config.width)
-        real_MN = is_real(counts_M, x_MND.shape[1])
+        real_MN = valid_mask(counts_M, x_MND.shape[1])
         distances_RD = _sinusoids(x_MND.shape[1], self.config.width, x_MND)
         visible_MNN = real_MN[:, None, :]
         if self.config.window:
@@ -78,7 +78,7 @@ class ConformerEncoder(nn.Module):
 
     def _in_chunks(self, mel_MFT: Tensor, lengths_M: Tensor, chunk: int) -> Tensor:
         """The features of one pass, a chunk at a time with as much before and after it as they can depend on."""
-        stride, reach = self.config.subsampling, self.config.reach
+        stride, reach = self.config.subsampling, self.config.receptive_field
         assert reach is not None  # the config's validator holds it
         pieces = []
         for start in range(0, self.config.num_tokens(mel_MFT.shape), chunk):
@@ -110,7 +110,7 @@ class Subsampling(nn.Module):
         """Features (M, N, D) and their number (M,)."""
         x_MCFT = mel_MFT[:, None]
         for convolution in self.convolutions:
-            x_MCFT = x_MCFT * is_real(lengths_M, x_MCFT.shape[-1])[:, None, None]
+            x_MCFT = x_MCFT * valid_mask(lengths_M, x_MCFT.shape[-1])[:, None, None]
             x_MCFT = F.gelu(convolution(x_MCFT))
             lengths_M = (lengths_M + 1) // 2
         out_MND: Tensor = self.project(rearrange(x_MCFT, "m c f n -> m n (c f)"))
@@ -132,10 +132,10 @@ class SeparableSubsampling(nn.Module):
 
     def forward(self, mel_MFT: Tensor, lengths_M: Tensor) -> tuple[Tensor, Tensor]:
         """Features (M, N, D) and their number (M,)."""
-        x_MCTF = (mel_MFT * is_real(lengths_M, mel_MFT.shape[-1])[:, None]).mT[:, None]
+        x_MCTF = (mel_MFT * valid_mask(lengths_M, mel_MFT.shape[-1])[:, None]).mT[:, None]
         x_MCTF, lengths_M = self.first(x_MCTF), (lengths_M + 1) // 2
         for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
-            x_MCTF = F.relu(x_MCTF) * is_real(lengths_M, x_MCTF.shape[2])[:, None, :, None]
+            x_MCTF = F.relu(x_MCTF) * valid_mask(lengths_M, x_MCTF.shape[2])[:, None, :, None]
             x_MCTF, lengths_M = pointwise(depthwise(x_MCTF)), (lengths_M + 1) // 2
         out_MND: Tensor = self.project(rearrange(F.relu(x_MCTF), "m c n f -> m n (c f)"))
         return out_MND, lengths_M
@@ -152,7 +152,7 @@ class Stack(nn.Module):
 
     def forward(self, mel_MFT: Tensor, lengths_M: Tensor) -> tuple[Tensor, Tensor]:
         """Features (M, N, D) and their number (M,); padding within the last one counts as silence."""
-        mel_MFT = mel_MFT * is_real(lengths_M, mel_MFT.shape[-1])[:, None]
+        mel_MFT = mel_MFT * valid_mask(lengths_M, mel_MFT.shape[-1])[:, None]
         mel_MFT = F.pad(mel_MFT, (0, -mel_MFT.shape[-1] % self.frames))
         stacked_MNK = rearrange(mel_MFT, "m f (n s) -> m n (s f)", s=self.frames)
         out_MND: Tensor = self.project(self.norm(stacked_MNK))

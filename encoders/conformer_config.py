@@ -5,7 +5,8 @@ Shape letters: S samples, F mel bands, T mel frames.
 
 import math
 import random
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch.nn.functional as F
@@ -13,17 +14,18 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor
 
 from mmgpt.encoders.audio_config import SoundConfig
-from mmgpt.encoders.feature_grids import Grid
-from mmgpt.encoders.mel import PLAIN, FrontConfig, log_mel
+from mmgpt.encoders.feature_grids import FeatureGrid
+from mmgpt.encoders.mel import PLAIN, FeatureExtractorConfig, log_mel
 from mmgpt.encoders.one_thread import in_one_thread
 
 
 class ConformerConfig(SoundConfig):
     """Size and front end of a conformer."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"front": "feature_extractor"}
     kind: Literal["conformer"] = "conformer"
     mels: PositiveInt = 80
-    front: FrontConfig = PLAIN  # how samples become mel frames
+    feature_extractor: FeatureExtractorConfig = PLAIN  # how samples become mel frames
     subsampling: Literal[2, 4, 8] = 4  # mel frames, 10 ms each, to an encoded frame
     stem_kind: Literal["conv", "separable", "stack"] = "conv"  # separable: depthwise; stack: frames joined, normed
     stem: PositiveInt = 32  # channels of the subsampling convolutions
@@ -62,13 +64,13 @@ class ConformerConfig(SoundConfig):
         return self
 
     @property
-    def largest(self) -> tuple[int, ...]:
+    def max_shape(self) -> tuple[int, ...]:
         """Shape of the longest clip's tensor."""
-        frames = self.front.num_frames(int(self.max_seconds * self.rate), self.rate)
+        frames = self.feature_extractor.num_frames(int(self.max_seconds * self.rate), self.rate)
         return (self.mels, self._whole(frames))
 
     @property
-    def reach(self) -> int | None:
+    def receptive_field(self) -> int | None:
         """Encoded frames to either side that a feature can depend on; None for the whole clip."""
         back = self.kernel - 1 if self.causal else self.kernel // 2
         return None if self.window is None else self.depth * (self.window + back) + 1
@@ -77,17 +79,17 @@ class ConformerConfig(SoundConfig):
         """Mel frames of each of the pieces that a clip of so many is cut into; the last may be shorter."""
         if not self.piece_seconds:
             return frames
-        hop = round(self.front.hop_seconds * self.rate)
+        hop = round(self.feature_extractor.hop_seconds * self.rate)
         most = max(1, round(self.piece_seconds * self.rate) // hop // self.subsampling)  # encoded frames
         count = math.ceil(frames / self.subsampling)
         return math.ceil(count / math.ceil(count / most)) * self.subsampling
 
-    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[FeatureGrid, ...]:
         """How the features of a clip whose tensor has the shape (F, T) lie: in one row, (frames,)."""
         return ((math.ceil(shape[-1] / self.subsampling),),)
 
     @in_one_thread
-    def prepare(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
+    def preprocess(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
         """Resample a mono sound (samples, rate) and make its log-mel features: float32 (mels, T).
 
         Args:
@@ -97,7 +99,9 @@ class ConformerConfig(SoundConfig):
             UserError: if it is longer than `max_seconds`.
         """
         samples_S = self.samples(sound, rng)
-        mel_FT = log_mel(samples_S, rate=self.rate, target_rate=self.rate, bands=self.mels, front=self.front)
+        mel_FT = log_mel(
+            samples_S, rate=self.rate, target_rate=self.rate, bands=self.mels, feature_extractor=self.feature_extractor
+        )
         whole = self._whole(mel_FT.shape[1])
         return F.pad(mel_FT, (0, max(0, whole - mel_FT.shape[1])))[:, :whole]
 

@@ -7,23 +7,23 @@ import math
 
 from mmgpt.config import PretrainedConfig
 
-Grid = tuple[int, ...]  # how the features of a piece lie: (rows, columns) of a picture, (frames,) of a sound
+FeatureGrid = tuple[int, ...]  # how the features of a piece lie: (rows, columns) of a picture, (frames,) of a sound
 
 
-class PiecesConfig(PretrainedConfig):
+class EncoderSizes(PretrainedConfig):
     """Base of the encoders' configs."""
 
-    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[FeatureGrid, ...]:
         """The grid of each piece, in order, of a medium whose tensor has this shape."""
         raise NotImplementedError
 
     @property
-    def largest(self) -> tuple[int, ...]:
+    def max_shape(self) -> tuple[int, ...]:
         """Shape of the largest medium's tensor."""
         raise NotImplementedError
 
     @property
-    def unit(self) -> Grid | None:
+    def grid_multiple(self) -> FeatureGrid | None:
         """Where pictures keep their ratio, the grid that all others are whole multiples of; None where none does.
 
         Otherwise, no piece reaches over the grid of the first piece of the largest tensor.

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.encoders.augment import PictureTransform, check_transforms, transform_picture
-from mmgpt.encoders.feature_grids import Grid, PiecesConfig
+from mmgpt.encoders.feature_grids import EncoderSizes, FeatureGrid
 from mmgpt.encoders.one_thread import in_one_thread
 
 Interpolation = Literal["bicubic", "bilinear"]
 
 
-class TowerConfig(PiecesConfig):
+class VisionTowerConfig(EncoderSizes):
     """What is fixed by a tower's checkpoint, and what is taken of its features."""
 
     image_size: PositiveInt  # pixels, square
@@ -56,11 +56,11 @@ class TowerConfig(PiecesConfig):
         return self
 
     @property
-    def largest(self) -> tuple[int, ...]:
+    def max_shape(self) -> tuple[int, ...]:
         """Shape of the largest picture's tensor, that of the most pieces."""
         return (3, self.image_size, (self.tiles or 1) * self.image_size)
 
-    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[FeatureGrid, ...]:
         """The grid of each tile in row-major order, and of the whole picture if these are several."""
         tiles = shape[-2] // self.image_size * (shape[-1] // self.image_size)
         side = self.image_size // self.patch_size
@@ -68,7 +68,7 @@ class TowerConfig(PiecesConfig):
         return (grid,) * (1 if tiles == 1 else tiles + 1)
 
     @in_one_thread
-    def prepare(self, picture: PIL.Image.Image, rng: random.Random | None = None) -> Tensor:
+    def preprocess(self, picture: PIL.Image.Image, rng: random.Random | None = None) -> Tensor:
         """Resize and crop an RGB picture as its tower wants it: bytes (3, H, W), which the encoder normalises.
 
         Args:
@@ -79,9 +79,9 @@ class TowerConfig(PiecesConfig):
         """
         if rng and self.augment:
             picture = transform_picture(picture, self.augment, self.image_size, rng)
-        return self.fit(torch.from_numpy(np.array(picture)).permute(2, 0, 1)).contiguous()
+        return self.resize_and_crop(torch.from_numpy(np.array(picture)).permute(2, 0, 1)).contiguous()
 
-    def fit(self, pixels_CHW: Tensor) -> Tensor:
+    def resize_and_crop(self, pixels_CHW: Tensor) -> Tensor:
         """A picture of any size in the size that the tower takes it in."""
         height, width = pixels_CHW.shape[1:]
         if self.tiles:
@@ -136,10 +136,10 @@ def native_size(height: int, width: int, patch: int, most: int) -> tuple[int, in
     return rows, columns
 
 
-class TowerEncoder(nn.Module):
+class VisionTowerEncoder(nn.Module):
     """Pixels to features of every piece; `encode` is the tower's own."""
 
-    def __init__(self, config: TowerConfig) -> None:
+    def __init__(self, config: VisionTowerConfig) -> None:
         super().__init__()
         self.config: Any = config
 

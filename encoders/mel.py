@@ -4,6 +4,7 @@ Shape letters: S samples, F mel bands, T frames, L samples of a frame, K frequen
 Source: Stevens et al. 1937 (the mel scale); computed by torchaudio's MelSpectrogram, or as Kaldi's compute-fbank-feats.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Annotated, ClassVar, Literal
 
@@ -19,9 +20,10 @@ from mmgpt.config import Config
 from mmgpt.encoders.audio_config import resampled
 
 
-class MelFront(Config):
+class MelFeatures(Config):
     """Frames centred on every hop, over zeros past both ends; the defaults are what is trained from scratch here."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"guard": "log_floor"}
     kind: Literal["mel"] = "mel"
     window_seconds: PositiveFloat = 0.025
     hop_seconds: PositiveFloat = 0.010
@@ -29,7 +31,7 @@ class MelFront(Config):
     symmetric: bool = False  # the Hann window's last sample is as its first; else as the one after its end
     preemphasis: NonNegativeFloat = 0.0  # share of the sample before that is taken off each one
     scale: Literal["htk", "slaney"] = "htk"  # slaney: linear below 1 kHz, and each band's weights sum to the same
-    guard: PositiveFloat = 1e-6  # added to each power before its logarithm: below it all is silence
+    log_floor: PositiveFloat = 1e-6  # added to each power before its logarithm: below it all is silence
     last_frame: bool = True  # keep the frame that may stand past the last whole hop
     normalise: Literal["clip", "band"] = "clip"  # to mean 0 and deviation 1 over all of the clip, or in each band
 
@@ -45,14 +47,14 @@ class MelFront(Config):
         """Normalised log-mel features (F, T)."""
         if self.preemphasis:
             samples_S = preemphasis(samples_S, self.preemphasis)
-        log_FT = (_transform(self, rate, bands)(samples_S) + self.guard).log()
+        log_FT = (_transform(self, rate, bands)(samples_S) + self.log_floor).log()
         log_FT = log_FT[:, : self.num_frames(len(samples_S), rate)]
         if self.normalise == "clip":
             return (log_FT - log_FT.mean()) / (log_FT.std(correction=0) + 1e-3)
         return (log_FT - log_FT.mean(1, keepdim=True)) / (_band_variance(log_FT).sqrt() + 1e-5)
 
 
-class KaldiFront(Config):
+class KaldiFeatures(Config):
     """Kaldi's filter banks (25 ms every 10 ms, only whole windows), each band of mean 0 and deviation 1."""
 
     kind: Literal["kaldi"]
@@ -81,12 +83,17 @@ class KaldiFront(Config):
         return (log_FT - log_FT.mean(1, keepdim=True)) / (_band_variance(log_FT) + 1e-7).sqrt()
 
 
-FrontConfig = Annotated[MelFront | KaldiFront, Field(discriminator="kind")]
-PLAIN = MelFront()
+FeatureExtractorConfig = Annotated[MelFeatures | KaldiFeatures, Field(discriminator="kind")]
+PLAIN = MelFeatures()
 
 
 def log_mel(
-    samples_S: Tensor, *, rate: int, target_rate: int, bands: int, front: MelFront | KaldiFront = PLAIN
+    samples_S: Tensor,
+    *,
+    rate: int,
+    target_rate: int,
+    bands: int,
+    feature_extractor: MelFeatures | KaldiFeatures = PLAIN,
 ) -> Tensor:
     """Log-mel features (F, T) of a mono sound.
 
@@ -95,11 +102,11 @@ def log_mel(
         rate: what they were recorded at, in Hz.
         target_rate: what they are resampled to.
         bands: F.
-        front: windows, filters and normalisation.
+        feature_extractor: windows, filters and normalisation.
     """
     samples_S = resampled(samples_S, rate, target_rate)
-    missing = front.fewest_samples(target_rate) - len(samples_S)
-    return front.features(F.pad(samples_S, (0, max(0, missing))), target_rate, bands)
+    missing = feature_extractor.fewest_samples(target_rate) - len(samples_S)
+    return feature_extractor.features(F.pad(samples_S, (0, max(0, missing))), target_rate, bands)
 
 
 def _band_variance(log_FT: Tensor) -> Tensor:
@@ -107,21 +114,21 @@ def _band_variance(log_FT: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _transform(front: MelFront, rate: int, bands: int) -> MelSpectrogram:
-    window = round(front.window_seconds * rate)
-    fft = front.fft or 1 << (window - 1).bit_length()
+def _transform(feature_extractor: MelFeatures, rate: int, bands: int) -> MelSpectrogram:
+    window = round(feature_extractor.window_seconds * rate)
+    fft = feature_extractor.fft or 1 << (window - 1).bit_length()
     transform = MelSpectrogram(
         sample_rate=rate,
         n_fft=fft,
         win_length=window,
-        hop_length=round(front.hop_seconds * rate),
+        hop_length=round(feature_extractor.hop_seconds * rate),
         n_mels=bands,
-        window_fn=partial(torch.hann_window, periodic=not front.symmetric),
+        window_fn=partial(torch.hann_window, periodic=not feature_extractor.symmetric),
         pad_mode="constant",  # a clip may be shorter than the half window that a mirrored edge would take
-        norm="slaney" if front.scale == "slaney" else None,
-        mel_scale=front.scale,
+        norm="slaney" if feature_extractor.scale == "slaney" else None,
+        mel_scale=feature_extractor.scale,
     )
-    if front.scale == "slaney":
+    if feature_extractor.scale == "slaney":
         transform.mel_scale.fb.copy_(slaney_filters(rate, fft, bands, rate / 2))
     return transform
 

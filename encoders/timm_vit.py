@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.encoders.audio_config import is_real
-from mmgpt.encoders.feature_grids import Grid
-from mmgpt.encoders.image_processing import TowerConfig, TowerEncoder, native_size, resize
+from mmgpt.encoders.audio_config import valid_mask
+from mmgpt.encoders.feature_grids import FeatureGrid
+from mmgpt.encoders.image_processing import VisionTowerConfig, VisionTowerEncoder, native_size, resize
 
 
-class TimmConfig(TowerConfig):
+class TimmConfig(VisionTowerConfig):
     """A tower of timm; all but what is taken of it comes from its checkpoint."""
 
     kind: Literal["timm"] = "timm"
@@ -54,33 +54,33 @@ class TimmConfig(TowerConfig):
         return self
 
     @property
-    def unit(self) -> Grid | None:
+    def grid_multiple(self) -> FeatureGrid | None:
         """With max_patches, grids are of any ratio."""
         return (self.multiple, self.multiple) if self.max_patches else None
 
     @property
-    def largest(self) -> tuple[int, ...]:
+    def max_shape(self) -> tuple[int, ...]:
         """Shape of the largest picture's tensor; with max_patches, of a square one."""
         if self.max_patches is None:
-            return super().largest
+            return super().max_shape
         return (3, *native_size(1024, 1024, self.patch_size * self.multiple, self.max_patches // self.multiple**2))
 
-    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[FeatureGrid, ...]:
         """The grid of each piece of a picture whose tensor has the shape (C, H, W)."""
         if self.max_patches is None:
             return super().grids_of(shape)
         return ((shape[-2] // self.patch_size, shape[-1] // self.patch_size),)
 
-    def fit(self, pixels_CHW: Tensor) -> Tensor:
+    def resize_and_crop(self, pixels_CHW: Tensor) -> Tensor:
         """A picture of any size in the size that the tower takes it in."""
         if self.max_patches is None:
-            return super().fit(pixels_CHW)
+            return super().resize_and_crop(pixels_CHW)
         height, width = pixels_CHW.shape[1:]
         unit, most = self.patch_size * self.multiple, self.max_patches // self.multiple**2
         return resize(pixels_CHW, native_size(height, width, unit, most), self.interpolation)
 
 
-class TimmEncoder(TowerEncoder):
+class TimmEncoder(VisionTowerEncoder):
     """Pixels to the features of a tower's block; the token count is `config.num_tokens`."""
 
     def __init__(self, config: TimmConfig) -> None:
@@ -94,7 +94,7 @@ class TimmEncoder(TowerEncoder):
                 f"{config.architecture} has {name}={built[name]}, the config says {getattr(config, name)}; "
                 "leave it to the checkpoint, or mend model_args"
             )
-        self.register_load_state_dict_post_hook(lambda module, _: settle_buffers(module))  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(lambda module, _: init_missing_buffers(module))  # type: ignore[no-untyped-call]
 
     def forward(self, pixels_MCHW: Tensor, shapes_M3: Tensor) -> Tensor:
         """See TowerEncoder; with max_patches, pictures of many shapes are encoded side by side."""
@@ -108,7 +108,7 @@ class TimmEncoder(TowerEncoder):
         places_RS2 = torch.stack(torch.meshgrid(rows_R, columns_S, indexing="ij"), dim=-1)
         inputs = {"patches": _pack(patches_PRSK, grids), "patch_coord": _pack([places_RS2] * len(grids), grids)}
         if min(counts) < max(counts):
-            inputs["patch_valid"] = is_real(torch.tensor(counts, device=pixels_MCHW.device), max(counts))
+            inputs["patch_valid"] = valid_mask(torch.tensor(counts, device=pixels_MCHW.device), max(counts))
         return self._taken(inputs)
 
     def encode(self, pixels_PCHW: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def describe_tower(tower: Any) -> dict[str, int]:
     return fixed if is_flexible else {**fixed, "image_size": tower.patch_embed.img_size[0]}
 
 
-def settle_buffers(module: nn.Module) -> None:
+def init_missing_buffers(module: nn.Module) -> None:
     """After its weights came, compute what a tower built on the meta device lacks: buffers that are not saved."""
     device = next(module.parameters()).device
     part: Any

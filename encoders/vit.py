@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgpt.encoders.augment import PictureTransform, WarpConfig, check_transforms, transform_picture, warp_pictures
-from mmgpt.encoders.feature_grids import Grid, PiecesConfig
+from mmgpt.encoders.feature_grids import EncoderSizes, FeatureGrid
 from mmgpt.encoders.image_processing import normalised
 from mmgpt.encoders.one_thread import in_one_thread
 
 
-class ViTConfig(PiecesConfig):
+class ViTConfig(EncoderSizes):
     """Size and preprocessing of a ViT."""
 
     kind: Literal["vit"] = "vit"
@@ -61,16 +61,16 @@ class ViTConfig(PiecesConfig):
         return self
 
     @property
-    def largest(self) -> tuple[int, ...]:
+    def max_shape(self) -> tuple[int, ...]:
         """Shape of a picture's tensor."""
         return (3, self.image_size, self.image_size)
 
-    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[FeatureGrid, ...]:
         """Rows and columns of the features of a picture whose tensor has the shape (C, H, W): one piece."""
         return ((shape[-2] // self.patch_size, shape[-1] // self.patch_size),)
 
     @in_one_thread
-    def prepare(self, picture: PIL.Image.Image, rng: random.Random | None = None) -> Tensor:
+    def preprocess(self, picture: PIL.Image.Image, rng: random.Random | None = None) -> Tensor:
         """Resize an RGB picture (bicubic, aspect ratio not kept): bytes (3, image_size, image_size).
 
         The encoder normalises them: a batch on its way to the model is a quarter of what it would be in floats.

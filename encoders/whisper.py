@@ -20,8 +20,8 @@ from einops import rearrange
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from mmgpt.encoders.audio_config import SoundConfig, is_real
-from mmgpt.encoders.feature_grids import Grid
+from mmgpt.encoders.audio_config import SoundConfig, valid_mask
+from mmgpt.encoders.feature_grids import FeatureGrid
 from mmgpt.encoders.mel import slaney_filters
 from mmgpt.encoders.one_thread import in_one_thread
 
@@ -61,7 +61,7 @@ class WhisperConfig(SoundConfig):
         return 2 * self.positions * self.hop
 
     @property
-    def largest(self) -> tuple[int, ...]:
+    def max_shape(self) -> tuple[int, ...]:
         """Shape of the longest clip's tensor."""
         return (int(self.max_seconds * self.rate),)
 
@@ -74,12 +74,12 @@ class WhisperConfig(SoundConfig):
         frames = -(-rest // self.hop)
         return samples // self.window * (self.positions // self.pool) + -(-frames // 2) // self.pool
 
-    def grids_of(self, shape: tuple[int, ...]) -> tuple[Grid, ...]:
+    def grids_of(self, shape: tuple[int, ...]) -> tuple[FeatureGrid, ...]:
         """How the features of a clip whose tensor has the shape (S,) lie: in one row, (features,)."""
         return ((self.features(shape[-1]),),)
 
     @in_one_thread
-    def prepare(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
+    def preprocess(self, sound: tuple[np.ndarray, int], rng: random.Random | None = None) -> Tensor:
         """Resample a mono sound (samples, rate): float32 (S,), filled with silence where it is too short for a feature.
 
         Args:
@@ -120,19 +120,19 @@ class WhisperEncoder(nn.Module):
         """
         lengths_M = shapes_M1[:, -1]
         window = self.config.window
-        samples_MS = samples_MS * is_real(lengths_M, samples_MS.shape[1])
+        samples_MS = samples_MS * valid_mask(lengths_M, samples_MS.shape[1])
         samples_MWS = F.pad(samples_MS, (0, -samples_MS.shape[1] % window)).unflatten(1, (-1, window))
-        used_MW = is_real(-(-lengths_M // window), samples_MWS.shape[1])
+        used_MW = valid_mask(-(-lengths_M // window), samples_MWS.shape[1])
         visible_P1N = None
         if self.config.masked:
             starts_W = torch.arange(samples_MWS.shape[1], device=lengths_M.device) * window
             inside_P = (lengths_M[:, None] - starts_W).clamp(max=window)[used_MW]
-            visible_P1N = is_real(-(-inside_P // (2 * self.config.hop)), self.config.positions)[:, None]
+            visible_P1N = valid_mask(-(-inside_P // (2 * self.config.hop)), self.config.positions)[:, None]
         mel_PFT = log_mel_of(samples_MWS[used_MW], self.config).to(self.norm.weight.dtype)
         features_PND = self.encode_windows(mel_PFT, visible_P1N)
         features_MWND = features_PND.new_zeros(*used_MW.shape, *features_PND.shape[1:])
         features_MWND[used_MW] = features_PND
-        real_MN = is_real(self.config.features(lengths_M), self.config.num_tokens(samples_MS.shape))
+        real_MN = valid_mask(self.config.features(lengths_M), self.config.num_tokens(samples_MS.shape))
         return features_MWND.flatten(1, 2)[:, : real_MN.shape[1]] * real_MN[..., None]
 
     def encode_windows(self, mel_PFT: Tensor, visible_P1N: Tensor | None = None) -> Tensor:

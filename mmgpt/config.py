@@ -6,13 +6,14 @@ of several, `include: [FIRST, SECOND]`, each lies over those before it.
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import core_schema
 
 from mmgpt.config_faults import explain
@@ -71,12 +72,27 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}  # present names by those of the release before
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """The schema of the class, its scalars strict."""
         made: core_schema.CoreSchema = _with_strict_scalars(handler(source))
         return made
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_spellings(cls, tree: Any) -> Any:
+        """Fields under the names that they had in the release before, each with a note that names the present one."""
+        if not isinstance(tree, Mapping):
+            return tree
+        old = {name: cls.renamed[name] for name in tree if name in cls.renamed and name not in cls.model_fields}
+        for name, present in old.items():
+            if present in tree:
+                raise ValueError(f"{name} is the old spelling of {present}, which is given too; keep {present}")
+            note = f"{cls.__name__}: {name} is called {present} now; the old spelling goes with the next release"
+            warnings.warn(note, FutureWarning, stacklevel=2)
+        return {old.get(name, name): value for name, value in tree.items()} if old else tree
 
     @classmethod
     def written(cls, path: list[str], tree: Mapping[str, Any]) -> list[str]:

@@ -40,11 +40,23 @@ def _explain(cls: type[BaseModel], tree: Any, fault: Mapping[str, Any]) -> str:
     elif is_of_section and parts:
         message = f": {message}"
     if parts and isinstance(tree, Mapping):
-        parts = cls.written(parts, tree)  # type: ignore[attr-defined]
+        parts = cls.written(_old_spellings(cls, parts, tree), tree)  # type: ignore[attr-defined]
     path = ".".join(parts)
     if is_of_section:
         return f"{path}{message}"
     return f"{path}{_rule(cls, tree, parts, fault, holder)}"
+
+
+def _old_spellings(cls: Any, parts: Sequence[str], tree: Any) -> list[str]:
+    """The path with the names that the user gave where these are of the release before."""
+    here, node, written = cls, tree, []
+    for part in parts:
+        old = getattr(here, "renamed", {})
+        given = next((name for name, new in old.items() if new == part and name in node), part) if old else part
+        written.append(given)
+        node = node.get(given, {}) if isinstance(node, Mapping) else {}
+        here = next(iter(_members(_inside(here, part))), Any) if _is_config(here) else Any
+    return written
 
 
 def _rule(cls: type[BaseModel], tree: Any, parts: list[str], fault: Mapping[str, Any], holder: Any) -> str:

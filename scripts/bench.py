@@ -28,24 +28,24 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from mmgpt.datasets.media import Image
-from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.mixture import MixtureSampler
 from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.batch import collate
-from mmgpt.inputs.dataloader import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepDataset, iterate_steps
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.model.bundle import ModelBundle, new_bundle
 from mmgpt.model.config import ModelConfig
 
 QUESTIONS, TOKENS, PICTURES = 8, 12, 2
 
 
-def build_model() -> Bundle:
+def build_model() -> ModelBundle:
     """A ViT of 224 pixels and patch 16 (196 image tokens) before a small decoder."""
     config = ModelConfig.model_validate(
         {
-            "decoder": {"width": 384, "depth": 6, "heads": 6, "context": 4096, "inner": 1536},
+            "decoder": {"width": 384, "depth": 6, "heads": 6, "context": 4096, "ffn_width": 1536},
             "encoders": {"image": {"kind": "vit", "width": 192, "depth": 6, "heads": 6}},
             "adapters": {"image": {"kind": "mlp"}},
         }
@@ -150,7 +150,7 @@ def write_samples(pictures: list[Path], folder: Path) -> int:
     return len(rows)
 
 
-def new_model() -> Bundle:
+def new_model() -> ModelBundle:
     """A model whose pictures are 224 x 224 and take 49 tokens."""
     tree = {
         "decoder": {"width": 64, "depth": 1, "heads": 2, "context": 1024},
@@ -162,16 +162,16 @@ def new_model() -> Bundle:
     return new_bundle(ModelConfig.model_validate(tree), Tokenizer.train(WORDS, 400), "plain")
 
 
-def our_grouped_stream(folder: Path, bundle: Bundle) -> Batches:
+def our_grouped_stream(folder: Path, bundle: ModelBundle) -> Batches:
     """The same captions, those of a picture as branches of one sample."""
     return our_stream(folder / "grouped", bundle, batch=GROUPS)
 
 
-def our_stream(folder: Path, bundle: Bundle, workers: int = WORKERS, batch: int = BATCH) -> Batches:
+def our_stream(folder: Path, bundle: ModelBundle, workers: int = WORKERS, batch: int = BATCH) -> Batches:
     """Steps of our stream: decoded, rendered, packed into rows of 512 tokens."""
     source = open_source(ShardsConfig(reader="shards", path=str(folder)), Path("/"))
-    order = Order([len(source)], [1.0], 0)
-    stream = StepStream(
+    order = MixtureSampler([len(source)], [1.0], 0)
+    stream = StepDataset(
         [source],
         order,
         bundle.renderer,
@@ -180,10 +180,10 @@ def our_stream(folder: Path, bundle: Bundle, workers: int = WORKERS, batch: int 
         micro_batch_tokens=1 << 20,
         row_tokens=512,
     )
-    return load_steps(stream, workers)
+    return iterate_steps(stream, workers)
 
 
-def plain_webdataset(folder: Path, bundle: Bundle) -> Batches:
+def plain_webdataset(folder: Path, bundle: ModelBundle) -> Batches:
     """Webdataset's own pipeline with torchvision's transforms; texts are padded to the longest."""
     transform = v2.Compose(
         [
@@ -206,7 +206,7 @@ def plain_webdataset(folder: Path, bundle: Bundle) -> Batches:
     return iter(DataLoader(data, batch_size=None, num_workers=WORKERS, prefetch_factor=4))
 
 
-def hugging_face(folder: Path, bundle: Bundle) -> Batches:
+def hugging_face(folder: Path, bundle: ModelBundle) -> Batches:
     """Hugging Face datasets, with a processor of transformers called on every batch."""
     from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
@@ -244,7 +244,7 @@ def own_memory(pid: int) -> int:
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
 
 
-def measure(make: Callable[[Path, Bundle], Batches], samples: int, folder: Path, batches: int, told: Any) -> None:
+def measure(make: Callable[[Path, ModelBundle], Batches], samples: int, folder: Path, batches: int, told: Any) -> None:
     """Samples a second over so many batches after the first few, and the most that a worker holds alone."""
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # this process was spawned, its workers would be too

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW
 
-DECODER = {"width": 384, "depth": 6, "heads": 6, "inner": 1536, "context": 4096}
+DECODER = {"width": 384, "depth": 6, "heads": 6, "ffn_width": 1536, "context": 4096}
 TOWER = {
     "hidden_size": 192,
     "intermediate_size": 768,
@@ -104,7 +104,7 @@ class Ours:
 
     def __init__(self, folder: Path, talks: Sequence[Talk], way: str) -> None:
         from mmgpt.checkpoints.save_load import load_bundle
-        from mmgpt.inputs.batch import collate_rows, pack, split_by_tokens
+        from mmgpt.inputs.batch import collate_packed, pack, split_into_micro_batches
         from mmgpt.inputs.rendered import Medium, Rendered
 
         self.model = load_bundle(folder).model.train()
@@ -116,8 +116,8 @@ class Ours:
             places = list(range(count))
             rendered.append(Rendered(talk.ids, talk.labels, [0] * count, places, [medium], f"talk {number}", "bench"))
         rows = pack(rendered, ROW_TOKENS) if way == "packed" else [[one] for one in rendered]
-        groups = split_by_tokens(rows, GROUP_TOKENS) if way == "by length" else [rows]
-        self.batches = [collate_rows(group) for group in groups]
+        groups = split_into_micro_batches(rows, GROUP_TOKENS) if way == "by length" else [rows]
+        self.batches = [collate_packed(group) for group in groups]
 
     def step(self) -> tuple[float, float]:
         """One update; the loss and the norm of the gradient before it is clipped."""

@@ -28,19 +28,19 @@ from mmgpt.config import build
 from mmgpt.files import save_weights, write_json
 from mmgpt.model.decoder import Decoder
 from mmgpt.model.layers import DecoderConfig
-from mmgpt.model.meta import without_weights
+from mmgpt.model.meta import on_meta_device
 from mmgpt.weight_names import to_theirs
 
 VOCAB, SHARD_BYTES = 32_000, 700_000_000
 CONFIG = DecoderConfig(
-    family="llama", width=2048, depth=16, heads=32, kv_heads=8, inner=8192, context=8192, norm_eps=1e-5
+    family="llama", width=2048, depth=16, heads=32, kv_heads=8, ffn_width=8192, context=8192, norm_eps=1e-5
 )
 MOST = {"seconds": "ratio >= 0.77", "peak memory over size": "ours <= 1.15"}
 
 
 def write_checkpoint(folder: Path) -> None:
     """Random finite bf16 weights in a few shards."""
-    with without_weights():
+    with on_meta_device():
         wanted = Decoder(CONFIG, VOCAB).state_dict()
     weights = {
         name: torch.randint(0, 1 << 14, weight.shape, dtype=torch.int16).view(torch.bfloat16)
@@ -67,7 +67,7 @@ def read_safetensors(folder: Path) -> None:
 def read_decoder(folder: Path) -> None:
     """A decoder ready to run."""
     config = build(DecoderConfig, decoder_fields(folder), str(folder))
-    with without_weights():
+    with on_meta_device():
         decoder = Decoder(config, VOCAB)
     decoder.load_state_dict(decoder_weights(folder, config), assign=True)
     touch(decoder.state_dict().values())

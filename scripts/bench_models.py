@@ -11,13 +11,13 @@ from mmgpt.model.config import ModelConfig
 from mmgpt.model.multimodal import MultimodalModel
 
 SHAPES = {
-    "23m": {"width": 384, "depth": 6, "heads": 6, "inner": 1536, "vocabulary": 8192, "tied": False},
+    "23m": {"width": 384, "depth": 6, "heads": 6, "ffn_width": 1536, "vocabulary": 8192, "tied": False},
     "135m": {
         "width": 576,
         "depth": 30,
         "heads": 9,
         "kv_heads": 3,
-        "inner": 1536,
+        "ffn_width": 1536,
         "vocabulary": 49152,
         "tied": True,
     },
@@ -55,7 +55,7 @@ def their_model(shape: str) -> Any:
     )
     text = LlamaConfig(
         hidden_size=sizes["width"],
-        intermediate_size=sizes["inner"],
+        intermediate_size=sizes["ffn_width"],
         num_hidden_layers=sizes["depth"],
         num_attention_heads=sizes["heads"],
         num_key_value_heads=sizes.get("kv_heads", sizes["heads"]),
@@ -79,7 +79,7 @@ def their_model(shape: str) -> Any:
 
 
 def picture(seed: int) -> Medium:
-    """Random bytes of a picture, as an encoder's `prepare` gives them."""
+    """Random bytes of a picture, as an encoder's `preprocess` gives them."""
     side = TOWER["image_size"]
     values = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Medium("image", values, IMAGE_TOKENS, f"picture {seed}")

@@ -38,7 +38,7 @@ Record = dict[str, Any]
 
 def pretrain_1b(steps: int = 20, rows: int = 16, length: int = 2048) -> Record:
     """Train steps of a 1 B decoder on random text in bf16, and the share of the device's peak they reach."""
-    sizes = {"width": 2048, "depth": 16, "heads": 32, "kv_heads": 8, "inner": 8192, "context": length, "tied": True}
+    sizes = {"width": 2048, "depth": 16, "heads": 32, "kv_heads": 8, "ffn_width": 8192, "context": length, "tied": True}
     config = ModelConfig.model_validate({"decoder": sizes})
     bundle = new_bundle(config, Tokenizer.train(["text"], 300), "plain")
     model = bundle.model.cuda()
@@ -121,7 +121,7 @@ def decode_1b(steps: int = 128, device: str = "cuda", width: int = 2048, depth: 
 
     The bound is the memory's bandwidth, measured by a copy of 1 GB, over the bytes that a token reads: all weights.
     """
-    sizes = {"width": width, "depth": depth, "heads": width // 64, "kv_heads": width // 256, "inner": 4 * width}
+    sizes = {"width": width, "depth": depth, "heads": width // 64, "kv_heads": width // 256, "ffn_width": 4 * width}
     config = ModelConfig.model_validate({"decoder": {**sizes, "context": 2048, "tied": True}})
     model = MultimodalModel(config, 128_256, {}).to(device, torch.bfloat16).eval()
     prompt = Rendered([1] * 512, [-100] * 512, [0] * 512, list(range(512)), [], "prompt", "")
@@ -154,7 +154,7 @@ def _their_speed(sizes: dict[str, int], steps: int, device: str) -> float:
 
     config = LlamaConfig(
         hidden_size=sizes["width"],
-        intermediate_size=sizes["inner"],
+        intermediate_size=sizes["ffn_width"],
         num_hidden_layers=sizes["depth"],
         num_attention_heads=sizes["heads"],
         num_key_value_heads=sizes["kv_heads"],

@@ -44,7 +44,7 @@ FORMS = {
     "int4": {"dtype": "float32", "quantize": "int4"},
     "int8-dynamic": {"dtype": "float32", "quantize": "int8-dynamic"},
 }
-SHAPE = {"width": 576, "depth": 30, "heads": 9, "kv_heads": 3, "inner": 1536, "context": 2048, "tied": True}
+SHAPE = {"width": 576, "depth": 30, "heads": 9, "kv_heads": 3, "ffn_width": 1536, "context": 2048, "tied": True}
 ROWS = 49_152
 TEXTS = ["What is red?", "How many are there?", "Once upon a time", "Name a colour.", "Where is the circle?", "Why?"]
 PREFILL = 512  # tokens of the long prompt

@@ -21,7 +21,7 @@ from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END, Tokenizer
-from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.model.bundle import ModelBundle, new_bundle
 from mmgpt.model.config import ModelConfig
 from mmgpt.training.recipe import Recipe
 from mmgpt.training.run_tokenizer import texts_of
@@ -78,7 +78,7 @@ def tokenizer(open_world: Callable[..., Source]) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
+def make_bundle(tokenizer: Tokenizer) -> Callable[..., ModelBundle]:
     """A tiny model; `zero_init` is off, for at the identity blocks would hide what goes wrong in them."""
 
     def make(
@@ -90,7 +90,7 @@ def make_bundle(tokenizer: Tokenizer) -> Callable[..., Bundle]:
         template: str = "plain",
         heads: list[dict[str, Any]] | None = None,
         **decoder: Any,
-    ) -> Bundle:
+    ) -> ModelBundle:
         tree = {
             "decoder": {**DECODER, "zero_init": False, **decoder},
             "encoders": {"image": {**VIT, **image}} if image is not None else {},
@@ -219,7 +219,7 @@ def easy_vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def answerer(easy_vqa: Path, make_bundle: Callable[..., Bundle]) -> Assistant:
+def answerer(easy_vqa: Path, make_bundle: Callable[..., ModelBundle]) -> Assistant:
     """A random model whose tokenizer comes from the training questions; loud, so that its answers differ."""
     rows = json.loads((easy_vqa / "easy_vqa" / "train" / "questions.json").read_text())
     tokenizer = Tokenizer.train((str(text) for row in rows for text in row[:2]), 330)
@@ -231,7 +231,7 @@ def answerer(easy_vqa: Path, make_bundle: Callable[..., Bundle]) -> Assistant:
 
 
 @pytest.fixture
-def make_assistant(make_bundle: Callable[..., Bundle]) -> Callable[..., Assistant]:
+def make_assistant(make_bundle: Callable[..., ModelBundle]) -> Callable[..., Assistant]:
     """A random model with a loud output layer, so that its texts are varied and its choices clear."""
 
     def make(**options: Any) -> Assistant:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import MEDIA, Audio, Image, Limits, MediaError, Video
-from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.mixture import MixtureSampler
 from mmgpt.datasets.readers.registry import MessagesConfig, open_source
-from mmgpt.inputs.dataloader import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepDataset, iterate_steps
 from mmgpt.training.loop import train
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -142,8 +142,8 @@ def learn(tmp_path, make_bundle):
         bundle = make_bundle(**{"audio": {"kind": "linear"}, **encoders})
         bundle.limits = LIMITS
         options = {"objective": "respond", "batch_size": 8, "micro_batch_tokens": 10_000}
-        order = Order([len(source)], [1.0], 0)
-        return next(load_steps(StepStream([source], order, bundle.renderer, **options), 0))
+        order = MixtureSampler([len(source)], [1.0], 0)
+        return next(iterate_steps(StepDataset([source], order, bundle.renderer, **options), 0))
 
     return run
 

@@ -124,7 +124,7 @@ def tiny(load, monkeypatch):
     """The benchmark of a train step, with a model of three layers."""
     pytest.importorskip("transformers")
     llava, train = load("bench_llava"), load("bench_train")
-    for name, value in {"width": 32, "depth": 2, "heads": 2, "inner": 48}.items():
+    for name, value in {"width": 32, "depth": 2, "heads": 2, "ffn_width": 48}.items():
         monkeypatch.setitem(llava.DECODER, name, value)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
     for name, value in {**sizes, "image_size": 32, "patch_size": 8}.items():

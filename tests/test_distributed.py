@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mmgpt.applications import pipeline
 from mmgpt.config import to_yaml
 from mmgpt.datasets.readers.registry import open_source
-from mmgpt.inputs.dataloader import StepStream
+from mmgpt.inputs.dataloader import StepDataset
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
 from mmgpt.model.bundle import new_bundle
@@ -201,7 +201,7 @@ def test_two_processes_of_disjoint_modalities_train_to_the_weights_of_one(mixtur
             "micro_batch_tokens": 400,
         }
         order = order_of(stage, sources, renderer, noise_seed(recipe, stage, 0))
-        share = list(islice(StepStream(sources, order, renderer, **options, rank=rank, world=2), stage.steps))
+        share = list(islice(StepDataset(sources, order, renderer, **options, rank=rank, world=2), stage.steps))
         seen.append({kind for step in share for batch in step.batches for kind in batch.media})
         passes.append([len(step.batches) for step in share])
     assert seen == [{"image"}, {"audio"}]

@@ -3,21 +3,21 @@
 from mmgpt.datasets.media.audio import Audio
 from mmgpt.datasets.media.image import Image
 from mmgpt.datasets.media.medium import LIMITS, Limits, Media, MediaError, open_zip
-from mmgpt.datasets.media.video import Film, Look, Video
-from mmgpt.datasets.media.waveform import Sound
+from mmgpt.datasets.media.video import DecodedVideo, FrameSelection, Video
+from mmgpt.datasets.media.waveform import Waveform
 
 __all__ = [
     "LIMITS",
     "MEDIA",
     "Audio",
-    "Film",
+    "DecodedVideo",
+    "FrameSelection",
     "Image",
     "Limits",
-    "Look",
     "Media",
     "MediaError",
-    "Sound",
     "Video",
+    "Waveform",
     "open_zip",
 ]
 

@@ -14,7 +14,7 @@ from mmgpt.datasets.media.ffmpeg import decode_sound
 from mmgpt.datasets.media.formats import kind_of, refusal
 from mmgpt.datasets.media.medium import LIMITS, Limits, Media, MediaError, to_number
 from mmgpt.datasets.media.sound_files import mended, missing_of, with_its_size
-from mmgpt.datasets.media.waveform import Sound, check_length, check_samples, from_array, mix
+from mmgpt.datasets.media.waveform import Waveform, check_length, check_samples, from_array, mix
 
 BLOCK = 2**20  # numbers decoded at a time, of all channels together
 # libsndfile's words, and what is so
@@ -24,7 +24,7 @@ UNKNOWN_FRAMES = 2**62  # a FLAC written to a pipe states none, for which libsnd
 
 @dataclass(frozen=True, eq=False)
 class Audio(Media):
-    """A sound: path, bytes, open file, base64, a decoded `Sound`, or an array or tensor with its `rate` in Hz.
+    """A sound: path, bytes, open file, base64, a decoded `Waveform`, or an array or tensor with its `rate` in Hz.
 
     Floats lie in -1 to 1, and up to 8 either way are a loud sound, kept as loud. int8, uint8, int16 and int32 are at
     their full scale, as in files. What fits no scale or two is refused: floats beyond 8, floats that are all whole
@@ -38,10 +38,10 @@ class Audio(Media):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rate = self.source.rate if isinstance(self.source, Sound) and self.rate is None else self.rate
+        rate = self.source.rate if isinstance(self.source, Waveform) and self.rate is None else self.rate
         object.__setattr__(self, "rate", None if rate is None else _whole(self.name(), rate))
 
-    def load(self, limits: Limits = LIMITS) -> Sound:
+    def load(self, limits: Limits = LIMITS) -> Waveform:
         """Decode to mono, the mean of the channels, at the rate it came with; takes the memory of the mono sound.
 
         Raises:
@@ -57,23 +57,27 @@ class Audio(Media):
 
     def array(self) -> np.ndarray:
         """The samples of an array or a decoded sound as they came."""
-        return Media(self.made.samples, label=self.name()).array() if isinstance(self.made, Sound) else super().array()
+        return (
+            Media(self.value.samples, label=self.name()).array()
+            if isinstance(self.value, Waveform)
+            else super().array()
+        )
 
-    def _from_array(self, limits: Limits) -> Sound:
+    def _from_array(self, limits: Limits) -> Waveform:
         array, rate = self.array(), self.rate
-        if isinstance(self.made, Sound):
-            rate = _whole(self.name(), self.made.rate)
+        if isinstance(self.value, Waveform):
+            rate = _whole(self.name(), self.value.rate)
         if not array.ndim or array.dtype.kind in "OUSV":
-            kind = f"shape {array.shape} of {array.dtype}" if array.ndim else type(self.made).__name__
+            kind = f"shape {array.shape} of {array.dtype}" if array.ndim else type(self.value).__name__
             raise MediaError(f"{self.name()}: {kind} is no sound; give a path, bytes, or an array of samples")
         if rate is None:
             raise MediaError(f"{self.name()}: an array does not tell its rate; write Audio(samples, rate=16000)")
         check_length(self.name(), max(array.shape), rate, limits)
-        if isinstance(self.made, Sound) and array.ndim == 1 and array.dtype == np.float32:
-            return Sound(array, rate)  # decoded, as loud as its file
-        return Sound(from_array(self.name(), array), rate)
+        if isinstance(self.value, Waveform) and array.ndim == 1 and array.dtype == np.float32:
+            return Waveform(array, rate)  # decoded, as loud as its file
+        return Waveform(from_array(self.name(), array), rate)
 
-    def _decode(self, payload: bytes, limits: Limits) -> Sound:
+    def _decode(self, payload: bytes, limits: Limits) -> Waveform:
         missing = missing_of(payload)
         if missing:
             raise MediaError(f"{self.name()}: truncated, {missing}; replace or remove it")
@@ -98,7 +102,7 @@ class Audio(Media):
             return self._decode_with_ffmpeg(payload, kind, limits)
         raise MediaError(f"{self.name()}: {refusal(payload, 'sound', 'WAV, FLAC, OGG or MP3', reason)}")
 
-    def _read_blocks(self, payload: bytes, limits: Limits) -> Sound:
+    def _read_blocks(self, payload: bytes, limits: Limits) -> Waveform:
         with _Stream(_Payload(payload)) as file:
             stated = file.frames if file.frames < UNKNOWN_FRAMES else None
             check_length(self.name(), stated or 0, file.samplerate, limits)
@@ -114,9 +118,9 @@ class Audio(Media):
                 held += len(block_SC)
             if stated is not None and held < stated:
                 raise MediaError(f"{self.name()}: truncated, {held} of {stated} samples; replace or remove it")
-            return Sound(mono_S if held == len(mono_S) else mono_S[:held].copy(), file.samplerate)
+            return Waveform(mono_S if held == len(mono_S) else mono_S[:held].copy(), file.samplerate)
 
-    def _decode_with_ffmpeg(self, payload: bytes, kind: str, limits: Limits) -> Sound:
+    def _decode_with_ffmpeg(self, payload: bytes, kind: str, limits: Limits) -> Waveform:
         try:
             import av
         except ImportError:

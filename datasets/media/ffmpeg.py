@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mmgpt.datasets.media.medium import Limits, MediaError
-from mmgpt.datasets.media.waveform import Sound, check_length, check_samples, mix
+from mmgpt.datasets.media.waveform import Waveform, check_length, check_samples, mix
 
 # FFmpeg also knows playlists, which name other files and addresses for it to open.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,ogg,asf"
@@ -27,7 +27,7 @@ def use_one_thread(stream: Any, limits: Limits) -> None:
     stream.codec_context.options = {"max_pixels": str(limits.pixels)}
 
 
-def decode_sound(av: Any, name: str, payload: bytes, limits: Limits, start: float | None = None) -> Sound | None:
+def decode_sound(av: Any, name: str, payload: bytes, limits: Limits, start: float | None = None) -> Waveform | None:
     """The first sound of a file; None where it holds none.
 
     Args:
@@ -70,4 +70,4 @@ def decode_sound(av: Any, name: str, payload: bytes, limits: Limits, start: floa
     check_length(name, held + max(0, late), rate, limits)
     mono_S = np.concatenate([np.zeros(max(0, late), np.float32), *blocks])[max(0, -late) :]
     check_samples(name, mono_S)
-    return Sound(mono_S, rate)
+    return Waveform(mono_S, rate)

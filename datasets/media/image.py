@@ -55,7 +55,7 @@ class Image(Media):
         Raises:
             MediaError: if there is no such file, it is no picture, truncated, on no scale, or larger than `limits`.
         """
-        picture = self.made
+        picture = self.value
         if not isinstance(picture, PIL.Image.Image):
             payload = self.read(limits)
             if payload is None:
@@ -82,7 +82,7 @@ class Image(Media):
         shape = array.shape
         if array.ndim == 4 and shape[0] == 1:
             array = array[0]
-        array = _channels_last(array, prefers_first=hasattr(self.made, "detach"))
+        array = _channels_last(array, prefers_first=hasattr(self.value, "detach"))
         if array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (2, 3, 4))):
             return array
         told = {
@@ -90,14 +90,14 @@ class Image(Media):
             1: "give (H, W) or (H, W, 3); the bytes of a file go in as bytes",
             4: "give the pictures of a batch one by one, or Video(frames, rate=25)",
         }.get(len(shape), "give (H, W), (H, W, 3) or (H, W, 4)")
-        kind = f"shape {shape} of {array.dtype}" if shape else f"{type(self.made).__name__}"
+        kind = f"shape {shape} of {array.dtype}" if shape else f"{type(self.value).__name__}"
         told = told if array.size else "it holds no pixels"
         raise MediaError(f"{self.name()}: {kind} is not a picture; {told}")
 
     def numbers(self) -> np.ndarray | None:
         """The pixels whose scale their type and values alone tell; None of a file, or of a picture that states it."""
-        if isinstance(self.made, PIL.Image.Image):
-            return np.asarray(self.made) if _is_wide(self.made) and _stated_white(self.made) is None else None
+        if isinstance(self.value, PIL.Image.Image):
+            return np.asarray(self.value) if _is_wide(self.value) and _stated_white(self.value) is None else None
         return None if self.is_encoded else self.pixels()
 
     def encoded(self) -> tuple[str, bytes]:

@@ -70,7 +70,7 @@ class Media:
             )
 
     @cached_property
-    def made(self) -> Any:
+    def value(self) -> Any:
         """The source, or what it makes where it is a function: made once, for eight questions may be asked about it."""
         return self.source() if callable(self.source) else self.source
 
@@ -144,7 +144,7 @@ class Media:
         Raises:
             MediaError: if it is none, or holds an encoded file.
         """
-        made = self.made
+        made = self.value
         try:
             if hasattr(made, "detach"):
                 made = made.detach().cpu()

@@ -20,7 +20,7 @@ from mmgpt.datasets.media.formats import kind_of
 from mmgpt.datasets.media.image import DAMAGE, Image, check_pixels, open_picture, to_rgb
 from mmgpt.datasets.media.levels import to_levels, white_of
 from mmgpt.datasets.media.medium import LIMITS, Limits, Media, MediaError, to_number
-from mmgpt.datasets.media.waveform import Sound
+from mmgpt.datasets.media.waveform import Waveform
 
 ANIMATED = ("GIF", "WEBP", "PNG")
 UNTIMED = 100  # milliseconds that browsers show a frame which states none
@@ -30,30 +30,30 @@ Shown = tuple[float, Callable[[], PIL.Image.Image]]  # when a frame begins, in s
 
 
 @dataclass(frozen=True)
-class Look:
+class FrameSelection:
     """Which frames are looked at, and if the sound is listened to.
 
     Attributes:
         rate: moments a second, the first at 0.
         count: as many moments instead, in the middles of as many equal parts.
         most: where the rate gives more moments, so many, as for `count`.
-        sees: False for no frames.
-        hears: False for no sound.
+        decode_frames: False for no frames.
+        decode_audio: False for no sound.
     """
 
     rate: float = 1.0
     count: int | None = None
     most: int | None = None
-    sees: bool = True
-    hears: bool = True
+    decode_frames: bool = True
+    decode_audio: bool = True
 
 
-class Film(NamedTuple):
+class DecodedVideo(NamedTuple):
     """A decoded video: RGB frames, the moment of each in seconds from the first, and the sound from there on."""
 
     frames: list[PIL.Image.Image]
     times: list[float]
-    sound: Sound | None
+    sound: Waveform | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,33 +78,33 @@ class Video(Media):
         if self.is_encoded:
             raise MediaError(f"{self.name()}: rate={self.rate} is for frames, and a file tells its own; leave it out")
 
-    def load(self, limits: Limits = LIMITS, **wishes: Any) -> Film:
+    def load(self, limits: Limits = LIMITS, **wishes: Any) -> DecodedVideo:
         """Decode what is on the screen at evenly spaced moments; each frame stays until the next one's time stamp.
 
         Args:
             limits: what is larger is refused.
-            **wishes: fields of `Look`.
+            **wishes: fields of `FrameSelection`.
         Raises:
             MediaError: if there is no such file, or it is no video, truncated, without frames, or over the limits.
             UserError: if rate, count or most are not above 0, or PyAV is not installed.
         """
-        look = Look(**wishes)
-        wholes = [number for number in (look.count, look.most) if number is not None]
-        if not _is_positive(look.rate) or not all(_is_positive(number) and not number % 1 for number in wholes):
+        selection = FrameSelection(**wishes)
+        wholes = [number for number in (selection.count, selection.most) if number is not None]
+        if not _is_positive(selection.rate) or not all(_is_positive(number) and not number % 1 for number in wholes):
             raise UserError(
-                f"rate={look.rate}, count={look.count}, most={look.most}: a video is looked at in moments; "
-                "give numbers above 0"
+                f"rate={selection.rate}, count={selection.count}, most={selection.most}: a video is looked at in "
+                "moments; give numbers above 0"
             )
         payload = self.read(limits)
         if payload is None:
-            return _Frames(self.name(), b"", limits, look, self._frames()).film(float(self.rate or 0))
+            return _Frames(self.name(), b"", limits, selection, self._frames()).decode(float(self.rate or 0))
         if payload[:4] in (b"GIF8", b"\x89PNG") or payload[8:12] == b"WEBP":
-            return _Animation(self.name(), payload, limits, look).film()
-        return _Container(self.name(), payload, limits, look).film()
+            return _Animation(self.name(), payload, limits, selection).decode()
+        return _Container(self.name(), payload, limits, selection).decode()
 
     def _frames(self) -> list[Image]:
         """The frames that it was given as."""
-        made = self.made
+        made = self.value
         if getattr(made, "ndim", 0) == 5 and len(made) == 1:
             made = made[0]
         if not isinstance(made, list | tuple) and getattr(made, "ndim", 0) != 4:
@@ -155,13 +155,13 @@ class _Moving:
     name: str
     payload: bytes
     limits: Limits
-    look: Look
+    selection: FrameSelection
 
-    def moments(self, seconds: float, size: tuple[int, int]) -> list[float]:
+    def timestamps(self, seconds: float, size: tuple[int, int]) -> list[float]:
         """When to look; refuses what would not fit into the limits."""
-        rate, count, most = self.look.rate, self.look.count, self.look.most
+        rate, count, most = self.selection.rate, self.selection.count, self.selection.most
         self.check_seconds(seconds)
-        if not self.look.sees:
+        if not self.selection.decode_frames:
             return []
         at_rate = max(1, math.ceil(seconds * rate - TICK))
         count = most if count is None and most is not None and at_rate > most else count
@@ -193,18 +193,18 @@ class _Moving:
             raise MediaError(f"{self.name}: {frames:,} frames, limit {self.limits.frames:,}; cut it into pieces")
 
 
-def _pick(shown: Iterable[Shown], moments: list[float]) -> list[PIL.Image.Image]:
+def _pick(shown: Iterable[Shown], timestamps: list[float]) -> list[PIL.Image.Image]:
     """The picture on the screen at each moment; those that nobody looks at are not made."""
     picked: list[PIL.Image.Image] = []
     on_screen: Callable[[], PIL.Image.Image] | None = None
     for begins, make in shown:
-        due = bisect_left(moments, begins - TICK) - len(picked)
+        due = bisect_left(timestamps, begins - TICK) - len(picked)
         if on_screen and due:
             picked += [on_screen()] * due
-        if len(picked) == len(moments):
+        if len(picked) == len(timestamps):
             return picked
         on_screen = make
-    return picked + [on_screen()] * (len(moments) - len(picked)) if on_screen else picked
+    return picked + [on_screen()] * (len(timestamps) - len(picked)) if on_screen else picked
 
 
 @dataclass(frozen=True)
@@ -213,17 +213,17 @@ class _Frames(_Moving):
 
     frames: list[Image]
 
-    def film(self, rate: float) -> Film:
+    def decode(self, rate: float) -> DecodedVideo:
         self.check_count(len(self.frames))
-        moments = self.moments(len(self.frames) / rate, self.frames[0].load(self.limits).size)
+        timestamps = self.timestamps(len(self.frames) / rate, self.frames[0].load(self.limits).size)
         shown = ((at / rate, partial(frame.load, self.limits)) for at, frame in enumerate(self.frames))
-        return Film(_pick(shown, moments) if moments else [], moments, None)
+        return DecodedVideo(_pick(shown, timestamps) if timestamps else [], timestamps, None)
 
 
 class _Animation(_Moving):
     """An animated picture, read by Pillow."""
 
-    def film(self) -> Film:
+    def decode(self) -> DecodedVideo:
         picture = open_picture(self.name, self.payload, ANIMATED)
         try:
             frames = getattr(picture, "n_frames", 1)
@@ -234,8 +234,8 @@ class _Animation(_Moving):
                 self.check_frames(frames, picture.size)  # Pillow has to decode them all
                 picture.load()  # before which a WebP does not tell
                 begins.append(begins[-1] + (picture.info.get("duration") or UNTIMED) / 1000)
-            moments = self.moments(begins[-1], picture.size)
-            return Film(_pick(self._shown(picture, begins[:-1]), moments), moments, None)
+            timestamps = self.timestamps(begins[-1], picture.size)
+            return DecodedVideo(_pick(self._shown(picture, begins[:-1]), timestamps), timestamps, None)
         except MediaError:
             raise
         except DAMAGE as error:
@@ -252,17 +252,19 @@ class _Animation(_Moving):
 class _Container(_Moving):
     """A file that FFmpeg reads, through PyAV: one thread, so that the same file gives the same pixels."""
 
-    def film(self) -> Film:
+    def decode(self) -> DecodedVideo:
         try:
             import av
         except ImportError:
             raise UserError(f'{self.name}: videos need PyAV; pip install "mmgpt[video]"') from None
         try:
             start, seconds, size = self._survey(av)
-            moments = self.moments(seconds, size)
-            frames = _pick(self._shown(av, start, len(moments)), moments) if moments else []
-            sound = decode_sound(av, self.name, self.payload, self.limits, start) if self.look.hears else None
-            return Film(frames, moments, sound)
+            timestamps = self.timestamps(seconds, size)
+            frames = _pick(self._shown(av, start, len(timestamps)), timestamps) if timestamps else []
+            sound = (
+                decode_sound(av, self.name, self.payload, self.limits, start) if self.selection.decode_audio else None
+            )
+            return DecodedVideo(frames, timestamps, sound)
         except MediaError:
             raise
         except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:

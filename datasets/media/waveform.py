@@ -16,7 +16,7 @@ OVERSHOOT = 8.0  # of floats: mixes and noise exceed full scale; whole numbers b
 MOST_CHANNELS = 32  # as many rows and more are a spectrogram
 
 
-class Sound(NamedTuple):
+class Waveform(NamedTuple):
     """A decoded sound: mono float32 samples (S,), and how many of them make a second."""
 
     samples: np.ndarray

@@ -12,7 +12,7 @@ from mmgpt.datasets.cells import cell_text, is_missing
 Made = str | list[str | None] | None
 
 
-class Derived(Config):
+class DerivedColumn(Config):
     """A column made from another one, or from one derived before it; what is made of a missing cell is missing.
 
     An item of a list is taken, lower-cased, then pieces are replaced in order; of a whole list, in each of its items.
@@ -34,7 +34,7 @@ class Derived(Config):
             raise ValueError(f"{' and '.join(given)} each make another thing of {self.column}; derive a column by each")
         return self
 
-    def of(self, row: dict[str, Any]) -> Made:
+    def value(self, row: dict[str, Any]) -> Made:
         """The value in a row."""
         value: Any = row.get(self.column)
         if is_missing(value):

@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
-from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth
+from mmgpt.datasets.sample import GroundTruth, Message, Part, Sample, Text
 from mmgpt.datasets.source import Source, SourceConfig
 
 MADE_UP = (
@@ -144,7 +144,7 @@ class EpisodeSource(Source):
             context = [Message("user", tuple(part for message in context for part in message.parts))]
         branches = tuple(self._turns(number, labels, rotation) for number in asked)
         choices = tuple(sorted(labels.values()))
-        truths = tuple(Truth(choices=choices, tags=self.examples[number].tags) for number in asked)
+        truths = tuple(GroundTruth(choices=choices, tags=self.examples[number].tags) for number in asked)
         return Sample(
             tuple(context) or (Message("user", ()),), self.name, f"{self.name}/{config.seed}/{index}", branches, truths
         )

@@ -21,7 +21,7 @@ from mmgpt.datasets.parts import is_absent, present, short
 from mmgpt.datasets.readers.placing import Listed, Placeholders, grounded, held
 from mmgpt.datasets.readers.rows import FOLDER_OF, Row, open_rows
 from mmgpt.datasets.sample import Message, Part, Reasoning, Sample, parse_messages, role_name
-from mmgpt.datasets.source import Source, SourceConfig, media_of, resolve, resolve_all
+from mmgpt.datasets.source import Source, SourceConfig, media_from_cell, resolve, resolve_all
 
 TURNS = ("messages", "conversations", "conversation", "texts")
 NAMES = {"image": ("images", "image"), "audio": ("audios", "audio", "sound", "sounds"), "video": ("videos", "video")}
@@ -90,7 +90,7 @@ class MessagesSource(Source):
         named = {str(kind): tag for kind, tag in config.placeholders.items()}
         self.placeholders = Placeholders(named, config.text_tags)
         self._check_columns()
-        self.rows.keep([name for name in self._names() if name in self.known or not self._is_left_out(name)])
+        self.rows.select_columns([name for name in self._names() if name in self.known or not self._is_left_out(name)])
         super().__init__(config, len(self.rows), self.path)
 
     def __getitem__(self, index: int) -> Sample:
@@ -115,7 +115,7 @@ class MessagesSource(Source):
         seen = set(self._names())
         if not seen.issuperset(named.values()):
             with contextlib.suppress(UserError):  # a faulty row; those before it do
-                seen |= {name for row in islice(self.rows.scan(list(seen)), LOOKED_AT) for name in row}
+                seen |= {name for row in islice(self.rows.iterate(list(seen)), LOOKED_AT) for name in row}
         for field, name in named.items():
             if seen and name not in seen:
                 raise UserError(
@@ -154,7 +154,7 @@ class MessagesSource(Source):
             media: list[Media] = []
             for name in names:
                 try:
-                    media += media_of(kind, given.get(name), self.folder, self.root)
+                    media += media_from_cell(kind, given.get(name), self.folder, self.root)
                 except UserError as error:
                     raise type(error)(f"{name}: {error}") from None
             if media:
@@ -241,7 +241,7 @@ class MessagesSource(Source):
         parts: list[Part] = []
         for part in message.parts:
             is_own = isinstance(part, Media) and isinstance(part.source, str)
-            parts += media_of(part.modality, part.source, self.folder, self.root) if is_own else [part]  # type: ignore
+            parts += media_from_cell(part.modality, part.source, self.folder, self.root) if is_own else [part]  # type: ignore
         return replace(message, parts=tuple(parts))
 
 

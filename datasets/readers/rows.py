@@ -45,10 +45,10 @@ class Rows(Protocol):
     def place(self, index: int, /) -> str:
         """Where a row stands, for an error."""
 
-    def scan(self, columns: Sequence[str]) -> Iterable[Row]:
+    def iterate(self, columns: Sequence[str]) -> Iterable[Row]:
         """All rows in order; other columns than those named may be left out."""
 
-    def keep(self, columns: Sequence[str]) -> None:
+    def select_columns(self, columns: Sequence[str]) -> None:
         """Read no other columns from now on, where columns can be read apart."""
 
 
@@ -79,11 +79,11 @@ class ListRows(list[Row]):
         first, path, lines = self.files[bisect_right([first for first, _, _ in self.files], index) - 1]
         return f"line {lines[index - first]} of {path}" if lines else f"row {index - first} of {path}"
 
-    def scan(self, columns: Sequence[str]) -> Iterable[Row]:
+    def iterate(self, columns: Sequence[str]) -> Iterable[Row]:
         """The rows themselves."""
         return self
 
-    def keep(self, columns: Sequence[str]) -> None:
+    def select_columns(self, columns: Sequence[str]) -> None:
         """They are all in memory."""
 
 
@@ -118,7 +118,7 @@ class JsonLines:
         """The keys of the first row."""
         return list(self[0]) if len(self) else []
 
-    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
+    def iterate(self, columns: Sequence[str]) -> Iterator[Row]:
         """All rows, one at a time."""
         index = 0
         for which, path in enumerate(self.paths):
@@ -128,7 +128,7 @@ class JsonLines:
                     yield self._parse(line, which, index)
                     index += 1
 
-    def keep(self, columns: Sequence[str]) -> None:
+    def select_columns(self, columns: Sequence[str]) -> None:
         """A line is read whole."""
 
     def place(self, index: int) -> str:
@@ -185,7 +185,7 @@ class ParquetRows:
         """The columns of the schema that are kept."""
         return self.columns
 
-    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
+    def iterate(self, columns: Sequence[str]) -> Iterator[Row]:
         """All rows, with the columns that are named alone."""
         for path, group in self.groups:
             file = _open_parquet(*_state(path))
@@ -198,7 +198,7 @@ class ParquetRows:
         first = next(number for number, (other, _) in enumerate(self.groups) if other == path)
         return f"row {index - (self.ends[first - 1] if first else 0)} of {path}"
 
-    def keep(self, columns: Sequence[str]) -> None:
+    def select_columns(self, columns: Sequence[str]) -> None:
         """Read these columns alone."""
         self.columns = [name for name in self.columns if name in columns]
 
@@ -257,16 +257,16 @@ class NamedRows:
         rows, _, start = self._part(index)
         return rows.place(index - start)
 
-    def scan(self, columns: Sequence[str]) -> Iterator[Row]:
+    def iterate(self, columns: Sequence[str]) -> Iterator[Row]:
         """All rows, file by file."""
         for rows, named in self.parts:
-            for row in rows.scan([name for name in columns if name not in named]):
+            for row in rows.iterate([name for name in columns if name not in named]):
                 yield {**row, **named}
 
-    def keep(self, columns: Sequence[str]) -> None:
+    def select_columns(self, columns: Sequence[str]) -> None:
         """Read these columns alone."""
         for rows, _ in self.parts:
-            rows.keep(columns)
+            rows.select_columns(columns)
 
 
 def _state(path: str | Path) -> tuple[str, int, int, int]:

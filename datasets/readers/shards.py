@@ -23,8 +23,8 @@ from mmgpt.datasets.media import MEDIA, Media, MediaError
 from mmgpt.datasets.plain_text import parse_json
 from mmgpt.datasets.readers.placing import Placeholders
 from mmgpt.datasets.readers.tars import Wanted, is_system_file, modality_of, ranges_of, read_members
-from mmgpt.datasets.remote import AbsentError, is_remote, read_range, read_text
-from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth, parse_messages
+from mmgpt.datasets.remote import RemoteFileNotFound, is_remote, read_range, read_text
+from mmgpt.datasets.sample import GroundTruth, Message, Part, Sample, Text, parse_messages
 from mmgpt.datasets.source import Source, SourceConfig, resolve
 
 INDEX = "index.json"
@@ -204,7 +204,7 @@ def _find_shards(path: str, data_root: Path, wanted: Wanted) -> tuple[list[str],
     folder = folder if is_remote(folder) else str(resolve(data_root, folder or ".").absolute())
     try:
         return _listed(folder, data_root)
-    except AbsentError:
+    except RemoteFileNotFound:
         if is_remote(folder):
             raise UserError(
                 f"{folder}: holds no {INDEX}; name its tars: {folder}/shard-{{000000..000123}}.tar"
@@ -234,7 +234,7 @@ def _listed(folder: str, data_root: Path) -> tuple[list[str], list[int], str]:
     """The tars of a folder's index, the samples in each, and a hash of their hashes.
 
     Raises:
-        AbsentError: if there is no index.
+        RemoteFileNotFound: if there is no index.
         UserError: if it is none of ours, or the folder holds other tars than it lists.
     """
     try:
@@ -318,10 +318,10 @@ def _dots(exts: Iterable[str]) -> str:
     )
 
 
-def _truths(row: Mapping[str, Any], where: str) -> tuple[Truth, ...]:
+def _truths(row: Mapping[str, Any], where: str) -> tuple[GroundTruth, ...]:
     try:
         return tuple(
-            Truth(tuple(one.get("answers", ())), tuple(one.get("choices", ())), dict(one.get("tags", {})))
+            GroundTruth(tuple(one.get("answers", ())), tuple(one.get("choices", ())), dict(one.get("tags", {})))
             for one in row.get("truths") or ()
         )
     except (AttributeError, TypeError, ValueError):

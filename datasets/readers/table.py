@@ -28,9 +28,9 @@ from mmgpt.datasets.file_names import as_on_disk, find_member, names_in_path, sp
 from mmgpt.datasets.media import MEDIA, Media, MediaError, open_zip
 from mmgpt.datasets.plain_text import read_lines
 from mmgpt.datasets.readers.rows import FOLDER_OF, ListRows, NamedRows, Row, Rows, open_rows, read_file_names
-from mmgpt.datasets.readers.table_config import Beside, TableConfig, check_columns, several
-from mmgpt.datasets.sample import Message, Part, Sample, Text, Truth
-from mmgpt.datasets.source import Source, media_of, resolve, resolve_all
+from mmgpt.datasets.readers.table_config import SideFile, TableConfig, check_columns, several
+from mmgpt.datasets.sample import GroundTruth, Message, Part, Sample, Text
+from mmgpt.datasets.source import Source, media_from_cell, resolve, resolve_all
 from mmgpt.datasets.template import EmptyCell, Piece, fields_of, fill, parse
 
 
@@ -56,7 +56,7 @@ class TableSource(Source):
             names = self.rows.names()
             used = check_columns(config, names, self.rows.made, str(self.path))
             self.columns = frozenset(names)
-            self.rows.keep(used)
+            self.rows.select_columns(used)
         self.groups = self._group()
         super().__init__(config, len(self.groups), self.path)
 
@@ -64,7 +64,7 @@ class TableSource(Source):
         config, group = self.config, self.groups[index]
         numbers = group if isinstance(group, array) else [group]
         turns: list[tuple[Message, ...]] = []
-        truths: list[Truth] = []
+        truths: list[GroundTruth] = []
         media: dict[str, list[Media]] = {}
         name = str(index)
         for number in numbers:
@@ -109,7 +109,7 @@ class TableSource(Source):
             rows = self._join(rows, name, beside)
         return rows
 
-    def _join(self, rows: Rows, name: str, beside: Beside) -> Rows:
+    def _join(self, rows: Rows, name: str, beside: SideFile) -> Rows:
         path = resolve(self.root, self._split(beside.path))
         self.files = [*self.files, path]
         if name in rows.names():
@@ -142,7 +142,7 @@ class TableSource(Source):
         groups: dict[str, array[int]] = {}
         columns = list(dict.fromkeys(name for name in wanted if name in self.columns))
         plain = {name: values for name, values in self.where.items() if name not in config.derive}
-        for number, raw in enumerate(self.rows.scan(columns)):
+        for number, raw in enumerate(self.rows.iterate(columns)):
             try:
                 if not _fits(raw, plain):  # before anything is derived: rows of another kind may not bear it
                     continue
@@ -159,7 +159,9 @@ class TableSource(Source):
 
     def _media_of(self, row: Row) -> dict[str, list[Media]]:
         found = {
-            kind: [one for path in paths for one in media_of(kind, self._medium(path, row), self.root, self.root)]
+            kind: [
+                one for path in paths for one in media_from_cell(kind, self._medium(path, row), self.root, self.root)
+            ]
             for kind, paths in self.media.items()
         }
         for kind, media in found.items():
@@ -195,7 +197,7 @@ class TableSource(Source):
             message = Message.of("assistant", answer)
             yield (Message("user", tuple(parts)), message) if self.config.prompt else (message,)
 
-    def _truth(self, row: Row) -> Truth:
+    def _truth(self, row: Row) -> GroundTruth:
         config = self.config
         answers, choices = tuple[str, ...](), tuple[str, ...]()
         if config.answers:
@@ -205,7 +207,7 @@ class TableSource(Source):
         elif config.choices:
             choices = self._list(config.choices, row)
         tags = {name: self._cell(name, row) for name in config.tags if not is_missing(row.get(name))}
-        return Truth(answers, choices, tags)
+        return GroundTruth(answers, choices, tags)
 
     def _list(self, column: str, row: Row, can_lack: bool = False) -> tuple[str, ...]:
         """The items of a cell that is a list; of several right answers, one that is missing is none."""
@@ -240,7 +242,7 @@ class TableSource(Source):
         if not row.keys() <= self.columns:
             check_keys(row, self.columns, self.config.ignore, str(self.path))
         for name, rule in self.config.derive.items():
-            row = {**row, name: rule.of(row)}
+            row = {**row, name: rule.value(row)}
         return row
 
     def _is_wanted(self, row: Row, lists: dict[str, set[str]]) -> bool:
@@ -260,7 +262,7 @@ class TableSource(Source):
     def _exists(self, template: str, row: Row) -> bool:
         cell = self._medium(template, row)
         if not isinstance(cell, str) or cell.startswith("data:"):
-            return bool(media_of("image", cell, self.root, self.root))
+            return bool(media_from_cell("image", cell, self.root, self.root))
         archive, inner = split_zip(str(self.root / cell))
         if not inner:
             return as_on_disk(self.root / cell).is_file()

@@ -12,12 +12,12 @@ from pydantic import PositiveInt, model_validator
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.cells import check_keys
 from mmgpt.datasets.media import MEDIA
-from mmgpt.datasets.readers.derived_columns import Derived
+from mmgpt.datasets.readers.derived_columns import DerivedColumn
 from mmgpt.datasets.source import SourceConfig
 from mmgpt.datasets.template import fields_of
 
 
-class Beside(Config):
+class SideFile(Config):
     """A column from a file of its own, row by row: the lines of a text file, or the arrays of a .npy file."""
 
     path: str
@@ -40,8 +40,8 @@ class TableConfig(SourceConfig):
     rows: str | None = None  # the key of a json file under which its rows stand
     is_quoted: bool | None = None  # whether a double quote opens a field: by default in a csv, not in a tsv
     files: str | None = None
-    beside: dict[str, Beside] = {}
-    derive: dict[str, Derived] = {}
+    beside: dict[str, SideFile] = {}
+    derive: dict[str, DerivedColumn] = {}
     where: dict[str, str | list[str]] = {}  # what columns hold in the rows to keep; "" stands for an empty cell
     listed: dict[str, str] = {}  # column: a text file with the values to keep, one a line
     splits: dict[str, dict[str, str | list[str]]] = {}  # what columns hold in each split; train has the other rows

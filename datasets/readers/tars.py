@@ -25,7 +25,7 @@ import numpy as np
 from mmgpt.config import UserError
 from mmgpt.datasets.file_names import is_system
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.remote import AbsentError, is_remote, read_range, read_text, size_of
+from mmgpt.datasets.remote import RemoteFileNotFound, is_remote, read_range, read_text, size_of
 
 BLOCK = 512  # bytes; a tar is made of them
 PADDING = 2**20  # bytes after the end of a tar in which another one is looked for; tar itself pads to 10 KiB
@@ -126,7 +126,7 @@ def ranges_of(path: str, wanted: Wanted = Wanted()) -> np.ndarray:
                 if not is_remote(path) and os.path.isfile(path) and told.get("bytes") != os.stat(path).st_size:
                     raise UserError(f"{path}: has changed since {index} was written; shard again, or remove the index")
                 return np.array(told["ranges"], dtype=np.int64).reshape(-1, 2)
-        except AbsentError:
+        except RemoteFileNotFound:
             pass
         except UserError:
             raise

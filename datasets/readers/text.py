@@ -87,9 +87,9 @@ class TextSource(Source):
             raise UserError(f"{self.paths[0]}: no column {name}; {did_you_mean(name, rows.names())}")
         known = rows.names() if len(rows) else []
         check_keys(known, [name], self.config.ignore, str(self.paths[0]))
-        rows.keep([name])
+        rows.select_columns([name])
         first, last = (round(share * len(rows)) for share in self.config.span)
-        for number, row in enumerate(rows.scan([name])):
+        for number, row in enumerate(rows.iterate([name])):
             if not row.keys() <= set(known):
                 check_keys(row, known, self.config.ignore, rows.place(number))
             text = row.get(name)

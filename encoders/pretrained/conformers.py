@@ -75,16 +75,16 @@ def _family(folder: Path) -> tuple[Family, Settings]:
 
 
 def _parakeet(config: Settings, sound: Settings) -> dict[str, Any]:
-    config.must_be("hidden_act", "silu", "swish")
-    config.must_be("subsampling_conv_kernel_size", 3)
-    config.must_be("subsampling_conv_stride", 2)
-    sound.must_be("feature_extractor_type", "ParakeetFeatureExtractor")
-    sound.must_be("feature_size", config.number("num_mel_bins"))
+    config.require("hidden_act", "silu", "swish")
+    config.require("subsampling_conv_kernel_size", 3)
+    config.require("subsampling_conv_stride", 2)
+    sound.require("feature_extractor_type", "ParakeetFeatureExtractor")
+    sound.require("feature_size", config.number("num_mel_bins"))
     rate, width = sound.number("sampling_rate"), config.number("hidden_size")
     return {
         "rate": rate,
         "mels": config.number("num_mel_bins"),
-        "front": {
+        "feature_extractor": {
             "kind": "mel",
             "window_seconds": sound.number("win_length") / rate,
             "hop_seconds": sound.number("hop_length") / rate,
@@ -92,7 +92,7 @@ def _parakeet(config: Settings, sound: Settings) -> dict[str, Any]:
             "symmetric": True,
             "preemphasis": sound.read("preemphasis") or 0.0,  # null switches it off
             "scale": "slaney",
-            "guard": 2.0**-24,
+            "log_floor": 2.0**-24,
             "last_frame": False,
             "normalise": "band",
         },
@@ -114,19 +114,19 @@ def _parakeet(config: Settings, sound: Settings) -> dict[str, Any]:
 
 
 def _wav2vec2_bert(config: Settings, sound: Settings) -> dict[str, Any]:
-    config.must_be("hidden_act", "swish", "silu")
-    config.must_be("position_embeddings_type", "relative_key")
-    config.must_be("layer_norm_eps", 1e-5)
-    config.must_be("add_adapter", False)
-    config.must_be("use_intermediate_ffn_before_adapter", False)
-    sound.must_be("feature_extractor_type", "SeamlessM4TFeatureExtractor")
-    sound.must_be("sampling_rate", 16_000)  # the extractor's windows are of 400 samples at any rate
-    config.must_be("feature_projection_input_dim", sound.number("num_mel_bins") * sound.number("stride"))
+    config.require("hidden_act", "swish", "silu")
+    config.require("position_embeddings_type", "relative_key")
+    config.require("layer_norm_eps", 1e-5)
+    config.require("add_adapter", False)
+    config.require("use_intermediate_ffn_before_adapter", False)
+    sound.require("feature_extractor_type", "SeamlessM4TFeatureExtractor")
+    sound.require("sampling_rate", 16_000)  # the extractor's windows are of 400 samples at any rate
+    config.require("feature_projection_input_dim", sound.number("num_mel_bins") * sound.number("stride"))
     width = config.number("hidden_size")
     return {
         "rate": 16_000,
         "mels": sound.number("num_mel_bins"),
-        "front": {"kind": "kaldi"},
+        "feature_extractor": {"kind": "kaldi"},
         "subsampling": sound.number("stride"),
         "stem_kind": "stack",
         "scale_stem": False,

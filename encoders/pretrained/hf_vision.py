@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmgpt.config import UserError
-from mmgpt.encoders.pretrained.timm import checked, complete, timm_fields, timm_weights
+from mmgpt.encoders.pretrained.timm import check_tower_weights, fill_from_tower, timm_fields, timm_weights
 from mmgpt.encoders.timm_vit import TimmConfig, build_tower
 from mmgpt.files import load_weights, read_json
 from mmgpt.weight_names import Rule, to_ours, to_theirs
@@ -165,7 +165,7 @@ def hf_vision_fields(described: Mapping[str, Any], preprocessor: Mapping[str, An
     else:
         args["img_size"] = vision["image_size"]
         pixels = _normalisation(preprocessor, where) | _crop(preprocessor, vision["image_size"], where)
-    return complete({"architecture": ARCHITECTURES[family], "model_args": args, **pixels})
+    return fill_from_tower({"architecture": ARCHITECTURES[family], "model_args": args, **pixels})
 
 
 def _ratio(inner: int, width: int) -> float:
@@ -236,7 +236,9 @@ def hf_vision_weights(weights: Mapping[str, Tensor], config: TimmConfig, where: 
         raise UserError(f"{where}: {error}") from None
     side = config.image_size // config.patch_size
     shaped = {"cls_token": (1, 1, -1), "pos_embed": (1, -1, config.width), "embeds.pos_embed": (1, side, side, -1)}
-    return checked({k: w.reshape(shaped[k]) if k in shaped else w for k, w in renamed.items()}, config, where)
+    return check_tower_weights(
+        {k: w.reshape(shaped[k]) if k in shaped else w for k, w in renamed.items()}, config, where
+    )
 
 
 def to_hf_vision(weights: Mapping[str, Tensor], config: TimmConfig, prefix: str = "") -> dict[str, Tensor]:

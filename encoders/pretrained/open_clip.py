@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.encoders.pretrained.timm import checked, complete
+from mmgpt.encoders.pretrained.timm import check_tower_weights, fill_from_tower
 from mmgpt.encoders.timm_vit import TimmConfig
 from mmgpt.files import load_weights, read_json
 from mmgpt.weight_names import Rule, to_ours
@@ -76,7 +76,7 @@ def open_clip_fields(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file}: resize_mode={crop} is not known; known: {', '.join(CROPS)}")
     build = _timm_backed if vision.get("timm_model_name") else _native
     architecture, args = build(vision, bool(described["model_cfg"].get("quick_gelu")), file)
-    return complete(
+    return fill_from_tower(
         {
             "architecture": architecture,
             "model_args": args,
@@ -130,11 +130,11 @@ def open_clip_weights(folder: Path, config: OpenClipConfig) -> dict[str, Tensor]
     visual = {name.removeprefix("visual."): w for name, w in given.items() if name.startswith("visual.")}
     if any(name.startswith("trunk.") for name in visual):
         trunk = {name.removeprefix("trunk."): w for name, w in visual.items() if name.startswith("trunk.")}
-        return checked(trunk, config, where)
+        return check_tower_weights(trunk, config, where)
     ignored = (*POOLING, r"ln_post\..*") if not config.model_args.get("final_norm", True) else POOLING
     renamed = to_ours(visual, RULES, where, ignored)
     shaped = {"cls_token": (1, 1, config.width), "pos_embed": (1, -1, config.width)}
     own = {k: w.reshape(shaped[k]) if k in shaped else w for k, w in renamed.items()}
     if not config.model_args.get("pre_norm", True):  # then timm's patches have a bias, which open_clip's never have
         own["patch_embed.proj.bias"] = torch.zeros(config.width)
-    return checked(own, config, where)
+    return check_tower_weights(own, config, where)

@@ -34,7 +34,7 @@ class Settings:
             raise UserError(f"{self.where}: {key}={value!r} must be a whole number above zero")
         return value
 
-    def must_be(self, key: str, *supported: Any) -> None:
+    def require(self, key: str, *supported: Any) -> None:
         """Refuse a setting that is none of the supported ones.
 
         Raises:

@@ -35,7 +35,7 @@ def timm_fields(folder: Path) -> dict[str, Any]:
     height, width = pixels["input_size"][1:]
     if height != width:
         raise UserError(f"{file}: input_size {height}x{width} is no square; take a tower of square pictures")
-    return complete(
+    return fill_from_tower(
         {
             "architecture": described["architecture"],
             "model_args": {k: v for k, v in described.get("model_args", {}).items() if k != "num_classes"},
@@ -49,7 +49,7 @@ def timm_fields(folder: Path) -> dict[str, Any]:
     )
 
 
-def complete(named: dict[str, Any]) -> dict[str, Any]:
+def fill_from_tower(named: dict[str, Any]) -> dict[str, Any]:
     """The fields that a checkpoint names with those that its tower, once built, is found to have."""
     with torch.device("meta"):
         return {**named, **describe_tower(build_tower(named["architecture"], named["model_args"]))}
@@ -61,10 +61,10 @@ def timm_weights(folder: Path, config: TimmConfig) -> dict[str, Tensor]:
     Raises:
         UserError: if any is missing, unexpected or of another shape.
     """
-    return checked(load_weights(folder, pickles=config.pickles), config, str(folder))
+    return check_tower_weights(load_weights(folder, pickles=config.pickles), config, str(folder))
 
 
-def checked(weights: Mapping[str, Tensor], config: TimmConfig, where: str) -> dict[str, Tensor]:
+def check_tower_weights(weights: Mapping[str, Tensor], config: TimmConfig, where: str) -> dict[str, Tensor]:
     """Weights by timm's names as those of TimmEncoder, without a tower's pooling and classes.
 
     Raises:

@@ -34,12 +34,12 @@ def whisper_fields(folder: Path) -> dict[str, Any]:
     if part and not isinstance(settings.get(part), dict):
         raise UserError(f"{file}: {part} is missing; take a whole checkpoint")
     config, sound = Settings(settings[part] if part else settings, str(file)), preprocessor_of(folder)
-    config.must_be("activation_function", "gelu")
-    sound.must_be("feature_extractor_type", "WhisperFeatureExtractor")
-    sound.must_be("feature_size", config.number("num_mel_bins"))
-    sound.must_be("padding_value", 0.0)
+    config.require("activation_function", "gelu")
+    sound.require("feature_extractor_type", "WhisperFeatureExtractor")
+    sound.require("feature_size", config.number("num_mel_bins"))
+    sound.require("padding_value", 0.0)
     if sound.settings.get("dither"):
-        sound.must_be("dither", 0.0)  # checkpoints from before there was one do not name it
+        sound.require("dither", 0.0)  # checkpoints from before there was one do not name it
     fields = {
         "rate": sound.number("sampling_rate"),
         "mels": config.number("num_mel_bins"),

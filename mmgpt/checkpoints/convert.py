@@ -17,9 +17,9 @@ from mmgpt.checkpoints.hf_multimodal_tables import FORMS, TARGETS, Target
 from mmgpt.checkpoints.save_load import find_model, load_bundle, save_bundle, unique_weights
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.files import read_json, save_weights, write_folder, write_json
-from mmgpt.inputs.templates import jinja_of
-from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
-from mmgpt.model.bundle import Bundle
+from mmgpt.inputs.templates import to_jinja
+from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, Tokenizer
+from mmgpt.model.bundle import ModelBundle
 from mmgpt.model.quantize import BLOCKS, Quantization, pick_scheme
 from mmgpt.processor import pick_dtype
 from mmgpt.weight_names import to_theirs
@@ -73,7 +73,7 @@ def convert(
     return folder
 
 
-def export(bundle: Bundle, folder: Path, form: str) -> None:
+def export(bundle: ModelBundle, folder: Path, form: str) -> None:
     """Write a model as `form` has it, into a folder that is there whole or not at all.
 
     Raises:
@@ -100,7 +100,7 @@ def export(bundle: Bundle, folder: Path, form: str) -> None:
     write_folder(folder, fill)
 
 
-def faults_of(bundle: Bundle, form: str) -> list[str]:
+def faults_of(bundle: ModelBundle, form: str) -> list[str]:
     """What a form has no place for; nothing if it can express the model."""
     config = bundle.model.config
     if form == "mmgpt":
@@ -140,19 +140,19 @@ def _in_words(target: Target) -> str:
     return "{" + ", ".join(f"{name}: {value}" for name, value in adapter.items()) + "}"
 
 
-def _write_language_model(bundle: Bundle, folder: Path) -> None:
+def _write_language_model(bundle: ModelBundle, folder: Path) -> None:
     weights = bundle.model.decoder.state_dict()
     write_decoder(folder, bundle.model.config.decoder, weights, _special_ids(bundle))
     _write_talk(bundle, folder, bundle.tokenizer, {})
 
 
-def _write_multimodal(bundle: Bundle, folder: Path, target: Target) -> None:
+def _write_multimodal(bundle: ModelBundle, folder: Path, target: Target) -> None:
     config, modality = bundle.model.config, target.modality
     encoder, decoder = config.encoders[modality], config.decoder
     weights = unique_weights(bundle.model)
     tower, pixels, beside = target.tower.describe(encoder)
     dtype = weights["decoder.embedding.weight"].dtype
-    slot = bundle.tokenizer.special(SLOTS[modality])
+    slot = bundle.tokenizer.special(PLACEHOLDER_TOKENS[modality])
     described = {
         "architectures": [target.architecture],
         "model_type": target.kinds[0],
@@ -179,9 +179,9 @@ def _write_multimodal(bundle: Bundle, folder: Path, target: Target) -> None:
         folder,
     )
     write_json(folder / "preprocessor_config.json", {**pixels, "processor_class": target.processor})
-    count = config.media_specs()[modality].num_tokens(encoder.largest)
+    count = config.media_specs()[modality].num_tokens(encoder.max_shape)
     write_json(folder / "processor_config.json", _processor(target, encoder, count))
-    tokenizer = bundle.tokenizer.renamed(SLOTS[modality], target.slot)
+    tokenizer = bundle.tokenizer.renamed(PLACEHOLDER_TOKENS[modality], target.slot)
     before, after = ("", "") if target.wrap else bundle.wraps.get(modality, ("", ""))
     _write_talk(bundle, folder, tokenizer, {modality: before + target.slot + after})
 
@@ -206,12 +206,12 @@ def _processor(target: Target, encoder: Any, count: int) -> dict[str, Any]:
     return settings
 
 
-def _special_ids(bundle: Bundle) -> dict[str, int]:
+def _special_ids(bundle: ModelBundle) -> dict[str, int]:
     begin, end = bundle.tokenizer.begin, bundle.tokenizer.special(bundle.renderer.template.end)
     return {"eos_token_id": end, "pad_token_id": end, **({"bos_token_id": begin[0]} if begin else {})}
 
 
-def _write_talk(bundle: Bundle, folder: Path, tokenizer: Tokenizer, media: dict[str, str]) -> None:
+def _write_talk(bundle: ModelBundle, folder: Path, tokenizer: Tokenizer, media: dict[str, str]) -> None:
     """Tokenizer, chat template and generation settings as transformers reads them; and ours, for the way back."""
     template = bundle.renderer.template
     begin = tokenizer.decode(tokenizer.begin, keep_special=True) if template.begin is None else template.begin
@@ -225,7 +225,7 @@ def _write_talk(bundle: Bundle, folder: Path, tokenizer: Tokenizer, media: dict[
         **names,
     }
     write_json(folder / "tokenizer_config.json", settings)
-    (folder / "chat_template.jinja").write_text(jinja_of(template, begin, bundle.system, media), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(to_jinja(template, begin, bundle.system, media), encoding="utf-8")
     write_json(folder / "generation_config.json", {"do_sample": False, "max_new_tokens": 64, **ids})
     own = {"template": bundle.template, "system": bundle.system, "wraps": bundle.wraps}
     write_json(folder / OWN, own)

@@ -13,14 +13,14 @@ from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.datasets.sample import Message, parse_messages
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.trimming import TooLong
-from mmgpt.model.bundle import Bundle
+from mmgpt.model.bundle import ModelBundle
 
 GOLDEN_TOLERANCE = 1e-3  # of logits in float32, across machines
 ROUGH_TOLERANCE = 0.05  # in bfloat16, as a share of the largest logit
 
 
 @torch.no_grad()
-def golden_logits(bundle: Bundle, messages: tuple[Message, ...]) -> Tensor:
+def golden_logits(bundle: ModelBundle, messages: tuple[Message, ...]) -> Tensor:
     """Logits (V,) for the first token of the reply to `messages`."""
     bundle.model.eval()
     batch = collate([bundle.renderer.prompt(messages)]).to(bundle.model.device)
@@ -42,7 +42,7 @@ def _chirp() -> Audio:
 GOLDEN_MEDIA: dict[str, Callable[[], Image | Audio]] = {"image": _ramp, "audio": _chirp}
 
 
-def make_golden(bundle: Bundle) -> dict[str, Any]:
+def make_golden(bundle: ModelBundle) -> dict[str, Any]:
     """A prompt with every modality of the model, or the first of them that the context holds, and its logits."""
     media = [GOLDEN_MEDIA[modality]() for modality in bundle.model.config.encoders]
     while True:
@@ -61,7 +61,7 @@ def make_golden(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def verify_golden(bundle: Bundle, golden: dict[str, Any], where: str) -> None:
+def verify_golden(bundle: ModelBundle, golden: dict[str, Any], where: str) -> None:
     """Compute the golden logits again.
 
     Weights in bfloat16 and inputs in few bits round otherwise on another machine: their logits may differ by a share

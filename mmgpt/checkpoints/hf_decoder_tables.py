@@ -61,22 +61,22 @@ _LLAMA_KEYS = {
     "num_attention_heads": "heads",
     "num_key_value_heads": "kv_heads",
     "head_dim": "head_width",
-    "intermediate_size": "inner",
+    "intermediate_size": "ffn_width",
     "max_position_embeddings": "context",
     "rms_norm_eps": "norm_eps",
     "tie_word_embeddings": "tied",
 }
 _GEMMA_KEYS = {
     **_LLAMA_KEYS,
-    "query_pre_attn_scalar": "score_width",
-    "attn_logit_softcapping": "attention_cap",
-    "final_logit_softcapping": "logit_cap",
+    "query_pre_attn_scalar": "attention_scale_width",
+    "attn_logit_softcapping": "attention_softcap",
+    "final_logit_softcapping": "logit_softcap",
 }
 _GPT2_KEYS = {
     "n_embd": "width",
     "n_layer": "depth",
     "n_head": "heads",
-    "n_inner": "inner",
+    "n_inner": "ffn_width",
     "n_positions": "context",
     "layer_norm_epsilon": "norm_eps",
     "tie_word_embeddings": "tied",

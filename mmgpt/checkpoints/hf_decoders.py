@@ -17,7 +17,7 @@ from mmgpt.config import UserError, build, did_you_mean
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
 from mmgpt.model.decoder import Decoder
 from mmgpt.model.layers import DecoderConfig
-from mmgpt.model.meta import without_weights
+from mmgpt.model.meta import on_meta_device
 from mmgpt.weight_names import Rule, to_ours, to_theirs
 
 FREE = {"family", "pretrained", "revision", "pickles", "zero_init", "dropout"}  # fields that no checkpoint fixes
@@ -34,7 +34,7 @@ ROPE_KEYS = {  # settings of rotary positions and our fields, by kind
         "original_max_position_embeddings": "original_context",
         "beta_slow": "slow",
         "beta_fast": "fast",
-        "attention_factor": "magnitude",
+        "attention_factor": "attention_factor",
         "truncate": "whole",
     },
 }
@@ -126,19 +126,19 @@ def _read_rope(given: Described, where: str) -> dict[str, Any]:
     settings = {**stated, "original_max_position_embeddings": original}
     if kind == "yarn":
         settings["factor"] = settings.get("factor") or context / original
-        settings["attention_factor"] = settings.get("attention_factor") or _yarn_magnitude(settings)
+        settings["attention_factor"] = settings.get("attention_factor") or _yarn_attention_factor(settings)
     scaling = {ours: settings[theirs] for theirs, ours in keys.items() if settings.get(theirs) is not None}
     return {"rope_theta": theta, "rope_scaling": {"kind": kind, **scaling}}
 
 
-def _yarn_magnitude(settings: Described) -> float:
+def _yarn_attention_factor(settings: Described) -> float:
     """How much sharper scores become, by YaRN's rule and by DeepSeek's variant of it with two factors."""
 
-    def magnitude(weight: float) -> float:
+    def factor(weight: float) -> float:
         return 0.1 * weight * math.log(settings["factor"]) + 1.0 if settings["factor"] > 1 else 1.0
 
     above, below = settings.get("mscale"), settings.get("mscale_all_dim")
-    return magnitude(above) / magnitude(below) if above and below else magnitude(1.0)
+    return factor(above) / factor(below) if above and below else factor(1.0)
 
 
 def _read_layers(given: Described, family: Family, where: str) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def weights_of(given: Mapping[str, Tensor], config: DecoderConfig, where: str) -
     }
     if config.tied and head in own and not torch.equal(own.pop(head), embedding):
         raise UserError(f"{where}: {head} is not the embedding, though config.json says so by tie_word_embeddings")
-    with without_weights():
+    with on_meta_device():
         wanted = Decoder(config, len(embedding)).state_dict()
     if config.tied:
         del wanted["head.weight"]
@@ -246,8 +246,8 @@ def _resolved(config: DecoderConfig) -> dict[str, Any]:
         **config.model_dump(mode="json", exclude=FREE),
         "kv_heads": config.num_kv_heads,
         "head_width": config.num_per_head,
-        "inner": config.num_inner,
-        "score_width": config.score_width or config.num_per_head,
+        "ffn_width": config.num_inner,
+        "attention_scale_width": config.attention_scale_width or config.num_per_head,
         "rope_theta": config.rope_theta if config.position == "rope" else None,
     }
 
@@ -255,7 +255,11 @@ def _resolved(config: DecoderConfig) -> dict[str, Any]:
 def _settings(config: DecoderConfig, kind: str) -> dict[str, Any]:
     """A family's config.json, without what is not of the decoder alone."""
     family, fields = FAMILIES[kind], _resolved(config)
-    fields["score_width"] = int(fields["score_width"]) if fields["score_width"] % 1 == 0 else fields["score_width"]
+    fields["attention_scale_width"] = (
+        int(fields["attention_scale_width"])
+        if fields["attention_scale_width"] % 1 == 0
+        else fields["attention_scale_width"]
+    )
     name, activations = family.activation
     unsaid = [  # None here and in the family's own files
         theirs

@@ -13,11 +13,11 @@ from mmgpt.checkpoints.pretrained_parts import rows_of, tokenizer_of
 from mmgpt.config import UserError, build
 from mmgpt.files import first_of, load_weights, read_json
 from mmgpt.inputs.templates import read_template
-from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
-from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, Tokenizer
+from mmgpt.model.bundle import ModelBundle, new_bundle
 from mmgpt.model.config import ModelConfig
 from mmgpt.model.layers import DecoderConfig
-from mmgpt.model.meta import without_weights
+from mmgpt.model.meta import on_meta_device
 from mmgpt.weight_names import to_ours
 
 OWN = "mmgpt.json"  # beside an export: what its form has no place for
@@ -32,7 +32,7 @@ LLAMA = {  # transformers' LlamaConfig, whose values the config.json of LLaVA-1.
 }
 
 
-def read_language_model(folder: Path) -> tuple[Bundle, dict[str, Tensor]]:
+def read_language_model(folder: Path) -> tuple[ModelBundle, dict[str, Tensor]]:
     """A language model in Hugging Face layout: its bundle on the meta device, and its weights.
 
     Raises:
@@ -43,14 +43,14 @@ def read_language_model(folder: Path) -> tuple[Bundle, dict[str, Tensor]]:
     tokenizer = tokenizer_of(config)
     assert tokenizer is not None  # the decoder is pretrained
     own = _own(folder)
-    with without_weights():
+    with on_meta_device():
         bundle = new_bundle(config, tokenizer, own["template"], rows_of(folder))
     bundle.system = own["system"]
     weights = decoder_weights(folder, config.decoder)
     return bundle, {f"decoder.{name}": weight for name, weight in weights.items()}
 
 
-def read_multimodal(folder: Path) -> tuple[Bundle, dict[str, Tensor]]:
+def read_multimodal(folder: Path) -> tuple[ModelBundle, dict[str, Tensor]]:
     """A model in one of the forms of TARGETS: its bundle on the meta device, and its weights.
 
     Raises:
@@ -73,8 +73,8 @@ def read_multimodal(folder: Path) -> tuple[Bundle, dict[str, Tensor]]:
     slot = tokenizer.core.id_to_token(number)
     if slot is None:
         raise UserError(f"{folder}: its tokenizer has no token {number}, which stands for a medium in config.json")
-    with without_weights():
-        bundle = new_bundle(config, tokenizer.renamed(slot, SLOTS[target.modality]), own["template"], rows)
+    with on_meta_device():
+        bundle = new_bundle(config, tokenizer.renamed(slot, PLACEHOLDER_TOKENS[target.modality]), own["template"], rows)
     bundle.system, bundle.wraps = own["system"], _wraps(own, target)
     return bundle, _weights(load_weights(folder), config, target, str(folder))
 

@@ -90,7 +90,7 @@ def _llava_tower(encoder: Any) -> tuple[Described, Described, Described]:
     beside = {
         "vision_feature_layer": encoder.layer,
         "vision_feature_select_strategy": "default" if encoder.prefix_tokens and encoder.tokens == "patch" else "full",
-        "image_seq_length": encoder.num_tokens(encoder.largest),
+        "image_seq_length": encoder.num_tokens(encoder.max_shape),
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
     }

@@ -20,16 +20,16 @@ from mmgpt.config import UserError, build
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.model.bundle import ModelBundle, new_bundle
 from mmgpt.model.config import ModelConfig
-from mmgpt.model.meta import without_weights
+from mmgpt.model.meta import on_meta_device
 from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.model.quantize import Quantization, check_device, check_types, numbers_of, quantized_layers
 
 TOKEN_TABLES = ("decoder.embedding.weight", "decoder.head.weight")  # a row a token; one weight where it is tied
 
 
-def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
+def save_bundle(bundle: ModelBundle, folder: Path, with_golden: bool = True) -> None:
     """Write a bundle's files into an existing folder."""
     model = bundle.model
     save_weights(unique_weights(model), folder)
@@ -49,7 +49,7 @@ def save_bundle(bundle: Bundle, folder: Path, with_golden: bool = True) -> None:
     write_json(folder / "config.json", described)
     bundle.tokenizer.save(folder)
     sizes = {
-        m: {"kind": c.kind, "num_tokens": model.config.media_specs()[m].num_tokens(c.largest)}
+        m: {"kind": c.kind, "num_tokens": model.config.media_specs()[m].num_tokens(c.max_shape)}
         for m, c in model.config.encoders.items()
     }
     write_json(folder / "processor_config.json", sizes)
@@ -71,7 +71,7 @@ def load_bundle(
     *,
     revision: str | None = None,
     dtype: torch.dtype | None = None,
-) -> Bundle:
+) -> ModelBundle:
     """Read a bundle from a run, a stage's checkpoint, a model folder, or a checkpoint in transformers' layout.
 
     Args:
@@ -103,7 +103,7 @@ def load_bundle(
     return bundle
 
 
-def _read_own(folder: Path, described: dict[str, Any]) -> tuple[Bundle, dict[str, Tensor]]:
+def _read_own(folder: Path, described: dict[str, Any]) -> tuple[ModelBundle, dict[str, Tensor]]:
     """A folder that `save_bundle` wrote: its bundle on the meta device, and its weights."""
     if "model" not in described:
         raise UserError(f"{folder / 'config.json'}: has no model; take the config.json that was saved with the weights")
@@ -116,7 +116,7 @@ def _read_own(folder: Path, described: dict[str, Any]) -> tuple[Bundle, dict[str
     num_tokens = described.get("num_tokens", described["vocab_size"])
     if len(tokenizer) != num_tokens:
         raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {num_tokens}")
-    with without_weights():
+    with on_meta_device():
         bundle = new_bundle(config, tokenizer, described["template"], described["vocab_size"])
         if "quantization" in described:
             bundle.quantize(build(Quantization, described["quantization"], f"{folder / 'config.json'}: quantization"))

@@ -14,7 +14,7 @@ from mmgpt.datasets.media import MEDIA
 from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.prompts import fit_talk, read_prompt
-from mmgpt.inputs.rendered import Showing
+from mmgpt.inputs.rendered import RenderContext
 
 HELP = (
     "/image PATH, /audio PATH or /video PATH adds one to the next question, /system TEXT says how to answer, "
@@ -35,7 +35,7 @@ class _Talk:
     system: list[Message] = field(default_factory=list)
     history: list[Message] = field(default_factory=list)
     waiting: list[Part] = field(default_factory=list)  # media of the next question
-    showing: Showing = field(default_factory=Showing)  # media of the talk, prepared
+    showing: RenderContext = field(default_factory=RenderContext)  # media of the talk, prepared
 
     def run(self) -> None:
         self.console.print(HELP, style="dim")
@@ -56,7 +56,7 @@ class _Talk:
         command, _, argument = line.partition(" ")
         argument = argument.strip()
         if line == "/new":
-            self.history, self.waiting, self.showing = [], [], Showing()
+            self.history, self.waiting, self.showing = [], [], RenderContext()
         elif command == "/system":
             self._say_how(argument)
         elif command == "/save":

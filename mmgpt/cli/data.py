@@ -91,7 +91,7 @@ def shard(
 ) -> None:
     """Write a source as webdataset shards with an index. A run that was stopped goes on with the same command."""
     from mmgpt.datasets.readers.registry import load_source
-    from mmgpt.datasets.shard_writer import Job, keep_once, merge_shards, write_shards
+    from mmgpt.datasets.shard_writer import Job, deduplicate, merge_shards, write_shards
 
     if merge:
         _say_shards(merge_shards(out), out)
@@ -111,8 +111,8 @@ def shard(
 
         job = replace(job, count_tokens=Tokenizer.load(tokenizer).count)
     if min_characters or max_characters or near_copies:
-        rules = {"min_characters": min_characters, "max_characters": max_characters, "near": near_copies}
-        job, dropped = keep_once(job, rules)
+        rules = {"min_characters": min_characters, "max_characters": max_characters, "similarity": near_copies}
+        job, dropped = deduplicate(job, rules)
         _say(f"dropped: {', '.join(f'{count:,} {reason}' for reason, count in dropped.items()) or 'none'}")
     with _progress() as bars:
         task = bars.add_task("blocks", total=None)

@@ -16,12 +16,12 @@ from mmgpt.evaluation.metrics import recall_at_k
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.rendered import Rendered
-from mmgpt.model.bundle import Bundle
+from mmgpt.model.bundle import ModelBundle
 
 
 @torch.inference_mode()
 def retrieval_recall(
-    bundle: Bundle, source: Source, *, modality: str = "image", k: Sequence[int] = (1, 5), batch_size: int = 64
+    bundle: ModelBundle, source: Source, *, modality: str = "image", k: Sequence[int] = (1, 5), batch_size: int = 64
 ) -> dict[str, float]:
     """Recall of each medium's text among all distinct texts of a source, by a contrastive head.
 

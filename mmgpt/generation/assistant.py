@@ -24,7 +24,7 @@ from mmgpt.generation.speculative import check_draft
 from mmgpt.inputs.choices import without_space
 from mmgpt.inputs.rendered import IGNORED, Medium, Rendered
 from mmgpt.inputs.trimming import TooLong
-from mmgpt.model.bundle import Bundle
+from mmgpt.model.bundle import ModelBundle
 from mmgpt.model.quantize import Quantization, pick_scheme
 from mmgpt.processor import has_bf16_units, pick_device, pick_dtype, warn_of_slow_bf16
 
@@ -43,7 +43,7 @@ class Choice:
 class Assistant:
     """A model that answers; `name` says in results which one it was; with `compile` it decodes by a compiled step."""
 
-    def __init__(self, bundle: Bundle, name: str = "model", compile: bool = False) -> None:
+    def __init__(self, bundle: ModelBundle, name: str = "model", compile: bool = False) -> None:
         self.bundle, self.name = bundle, name
         self.model, self.tokenizer, self.renderer = bundle.model, bundle.tokenizer, bundle.renderer
         self.end = bundle.tokenizer.special(bundle.renderer.template.end)

@@ -99,7 +99,7 @@ def beam_search(
         going = [search for search, _, goes_on in steps if goes_on]
         if not going:
             return [search.found for search in searches]
-        cache.keep(torch.tensor(rows, device=model.device))
+        cache.select_rows(torch.tensor(rows, device=model.device))
         last = [beam.tokens[-1] for search in going for beam in search.live]
         logits_BV = decode_one(model, cache, torch.tensor(last, device=model.device))
 

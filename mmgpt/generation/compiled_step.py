@@ -33,9 +33,13 @@ def compiled_step(model: MultimodalModel) -> Step:
         raise UserError("compile: no C++ compiler found (g++ or clang++, or set CXX); install one, or leave it out")
 
     def graph(
-        ids_B: Tensor, lengths_B: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], shifted: Sequence[Tensor]
+        ids_B: Tensor,
+        lengths_B: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        token_shift_state: Sequence[Tensor],
     ) -> Tensor:
-        cache = KVCache(keys, values, shifted, lengths_B)
+        cache = KVCache(keys, values, token_shift_state, lengths_B)
         return one_step(decoder, cache, ids_B, cache.size)
 
     # The decoder's modules are not looked through for changes at every step: they are only ever loaded once.
@@ -43,7 +47,7 @@ def compiled_step(model: MultimodalModel) -> Step:
     run = torch.compile(graph, dynamic=True, fullgraph=True, options={**options, "cpp_wrapper": is_cpu})
 
     def step(model: MultimodalModel, cache: KVCache, ids_B: Tensor) -> Tensor:
-        logits_BV: Tensor = run(ids_B, cache.lengths_B, cache.keys, cache.values, cache.shifted)
+        logits_BV: Tensor = run(ids_B, cache.lengths_B, cache.keys, cache.values, cache.token_shift_state)
         cache.lengths_B = cache.lengths_B + 1
         return logits_BV
 

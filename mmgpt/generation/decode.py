@@ -13,7 +13,7 @@ from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.cache import KVCache
-from mmgpt.model.decoder import Decoder, cached_visible
+from mmgpt.model.decoder import Decoder, cached_attention_mask
 from mmgpt.model.multimodal import MultimodalModel
 
 
@@ -56,7 +56,7 @@ def extend(
     x_BTD: Tensor,
     starts: Sequence[int],
     counts: Sequence[int],
-    wanted_BW: Tensor | None = None,
+    output_positions_BW: Tensor | None = None,
 ) -> Tensor:
     """Append several tokens to every row.
 
@@ -66,18 +66,18 @@ def extend(
         x_BTD: embeddings, padded at their ends.
         starts: tokens that each row holds already.
         counts: tokens of each row without padding.
-        wanted_BW: indexes into T of the tokens whose hidden states are wanted.
+        output_positions_BW: indexes into T of the tokens whose hidden states are wanted.
     Returns:
         Hidden states (B, W, D) of the wanted tokens, or (B, D) of the last of each row.
     """
     starts_B, counts_B = (torch.tensor(list(given), device=x_BTD.device) for given in (starts, counts))
     length = x_BTD.shape[1]
     slots_BT = starts_B[:, None] + torch.arange(length, device=x_BTD.device)
-    visible = cached_visible(slots_BT, max(starts) + length) if any(starts) else None
-    lasts_BW = (counts_B - 1)[:, None] if wanted_BW is None else wanted_BW
-    hidden_BWD = model.decoder(x_BTD, slots_BT, visible, cache=cache, wanted_BW=lasts_BW)
+    attention_mask = cached_attention_mask(slots_BT, max(starts) + length) if any(starts) else None
+    lasts_BW = (counts_B - 1)[:, None] if output_positions_BW is None else output_positions_BW
+    hidden_BWD = model.decoder(x_BTD, slots_BT, attention_mask, cache=cache, output_positions_BW=lasts_BW)
     cache.lengths_B = starts_B + counts_B
-    out: Tensor = hidden_BWD[:, 0] if wanted_BW is None else hidden_BWD
+    out: Tensor = hidden_BWD[:, 0] if output_positions_BW is None else hidden_BWD
     return out
 
 
@@ -92,8 +92,8 @@ def decode_one(model: MultimodalModel, cache: KVCache, ids_B: Tensor) -> Tensor:
 def one_step(decoder: Decoder, cache: KVCache, ids_B: Tensor, reach: int) -> Tensor:
     """The logits (B, V) after one more token a row; `reach` slots of the cache are looked at, the new ones included."""
     positions_B1 = cache.lengths_B[:, None]
-    visible = cached_visible(positions_B1, reach)
-    hidden_B1D = decoder(decoder.embed(ids_B[:, None]), positions_B1, visible, cache=cache)
+    attention_mask = cached_attention_mask(positions_B1, reach)
+    hidden_B1D = decoder(decoder.embed(ids_B[:, None]), positions_B1, attention_mask, cache=cache)
     return decoder.logits(hidden_B1D[:, 0])
 
 

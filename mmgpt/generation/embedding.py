@@ -16,14 +16,14 @@ from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.prompts import read_prompt
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
-from mmgpt.model.bundle import Bundle
+from mmgpt.model.bundle import ModelBundle
 
 Pool = Literal["encoder", "decoder", "last"]
 Prompt = Part | str | Sequence[Part | str]  # of one vector
 
 
 @torch.inference_mode()
-def embed(bundle: Bundle, prompts: Sequence[Prompt], pool: Pool = "decoder", *, batch_size: int = 32) -> Tensor:
+def embed(bundle: ModelBundle, prompts: Sequence[Prompt], pool: Pool = "decoder", *, batch_size: int = 32) -> Tensor:
     """A vector of length 1 for each prompt: float32 (N, D) on the CPU, the same alone and in any batch.
 
     Args:
@@ -57,13 +57,13 @@ def embed(bundle: Bundle, prompts: Sequence[Prompt], pool: Pool = "decoder", *, 
     return F.normalize(torch.cat(found).float(), dim=-1).cpu()
 
 
-def _render(bundle: Bundle, prompt: Prompt, key: str) -> Rendered:
+def _render(bundle: ModelBundle, prompt: Prompt, key: str) -> Rendered:
     parts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Sequence) else prompt
     (message,) = read_prompt([Message.of("user", *parts)], bundle.limits)
     return bundle.renderer.parts(message.parts, key)
 
 
-def _of_decoder(bundle: Bundle, rendered: Sequence[Rendered], pool: Pool) -> Tensor:
+def _of_decoder(bundle: ModelBundle, rendered: Sequence[Rendered], pool: Pool) -> Tensor:
     batch = collate(rendered).to(bundle.model.device)
     states_BTD = bundle.model.hidden(batch).float()
     lengths_B = torch.tensor([len(one.ids) for one in rendered], device=states_BTD.device)
@@ -75,7 +75,7 @@ def _of_decoder(bundle: Bundle, rendered: Sequence[Rendered], pool: Pool) -> Ten
     return (states_BTD * counts_BT[..., None]).sum(dim=1) / counts_BT.sum(dim=1, keepdim=True)
 
 
-def _of_encoder(bundle: Bundle, rendered: Sequence[Rendered]) -> list[Tensor]:
+def _of_encoder(bundle: ModelBundle, rendered: Sequence[Rendered]) -> list[Tensor]:
     """A vector (1, D) for each prompt."""
     for one in rendered:
         held = sorted({medium.modality for medium in one.media})

@@ -152,7 +152,7 @@ class Engine:
     def _join(self, group: list[Request], reach: int) -> None:
         held = len(self.running)
         cache = self._grown(held + len(group), max(reach, *(len(one.text.prompt.ids) + one.budget for one in group)))
-        logits_BV = self.reader.read(cache.part(held, len(group)), [one.text for one in group])
+        logits_BV = self.reader.read(cache.view(held, len(group)), [one.text for one in group])
         for one in group:
             self.waiting.remove(one)
         self.running += group
@@ -163,7 +163,7 @@ class Engine:
             return
         assert self.cache is not None
         rows = list(self.running)
-        cache = self.cache.part(0, len(rows))
+        cache = self.cache.view(0, len(rows))
         lengths = [len(one.text) - 1 for one in rows]  # the last token is not in the cache yet
         cache.lengths_B = torch.tensor(lengths, device=self.model.device)
         ids_B = torch.tensor([one.text.tokens[-1] for one in rows], device=self.model.device)
@@ -220,7 +220,7 @@ class Engine:
             if last is not request:
                 assert self.cache is not None
                 self.running[row] = last
-                self.cache.fill(row, self.cache.part(len(self.running), 1), len(last.text))
+                self.cache.copy_row(row, self.cache.view(len(self.running), 1), len(last.text))
         request.text.forget()
         request.reply.text = text_of(self.tokenizer, request.reply.tokens, request.options.stop)
         if not self.running and not self.waiting:
@@ -239,7 +239,7 @@ class Engine:
             new = self.model.decoder.new_cache(max(rows, old.rows if old else 0), size)
             for row, one in enumerate(self.running):
                 assert old is not None
-                new.fill(row, old.part(row, 1), len(one.text))
+                new.copy_row(row, old.view(row, 1), len(one.text))
             self.cache = new
         assert self.cache is not None
         return self.cache
@@ -254,7 +254,7 @@ class Engine:
         self.waiting.extendleft(reversed(back))
         old, self.cache = self.cache, None
         if self.running and old is not None:
-            self.cache = old.part(0, len(self.running)).clone()
+            self.cache = old.view(0, len(self.running)).clone()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -87,7 +87,7 @@ def _score_group(
         starts = [lengths[row] for row, _ in chunk]
         own = reader.model.decoder.new_cache(len(chunk), max(starts) + max(map(len, rest)))
         for at, (row, _) in enumerate(chunk):
-            own.fill(at, cache.part(row, 1), lengths[row])
+            own.copy_row(at, cache.view(row, 1), lengths[row])
         for (row, number), found in zip(chunk, _extended(reader, own, starts, rest), strict=True):
             scores[row][number] += found
     return scores

@@ -100,7 +100,7 @@ class Reader:
         """
         ids = np.array(prompt.ids, dtype=np.int64)
         keys, placed = ids.copy(), []
-        for modality, slot in self.model.slots.items():
+        for modality, slot in self.model.placeholder_ids.items():
             places, at = np.flatnonzero(ids == slot), 0
             for medium in (one for one in prompt.media if one.modality == modality):
                 digest = _digest(medium)
@@ -159,14 +159,14 @@ class Reader:
             key, length = self.match(text.all_keys)
             prefix = self.prefixes.get(key)
             if prefix is not None:
-                cache.fill(row, prefix.cache, length)
+                cache.copy_row(row, prefix.cache, length)
             starts.append(length)
         counts = [len(text) - start for text, start in zip(texts, starts, strict=True)]
         hidden_BD = extend(self.model, cache, self._embed(texts, starts), starts, counts)
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             length = len(text)
             if text.is_awaited or 2 * start < length:  # else most of it is held already
-                self._hold(text, cache.part(row, 1, length))
+                self._hold(text, cache.view(row, 1, length))
         return self.model.decoder.logits(hidden_BD)
 
     def _hold(self, text: Text, row: KVCache) -> None:
@@ -199,7 +199,7 @@ class Reader:
         """The tokens (K, D) of media by their hashes; those not held are encoded, each content once."""
         known = {placed.digest: self.features.get(placed.digest) for _, placed in wanted}
         found = {digest: tokens_KD for digest, tokens_KD in known.items() if tokens_KD is not None}
-        for modality in self.model.slots:
+        for modality in self.model.placeholder_ids:
             missing = {
                 placed.digest: replace(text.prompt, media=[placed.medium])
                 for text, placed in wanted

@@ -13,8 +13,8 @@ from mmgpt.datasets.media import LIMITS, Limits, Media
 from mmgpt.datasets.remote import download
 from mmgpt.datasets.sample import Message, Part, Text, parse_messages
 from mmgpt.inputs.render import Renderer
-from mmgpt.inputs.rendered import Rendered, Showing
-from mmgpt.inputs.trimming import TooLong, without_oldest
+from mmgpt.inputs.rendered import RenderContext, Rendered
+from mmgpt.inputs.trimming import TooLong, drop_oldest_exchanges
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def fit_talk(
     *,
     room: int = 1,
     key: str = "prompt",
-    showing: Showing | None = None,
+    showing: RenderContext | None = None,
 ) -> FittedTalk:
     """Leave out a talk's oldest exchanges until it fits with `room` tokens for the answer.
 
@@ -140,10 +140,10 @@ def fit_talk(
     Raises:
         UserError: if a medium cannot be used; TooLong: if the last exchange alone does not fit.
     """
-    whole, showing = tuple(messages), showing or Showing()
+    whole, showing = tuple(messages), showing or RenderContext()
     fitted: tuple[Rendered, tuple[Message, ...]] | None = None
     too_long: TooLong | None = None
-    for shorter in (whole, *without_oldest(whole)):
+    for shorter in (whole, *drop_oldest_exchanges(whole)):
         try:
             fitted = renderer.prompt(shorter, key, showing), shorter
         except TooLong as error:

@@ -21,7 +21,7 @@ from mmgpt.generation.sampling import Chooser, check_logits
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.cache import KVCache
-from mmgpt.model.decoder import cached_visible
+from mmgpt.model.decoder import cached_attention_mask
 from mmgpt.model.multimodal import MultimodalModel
 
 LONGEST = 3  # tokens that the end of a text must share with an earlier place, tried from here down to 1
@@ -42,7 +42,7 @@ class Guesser(Protocol):
     def guess(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Up to `count` ids that may follow each text, which is as in the last call with what was decoded since."""
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Forget all texts but these."""
 
 
@@ -53,7 +53,7 @@ class Lookup:
         """Up to `count` ids a text."""
         return [look_up(text, count) for text in texts]
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Nothing is kept from call to call."""
 
 
@@ -122,10 +122,10 @@ class Draft:
         guesses: list[list[int]] = torch.stack(steps, dim=1).tolist()
         return guesses
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Forget all texts but these."""
         if self.cache is not None:
-            self.cache.keep(rows.to(self.draft.device))
+            self.cache.select_rows(rows.to(self.draft.device))
 
 
 def check_draft(tokenizer: Tokenizer, draft: Tokenizer) -> None:
@@ -147,8 +147,8 @@ def check_draft(tokenizer: Tokenizer, draft: Tokenizer) -> None:
 def decode_many(model: MultimodalModel, cache: KVCache, ids_BT: Tensor) -> Tensor:
     """Read T tokens after every row's text: the logits (B, T, V) that follow each. `accept` says which of them stay."""
     positions_BT = cache.lengths_B[:, None] + torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    visible = cached_visible(positions_BT, int(cache.lengths_B.max()) + ids_BT.shape[1])
-    hidden_BTD = model.decoder(model.decoder.embed(ids_BT), positions_BT, visible, cache=cache)
+    attention_mask = cached_attention_mask(positions_BT, int(cache.lengths_B.max()) + ids_BT.shape[1])
+    hidden_BTD = model.decoder(model.decoder.embed(ids_BT), positions_BT, attention_mask, cache=cache)
     return model.decoder.logits(hidden_BTD)
 
 
@@ -215,8 +215,8 @@ def speculate(
             return
         if len(going) < len(rows):
             kept = torch.tensor(going, device=model.device)
-            cache.keep(kept)
-            guesser.keep(kept)
+            cache.select_rows(kept)
+            guesser.select_rows(kept)
             rows = [rows[at] for at in going]
         own = [texts[row] for row in rows]
         wanted = max(ends[row] - len(texts[row]) for row in rows) - 1  # a pass gives one token more than was guessed

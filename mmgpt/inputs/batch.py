@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgpt.inputs.rendered import IGNORED, Objective, PairedText, Rendered
+from mmgpt.inputs.rendered import IGNORED, Objective, Rendered, TargetText
 
 TRIALS = 4  # numbers of rows among which packing chooses
 PADDING = -1  # the document number of padding
@@ -35,7 +35,7 @@ class MediaBatch:
     shapes: Tensor
     num_tokens: tuple[int, ...]
     names: tuple[str, ...]
-    texts: tuple[PairedText | None, ...]
+    texts: tuple[TargetText | None, ...]
     groups: tuple[str | None, ...]
 
     def to(self, device: torch.device | str) -> "MediaBatch":
@@ -80,7 +80,7 @@ class Batch:
         moved["media"] = {kind: media.to(device) for kind, media in self.media.items()}
         return replace(self, **moved)
 
-    def visible(self) -> Tensor | None:
+    def attention_mask(self) -> Tensor | None:
         """Bool (B, 1, T, T), True where a query (third axis) may attend to a key; None for plain causal attention.
 
         A token sees the tokens of its own document that are in the context or its own branch, up to itself.
@@ -95,7 +95,7 @@ class Batch:
         past = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
         return (same_document & in_reach & past)[:, None]
 
-    def previous(self) -> Tensor:
+    def previous_index(self) -> Tensor:
         """(B, T) index of the token before each one in its text, -1 for none; a branch's first follows the context."""
         places_BT = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
         before = torch.nn.functional.pad
@@ -107,10 +107,10 @@ class Batch:
 
 def collate(samples: Sequence[Rendered], objective: Objective = "respond") -> Batch:
     """Pad samples at their ends to one batch, a sample a row."""
-    return collate_rows([[sample] for sample in samples], objective)
+    return collate_packed([[sample] for sample in samples], objective)
 
 
-def collate_rows(rows: Sequence[Sequence[Rendered]], objective: Objective = "respond") -> Batch:
+def collate_packed(rows: Sequence[Sequence[Rendered]], objective: Objective = "respond") -> Batch:
     """Pad rows of samples to one batch; the samples of a row do not see each other."""
     samples = [sample for row in rows for sample in row]
     names = tuple(dict.fromkeys(sample.source for sample in samples))
@@ -169,7 +169,7 @@ def _pad_axes(values: list[Tensor], sizes: list[int]) -> Tensor:
     return padded
 
 
-def split_by_tokens(
+def split_into_micro_batches(
     rows: Sequence[Sequence[Rendered]], budget: int, max_media: int | None = None
 ) -> list[list[Sequence[Rendered]]]:
     """Sort rows by length and cut them into groups of at most `budget` padded tokens and `max_media` media of a kind.

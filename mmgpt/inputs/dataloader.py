@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import MediaError
-from mmgpt.datasets.mixture import Order, Position
+from mmgpt.datasets.mixture import MixtureSampler, SamplerState
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
-from mmgpt.inputs.batch import Batch, collate_rows, pack, split_by_tokens
+from mmgpt.inputs.batch import Batch, collate_packed, pack, split_into_micro_batches
 from mmgpt.inputs.objectives import rows_of
 from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.rendered import Objective, Rendered
@@ -30,7 +30,7 @@ PROBES = 32  # samples that tell how many tokens those of a source have
 
 
 @dataclass(frozen=True)
-class StepData:
+class StepBatches:
     """What one optimizer step learns from, or a rank's share of it.
 
     Attributes:
@@ -45,10 +45,10 @@ class StepData:
     counts: dict[str, Counter[str]]
     epochs: dict[str, float]
     faults: list[str] = field(default_factory=list)
-    position: Position | None = None
+    position: SamplerState | None = None
 
 
-class StepStream(IterableDataset[StepData | UserError]):
+class StepDataset(IterableDataset[StepBatches | UserError]):
     """StepData from step `start` on; a fault of the user's data comes as the error itself, and ends it.
 
     Args:
@@ -63,7 +63,7 @@ class StepStream(IterableDataset[StepData | UserError]):
     def __init__(
         self,
         sources: Sequence[Source],
-        order: Order,
+        order: MixtureSampler,
         renderer: Renderer,
         *,
         objective: Objective,
@@ -72,7 +72,7 @@ class StepStream(IterableDataset[StepData | UserError]):
         micro_batch_media: int | None = None,
         row_tokens: int | None = None,
         start: int = 0,
-        position: Position | None = None,
+        position: SamplerState | None = None,
         word_dropout: float = 0.0,
         rank: int = 0,
         world: int = 1,
@@ -83,7 +83,7 @@ class StepStream(IterableDataset[StepData | UserError]):
         self.micro_batch_media, self.row_tokens = micro_batch_media, row_tokens
         self.word_dropout, self.rank, self.world = word_dropout, rank, world
 
-    def __iter__(self) -> Iterator[StepData | UserError]:
+    def __iter__(self) -> Iterator[StepBatches | UserError]:
         worker = get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         draws = self.order.draw(self.start * self.batch_size, self.position)
@@ -92,7 +92,7 @@ class StepStream(IterableDataset[StepData | UserError]):
             while drawn := list(islice(draws, self.batch_size)):
                 if (step - self.start) % workers == mine:
                     try:
-                        data: StepData | UserError = self._step(drawn, step, draws.position, pool)
+                        data: StepBatches | UserError = self._step(drawn, step, draws.position, pool)
                     except (
                         UserError
                     ) as error:  # handed on as a value: torch wraps what a worker raises into its traceback
@@ -100,7 +100,9 @@ class StepStream(IterableDataset[StepData | UserError]):
                     yield data
                 step += 1
 
-    def _step(self, drawn: list[tuple[int, int]], step: int, after: Position, pool: ThreadPoolExecutor) -> StepData:
+    def _step(
+        self, drawn: list[tuple[int, int]], step: int, after: SamplerState, pool: ThreadPoolExecutor
+    ) -> StepBatches:
         rendered, faults = [], []
         counts = {source.name: Counter[str]() for source in self.sources}
         numbered = list(enumerate(drawn, start=step * self.batch_size))[self.rank :: self.world]
@@ -119,7 +121,7 @@ class StepStream(IterableDataset[StepData | UserError]):
                 own["skipped"] += 1
                 faults.append(str(error))
         epochs = {one.name: count / len(one) for one, count in zip(self.sources, after["counts"], strict=True)}
-        return StepData(self._batches(rendered), counts, epochs, faults, after)
+        return StepBatches(self._batches(rendered), counts, epochs, faults, after)
 
     def _read(self, draw: tuple[int, int]) -> Sample | MediaError:
         source, index = draw
@@ -128,17 +130,17 @@ class StepStream(IterableDataset[StepData | UserError]):
         except MediaError as error:  # handed on: it is counted in the order of the draws
             return error
 
-    def _render(self, sample: Sample, draw: int) -> Iterator[Rendered]:
+    def _render(self, sample: Sample, sample_number: int) -> Iterator[Rendered]:
         for part in rows_of(sample, self.objective):
-            yield self.renderer.render(part, self.objective, draw, self.word_dropout)
+            yield self.renderer.render(part, self.objective, sample_number, self.word_dropout)
 
     def _batches(self, rendered: list[Rendered]) -> list[Batch]:
         if self.row_tokens:
             rows = pack(rendered, self.row_tokens, self.micro_batch_media)
         else:
             rows = [[one] for one in rendered]
-        groups = split_by_tokens(rows, self.micro_batch_tokens, self.micro_batch_media)
-        return [collate_rows(group, self.objective) for group in groups]
+        groups = split_into_micro_batches(rows, self.micro_batch_tokens, self.micro_batch_media)
+        return [collate_packed(group, self.objective) for group in groups]
 
 
 def mean_tokens(source: Source, renderer: Renderer, objective: Objective) -> float:
@@ -157,7 +159,7 @@ def mean_tokens(source: Source, renderer: Renderer, objective: Objective) -> flo
     return sum(lengths) / len(lengths)
 
 
-def load_steps(stream: StepStream, workers: int) -> Iterator[StepData]:
+def iterate_steps(stream: StepDataset, workers: int) -> Iterator[StepBatches]:
     """Iterate over a stream in `workers` processes (0: in this one), in the same order for any number of them.
 
     Raises:

@@ -11,8 +11,8 @@ from mmgpt.inputs.rendered import (
     IGNORED,
     MediaSpec,
     Objective,
-    PairedText,
     Rendered,
+    TargetText,
 )
 
 
@@ -59,7 +59,7 @@ def only_reply(sample: Sample) -> str:
     return replies[0].text if all(isinstance(part, Text) for part in replies[0].parts) else ""
 
 
-def paired(rendered: Rendered, pair: PairedText) -> Rendered:
+def paired(rendered: Rendered, pair: TargetText) -> Rendered:
     """Give a reply to each medium that is the only one of its modality."""
     counts = Counter(medium.modality for medium in rendered.media)
     media = [replace(one, text=pair) if counts[one.modality] == 1 else one for one in rendered.media]
@@ -72,7 +72,7 @@ def only_pairs(rendered: Rendered, objective: Objective, specs: Mapping[str, Med
     Raises:
         UserError: if there is no pair that it can learn from; TooLong: if a transcript does not fit its clip.
     """
-    modalities = [modality for modality, spec in specs.items() if objective in spec.faults]
+    modalities = [modality for modality, spec in specs.items() if objective in spec.pair_errors]
     pairs = [medium for medium in rendered.media if medium.text and medium.modality in modalities]
     if not pairs:
         counts = Counter(medium.modality for medium in rendered.media)
@@ -82,7 +82,7 @@ def only_pairs(rendered: Rendered, objective: Objective, specs: Mapping[str, Med
             f"assistant turn, in words; it holds {held}; leave it out of this stage's data"
         )
     for one in pairs:
-        fault = one.text and specs[one.modality].faults[objective](one.text.text, tuple(one.values.shape))
+        fault = one.text and specs[one.modality].pair_errors[objective](one.text.text, tuple(one.values.shape))
         if fault:
             raise fault
     return replace(rendered, labels=[IGNORED] * len(rendered.labels))

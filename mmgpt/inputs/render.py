@@ -17,17 +17,17 @@ from mmgpt.inputs.rendered import (
     HeadKind,
     MediaSpec,
     Medium,
+    MediumPlaceholders,
     Objective,
-    PairedText,
-    Pieces,
+    RenderContext,
     Rendered,
-    Showing,
-    Slots,
+    TargetText,
+    TokenBuilder,
 )
-from mmgpt.inputs.templates import Template
-from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer
+from mmgpt.inputs.templates import ChatTemplate
+from mmgpt.inputs.tokenizer import END, MASK, PLACEHOLDER_TOKENS, Tokenizer
 from mmgpt.inputs.tools import Mark, Spoken, spoken
-from mmgpt.inputs.trimming import TooLong, ever_shorter
+from mmgpt.inputs.trimming import TooLong, truncations
 from mmgpt.inputs.video import VideoReader
 
 
@@ -44,7 +44,7 @@ class Renderer:
     """
 
     tokenizer: Tokenizer
-    template: Template
+    template: ChatTemplate
     specs: Mapping[str, MediaSpec]
     context: int
     system: str | None = None
@@ -52,11 +52,15 @@ class Renderer:
     video: VideoReader | None = None
 
     def render(
-        self, sample: Sample, objective: Objective = "respond", draw: int | None = None, word_dropout: float = 0.0
+        self,
+        sample: Sample,
+        objective: Objective = "respond",
+        sample_number: int | None = None,
+        word_dropout: float = 0.0,
     ) -> Rendered:
-        """Render a sample to learn from; `draw` varies what is hidden from one showing to the next.
+        """Render a sample to learn from; `sample_number` varies what is hidden from one showing to the next.
 
-        Only the showings of a training have a `draw`; it augments their media, which are left as they came without one.
+        Training alone gives a `sample_number`, which augments the media; without one they are left as they came.
 
         One assistant message alone is a document: its text and an end token, without a template. A sample over
         the context loses whole branches from its end, or whole exchanges: from its start, or from its end where the
@@ -74,9 +78,9 @@ class Renderer:
             raise UserError(f"{sample.key}: branches are for the objective respond; use Sample.unbranched() first")
         if not sample.messages:
             raise UserError(f"{sample.key}: holds no messages; give it at least a user and an assistant turn")
-        rng = random.Random(f"{sample.key}/{draw or 0}")
+        rng = random.Random(f"{sample.key}/{sample_number or 0}")
         try:
-            showing = Showing(None if draw is None else rng)
+            showing = RenderContext(None if sample_number is None else rng)
             fitted = self._fit(sample, "respond" if of_encoder else objective, showing)
             rendered = self._with_pair(fitted, sample)
             if of_encoder:
@@ -89,13 +93,15 @@ class Renderer:
             return masked(rendered, self.tokenizer.special(MASK), rng)
         return words_dropped(rendered, word_dropout, self.tokenizer.special(MASK), rng) if word_dropout else rendered
 
-    def prompt(self, messages: tuple[Message, ...], key: str = "prompt", showing: Showing | None = None) -> Rendered:
+    def prompt(
+        self, messages: tuple[Message, ...], key: str = "prompt", showing: RenderContext | None = None
+    ) -> Rendered:
         """Render a conversation up to where the assistant's reply begins; media in `showing` are not read again.
 
         Raises:
             UserError: if it is empty or ends with an assistant turn; TooLong: if it does not fit the context.
         """
-        pieces = self._prompt_pieces(messages, showing or Showing())
+        pieces = self._prompt_pieces(messages, showing or RenderContext())
         if len(pieces.ids) >= self.context:
             media = _heaviest(messages, pieces.showing)
             raise TooLong(
@@ -110,12 +116,12 @@ class Renderer:
 
         The choices and their end tokens are the labels. The last prompt token opens every branch.
         """
-        context = self._prompt_pieces(messages, Showing())
+        context = self._prompt_pieces(messages, RenderContext())
         opening = context.ids.pop()
         context.labels.pop()
         branches = []
         for choice in choices:
-            branch = Pieces(ids=[opening], labels=[IGNORED])
+            branch = TokenBuilder(ids=[opening], labels=[IGNORED])
             branch.add(self.tokenizer.encode(choice), True)
             branch.add(self._end_ids, True)
             branches.append(branch)
@@ -130,22 +136,22 @@ class Renderer:
         Raises:
             UserError: if there is neither text nor medium; TooLong: if they do not fit the context.
         """
-        pieces = Pieces()
+        pieces = TokenBuilder()
         self._add_parts(pieces, tuple(parts), False)
         if not pieces.ids:
             raise UserError(f"{key}: is empty; give it a text or a medium")
-        begun = Pieces(ids=[*self.tokenizer.begin, *pieces.ids], media=pieces.media)
+        begun = TokenBuilder(ids=[*self.tokenizer.begin, *pieces.ids], media=pieces.media)
         if len(begun.ids) > self.context:
             raise TooLong(f"{key}: {len(begun.ids)} tokens, over the context of {self.context}; cut it into several")
         begun.labels = [IGNORED] * len(begun.ids)
         return _rendered(begun, [], Sample((), key=key))
 
-    def _prompt_pieces(self, messages: tuple[Message, ...], showing: Showing) -> Pieces:
+    def _prompt_pieces(self, messages: tuple[Message, ...], showing: RenderContext) -> TokenBuilder:
         if not messages:
             raise UserError("the prompt is empty; give at least one user message")
         if messages[-1].role == "assistant":
             raise UserError("the conversation ends with an assistant turn; end it with what is to be answered")
-        pieces = Pieces(showing)
+        pieces = TokenBuilder(showing)
         turns = self._spoken(messages)
         pieces.add(self._begin(turns), False)
         self._add_turns(pieces, turns, "respond")
@@ -153,9 +159,9 @@ class Renderer:
         pieces.labels = [IGNORED] * len(pieces.ids)  # earlier replies are not to be scored
         return pieces
 
-    def _fit(self, sample: Sample, objective: Objective, showing: Showing) -> Rendered:
+    def _fit(self, sample: Sample, objective: Objective, showing: RenderContext) -> Rendered:
         if is_document(sample):
-            pieces = Pieces(showing)
+            pieces = TokenBuilder(showing)
             pieces.add(self.tokenizer.begin, False)
             self._add_parts(pieces, sample.messages[0].parts, sample.messages[0].is_learned)
             pieces.add((self.tokenizer.special(END),), sample.messages[0].is_learned)
@@ -168,7 +174,7 @@ class Renderer:
         fitted, size = self._if_it_fits(sample, sample, objective, showing)
         if fitted is not None:
             return fitted
-        versions = list(ever_shorter(sample))
+        versions = list(truncations(sample))
         least, most = 1, len(versions)
         while least < most:  # by halves, for each is rendered
             at = (least + most) // 2
@@ -179,7 +185,7 @@ class Renderer:
         return fitted
 
     def _if_it_fits(
-        self, shown: Sample, sample: Sample, objective: Objective, showing: Showing
+        self, shown: Sample, sample: Sample, objective: Objective, showing: RenderContext
     ) -> tuple[Rendered | None, int]:
         """What is shown of a sample, rendered, or None where it is over the context; and its tokens."""
         context, branches = self._conversation(shown, objective, showing)
@@ -188,8 +194,10 @@ class Renderer:
             return None, size
         return replace(_rendered(context, branches, sample), is_trimmed=shown is not sample), size
 
-    def _conversation(self, sample: Sample, objective: Objective, showing: Showing) -> tuple[Pieces, list[Pieces]]:
-        context, shared = Pieces(showing), self._spoken(sample.messages)
+    def _conversation(
+        self, sample: Sample, objective: Objective, showing: RenderContext
+    ) -> tuple[TokenBuilder, list[TokenBuilder]]:
+        context, shared = TokenBuilder(showing), self._spoken(sample.messages)
         context.add(self._begin(shared), objective != "respond")
         if not sample.branches:
             self._add_turns(context, shared, objective)
@@ -199,7 +207,7 @@ class Renderer:
         context.labels = [IGNORED] * len(context.labels)
         branches = []
         for turns in sample.branches:
-            branch = Pieces(showing)
+            branch = TokenBuilder(showing)
             if turns[0].role == sample.messages[-1].role:
                 self._add_turns(branch, self._spoken(turns), objective, reopen=False)
             else:
@@ -211,7 +219,7 @@ class Renderer:
 
     def _add_turns(
         self,
-        out: Pieces,
+        out: TokenBuilder,
         turns: Sequence[Spoken],
         objective: Objective,
         *,
@@ -236,16 +244,16 @@ class Renderer:
         ids = self.tokenizer.begin if begin is None else self.tokenizer.encode_markup(begin)
         if self.system is None or turns[0].role == "system":
             return ids
-        pieces = Pieces()
+        pieces = TokenBuilder()
         self._add_turns(pieces, (Spoken("system", (Text(self.system),)),), "respond")
         return (*ids, *pieces.ids)
 
-    def _close(self, out: Pieces, said: Spoken, objective: Objective) -> None:
+    def _close(self, out: TokenBuilder, said: Spoken, objective: Objective) -> None:
         turn, everything = self.template.turn(said.role), objective != "respond" and said.is_learned
         out.add(self.tokenizer.encode_markup(turn.end), everything or _is_target(said))
         out.add(self.tokenizer.encode_markup(turn.after), everything)
 
-    def _add_parts(self, out: Pieces, parts: Sequence[Part | Mark], is_target: bool) -> None:
+    def _add_parts(self, out: TokenBuilder, parts: Sequence[Part | Mark], is_target: bool) -> None:
         for part in parts:
             if isinstance(part, Mark):
                 out.add(self.tokenizer.encode_markup(part.text), is_target)
@@ -257,15 +265,15 @@ class Renderer:
             if part not in prepared:
                 prepared[part] = self._prepare(part, out.showing.rng)
             for piece in prepared[part]:
-                if isinstance(piece, Slots):
+                if isinstance(piece, MediumPlaceholders):
                     out.add_medium(piece)
                 else:
                     out.add(piece, False)
 
-    def _prepare(self, part: Media, rng: random.Random | None) -> list[tuple[int, ...] | Slots]:
+    def _prepare(self, part: Media, rng: random.Random | None) -> list[tuple[int, ...] | MediumPlaceholders]:
         if isinstance(part, Video) and self.specs and self.video:
             seed = rng.getrandbits(64) if rng else None  # the frames of a showing are augmented alike
-            pieces: list[tuple[int, ...] | Slots] = []
+            pieces: list[tuple[int, ...] | MediumPlaceholders] = []
             for one in self.video(part):
                 if isinstance(one, Text):
                     pieces.append(self.tokenizer.encode(one.text))
@@ -276,16 +284,16 @@ class Renderer:
             known = ", ".join(["text", *self.specs, *(["video"] if self.specs and self.video else [])])
             raise UserError(f"{part.name()}: this model has no {part.modality} encoder; it takes {known}: leave it out")
         spec = self.specs[part.modality]
-        values = spec.prepare(part, rng)
+        values = spec.preprocess(part, rng)
         medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name(), group=part.group)
         before, after = map(self.tokenizer.encode_markup, self.wraps.get(part.modality, ("", "")))
-        return [Slots(medium, self.tokenizer.special(SLOTS[part.modality]), before, after)]
+        return [MediumPlaceholders(medium, self.tokenizer.special(PLACEHOLDER_TOKENS[part.modality]), before, after)]
 
     def _with_pair(self, rendered: Rendered, sample: Sample) -> Rendered:
         text = only_reply(sample)
         if not text.strip():
             return rendered
-        return paired(rendered, PairedText(text, self.tokenizer.encode(text) + self._end_ids))
+        return paired(rendered, TargetText(text, self.tokenizer.encode(text) + self._end_ids))
 
     @property
     def _end_ids(self) -> tuple[int, ...]:
@@ -297,17 +305,17 @@ def _is_target(turn: Spoken) -> bool:
     return turn.role == "assistant" and turn.is_learned
 
 
-def _heaviest(messages: Sequence[Message], showing: Showing) -> str:
+def _heaviest(messages: Sequence[Message], showing: RenderContext) -> str:
     """The three media of a prompt that take most tokens: a video with all its frames."""
     media = [part for message in messages for part in message.parts if isinstance(part, Media)]
     taken = [
-        (part.name(), sum(p.medium.num_tokens for p in showing.prepared[part] if isinstance(p, Slots)))
+        (part.name(), sum(p.medium.num_tokens for p in showing.prepared[part] if isinstance(p, MediumPlaceholders)))
         for part in media
     ]
     return ", ".join(f"{name} {count}" for name, count in sorted(taken, key=lambda one: -one[1])[:3])
 
 
-def _rendered(context: Pieces, branches: list[Pieces], sample: Sample) -> Rendered:
+def _rendered(context: TokenBuilder, branches: list[TokenBuilder], sample: Sample) -> Rendered:
     ids, labels, media = list(context.ids), list(context.labels), list(context.media)
     numbers, positions = [0] * len(ids), list(range(len(ids)))
     for number, branch in enumerate(branches, start=1):

@@ -21,17 +21,17 @@ class MediaSpec:
     """How one modality enters.
 
     Attributes:
-        prepare: decodes a part to a tensor; augments it where a generator is given to draw from.
+        preprocess: decodes a part to a tensor; augments it where a generator is given to draw from.
         num_tokens: counts what a tensor's shape will take.
-        faults: for each kind of head there is, why it cannot learn from a text with a tensor of some shape, if so.
+        pair_errors: for each kind of head there is, why it cannot learn from a text with a tensor of some shape, if so.
     """
 
-    prepare: Callable[[Media, random.Random | None], Tensor]
+    preprocess: Callable[[Media, random.Random | None], Tensor]
     num_tokens: Callable[[tuple[int, ...]], int]
-    faults: Mapping[str, Callable[[str, tuple[int, ...]], UserError | None]] = field(default_factory=dict)
+    pair_errors: Mapping[str, Callable[[str, tuple[int, ...]], UserError | None]] = field(default_factory=dict)
 
 
-class PairedText(NamedTuple):
+class TargetText(NamedTuple):
     """The reply that a medium forms a pair with: its words, and their tokens closed by the end token."""
 
     text: str
@@ -46,7 +46,7 @@ class Medium:
     values: Tensor
     num_tokens: int
     name: str
-    text: PairedText | None = None
+    text: TargetText | None = None
     group: str | None = None
 
 
@@ -72,7 +72,7 @@ class Rendered:
 
 
 @dataclass(frozen=True)
-class Slots:
+class MediumPlaceholders:
     """A medium with its placeholder token, and the markup around it."""
 
     medium: Medium
@@ -82,7 +82,7 @@ class Slots:
 
 
 @dataclass
-class Showing:
+class RenderContext:
     """One showing of a sample or talk: what augments its media, and those prepared, which are decoded once.
 
     Attributes:
@@ -91,14 +91,14 @@ class Showing:
     """
 
     rng: random.Random | None = None
-    prepared: dict[Media, list[tuple[int, ...] | Slots]] = field(default_factory=dict)
+    prepared: dict[Media, list[tuple[int, ...] | MediumPlaceholders]] = field(default_factory=dict)
 
 
 @dataclass
-class Pieces:
+class TokenBuilder:
     """Tokens, labels and media in reading order."""
 
-    showing: Showing = field(default_factory=Showing)
+    showing: RenderContext = field(default_factory=RenderContext)
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     media: list[Medium] = field(default_factory=list)
@@ -108,7 +108,7 @@ class Pieces:
         self.ids += ids
         self.labels += ids if is_target else [IGNORED] * len(ids)
 
-    def add_medium(self, slots: Slots) -> None:
+    def add_medium(self, slots: MediumPlaceholders) -> None:
         """Add a medium's placeholders; neither they nor their markup are targets."""
         self.add((*slots.before, *(slots.slot,) * slots.medium.num_tokens, *slots.after), False)
         self.media.append(slots.medium)

@@ -19,7 +19,7 @@ from mmgpt.inputs.tools import ToolForm
 TemplateName = Literal["plain", "chatml", "llama3", "gemma", "vicuna"]
 
 
-class Turn(NamedTuple):
+class RoleMarkup(NamedTuple):
     """The markup around one role's turns; `end` is learned after a reply, `after` never is."""
 
     open: str
@@ -28,7 +28,7 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Template:
+class ChatTemplate:
     """The markup of a conversation.
 
     Attributes:
@@ -38,7 +38,7 @@ class Template:
     """
 
     begin: str | None
-    turns: Mapping[str, Turn]
+    turns: Mapping[str, RoleMarkup]
     tools: ToolForm | None = None
 
     @property
@@ -51,7 +51,7 @@ class Template:
         """The special tokens of the markup."""
         return special_tokens("".join([self.begin or "", *(piece for turn in self.turns.values() for piece in turn)]))
 
-    def turn(self, role: str) -> Turn:
+    def turn(self, role: str) -> RoleMarkup:
         """The markup of a role.
 
         Raises:
@@ -63,22 +63,29 @@ class Template:
 
 
 ROLES: tuple[Role, ...] = get_args(Role)
-TEMPLATES: dict[str, Template] = {
-    "plain": Template(None, dict.fromkeys(ROLES, Turn("", END))),
-    "chatml": Template(None, {role: Turn(f"<|im_start|>{role}\n", "<|im_end|>", "\n") for role in ROLES}, ToolForm()),
-    "llama3": Template(
-        "<|begin_of_text|>",
-        {role: Turn(f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>") for role in ROLES},
+TEMPLATES: dict[str, ChatTemplate] = {
+    "plain": ChatTemplate(None, dict.fromkeys(ROLES, RoleMarkup("", END))),
+    "chatml": ChatTemplate(
+        None, {role: RoleMarkup(f"<|im_start|>{role}\n", "<|im_end|>", "\n") for role in ROLES}, ToolForm()
     ),
-    "gemma": Template(
+    "llama3": ChatTemplate(
+        "<|begin_of_text|>",
+        {role: RoleMarkup(f"<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>") for role in ROLES},
+    ),
+    "gemma": ChatTemplate(
         "<bos>",
         {
-            "user": Turn("<start_of_turn>user\n", "<end_of_turn>", "\n"),
-            "assistant": Turn("<start_of_turn>model\n", "<end_of_turn>", "\n"),
+            "user": RoleMarkup("<start_of_turn>user\n", "<end_of_turn>", "\n"),
+            "assistant": RoleMarkup("<start_of_turn>model\n", "<end_of_turn>", "\n"),
         },
     ),
-    "vicuna": Template(  # LLaVA-1.5's (arXiv:2310.03744)
-        None, {"system": Turn("", " "), "user": Turn("USER: ", " "), "assistant": Turn("ASSISTANT:", "</s>")}
+    "vicuna": ChatTemplate(  # LLaVA-1.5's (arXiv:2310.03744)
+        None,
+        {
+            "system": RoleMarkup("", " "),
+            "user": RoleMarkup("USER: ", " "),
+            "assistant": RoleMarkup("ASSISTANT:", "</s>"),
+        },
     ),
 }
 MARKS: dict[str, TemplateName] = {  # what tells a family's template, first come first served
@@ -94,7 +101,7 @@ def special_tokens(markup: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"<[^<>\s]+>", markup)))
 
 
-def jinja_of(template: Template, begin: str, system: str | None, media: Mapping[str, str]) -> str:
+def to_jinja(template: ChatTemplate, begin: str, system: str | None, media: Mapping[str, str]) -> str:
     """The template as Hugging Face's programs read it; messages hold a string, or a list of parts in reading order.
 
     Args:
@@ -181,7 +188,7 @@ def _jinja_of_calls(form: ToolForm) -> str:
     )
 
 
-def _closed(turn: Turn) -> str:
+def _closed(turn: RoleMarkup) -> str:
     return turn.end + turn.after
 
 

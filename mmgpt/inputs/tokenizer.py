@@ -17,7 +17,7 @@ from mmgpt.config import Config, UserError
 from mmgpt.datasets.cells import well_formed
 
 PAD, END, MASK = "<|pad|>", "<|end|>", "<|mask|>"
-SLOTS = {"image": "<|image|>", "audio": "<|audio|>"}  # one placeholder token for each feature of a medium
+PLACEHOLDER_TOKENS = {"image": "<|image|>", "audio": "<|audio|>"}  # one placeholder token for each feature of a medium
 CHAT = (
     "<|im_start|>",
     "<|im_end|>",
@@ -26,7 +26,7 @@ CHAT = (
     "<|end_header_id|>",
     "<|eot_id|>",
 )
-SPECIALS = (PAD, END, MASK, *SLOTS.values(), *CHAT)
+SPECIALS = (PAD, END, MASK, *PLACEHOLDER_TOKENS.values(), *CHAT)
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")  # by which outside tokenizers close a document
 
 

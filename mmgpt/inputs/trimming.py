@@ -7,7 +7,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Sample, Text
 
 
-def ever_shorter(sample: Sample) -> Iterator[Sample]:
+def truncations(sample: Sample) -> Iterator[Sample]:
     """The sample, then without its last branch, the one before ...; or without its first exchange, the next ...
 
     Where the first exchange holds all media, later ones ask about these: then the last goes first. What holds no
@@ -31,11 +31,11 @@ def _shorter(sample: Sample) -> Iterator[Sample]:
         for at in reversed(starts[1:]):
             yield replace(sample, messages=sample.messages[:at])
         return
-    for messages in without_oldest(sample.messages):
+    for messages in drop_oldest_exchanges(sample.messages):
         yield replace(sample, messages=messages)
 
 
-def without_oldest(messages: tuple[Message, ...]) -> Iterator[tuple[Message, ...]]:
+def drop_oldest_exchanges(messages: tuple[Message, ...]) -> Iterator[tuple[Message, ...]]:
     """The messages without their first exchange, the first two ...; a system turn stays, and the last exchange."""
     system = tuple(message for message in messages[:1] if message.role == "system")
     for at in _starts(messages)[1:]:

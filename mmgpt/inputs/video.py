@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from mmgpt.config import Config
-from mmgpt.datasets.media import Audio, Image, Limits, MediaError, Sound, Video
+from mmgpt.datasets.media import Audio, Image, Limits, MediaError, Video, Waveform
 from mmgpt.datasets.sample import Part, Text
 
 
@@ -26,14 +26,14 @@ class VideoConfig(Config):
     @model_validator(mode="after")
     def _time_can_be_written(self) -> Self:
         try:
-            self.told(0.0)
+            self.timestamp_text(0.0)
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"time={self.time!r} cannot be written ({error}); use {{minutes}}, {{seconds:02}} and {{tenths}}"
             ) from None
         return self
 
-    def told(self, seconds: float) -> str:
+    def timestamp_text(self, seconds: float) -> str:
         """A moment in the words that stand before its frame."""
         tenths = int(10 * seconds + 1e-6)
         return self.time.format(minutes=tenths // 600, seconds=tenths // 10 % 60, tenths=tenths % 10)
@@ -45,13 +45,13 @@ class VideoReader:
 
     Attributes:
         limits: a larger video is refused.
-        sees: whether the model has an image encoder.
+        has_image_encoder: whether the model has an image encoder.
         longest_sound: seconds that its audio encoder takes at a time; None where there is none.
     """
 
     config: VideoConfig
     limits: Limits
-    sees: bool
+    has_image_encoder: bool
     longest_sound: float | None
 
     def __call__(self, video: Video) -> list[Part]:
@@ -62,12 +62,14 @@ class VideoReader:
         """
         config, hears = self.config, self.config.sound and self.longest_sound is not None
         name = video.name()
-        if not self.sees and not hears:
+        if not self.has_image_encoder and not hears:
             raise MediaError(f"{name}: the model has no image encoder, and video.sound is false; set it to true")
-        film = video.load(self.limits, rate=config.rate, most=config.frames, sees=self.sees, hears=hears)
+        film = video.load(
+            self.limits, rate=config.rate, most=config.frames, decode_frames=self.has_image_encoder, decode_audio=hears
+        )
         parts: list[Part] = []
         for frame, time in zip(film.frames, film.times, strict=True):
-            told = config.told(time)
+            told = config.timestamp_text(time)
             parts += [Text(told)] if told else []
             parts.append(Image(frame, label=f"{name} at {time:.2f} s"))
         if film.sound is not None:
@@ -76,16 +78,17 @@ class VideoReader:
             raise MediaError(f"{name}: has no sound, and the model has no image encoder; it hears sounds alone")
         return parts
 
-    def _pieces(self, sound: Sound, name: str) -> Iterator[Part]:
+    def _pieces(self, sound: Waveform, name: str) -> Iterator[Part]:
         """The sound; one that is longer than the encoder takes as equal pieces, each after the time that it begins."""
         samples_S, rate = sound
         count = math.ceil(len(samples_S) / max(1, int((self.longest_sound or 0) * rate)))
         at = 0
         for piece_S in np.array_split(samples_S, count):
-            told = self.config.told(at / rate) if count > 1 else ""
+            told = self.config.timestamp_text(at / rate) if count > 1 else ""
             if told:
                 yield Text(told)
             yield Audio(
-                Sound(piece_S, rate), label=f"{name}'s sound at {at / rate:.2f} s" if count > 1 else f"{name}'s sound"
+                Waveform(piece_S, rate),
+                label=f"{name}'s sound at {at / rate:.2f} s" if count > 1 else f"{name}'s sound",
             )
             at += len(piece_S)

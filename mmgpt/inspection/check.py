@@ -24,10 +24,10 @@ from mmgpt.files import write_file
 from mmgpt.inputs.objectives import rows_of
 from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.rendered import Objective, Rendered
-from mmgpt.inputs.tokenizer import SLOTS
+from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS
 from mmgpt.inputs.trimming import TooLong
 from mmgpt.inspection.fingerprint import TOLERANCE, Fingerprint, Lookalikes, fingerprint
-from mmgpt.inspection.recipe_data import RecipeData, media_of
+from mmgpt.inspection.recipe_data import RecipeData
 from mmgpt.inspection.worker_pool import Died, map_in_workers
 
 RANGE = 32  # samples that a worker takes at a time, and that are lost with it
@@ -180,7 +180,7 @@ class _Look:
             return _Seen(key, b"", (), (_problem(error),))
         problems = [found for objective in objectives for found in self._render(sample, objective)]
         media = list[Fingerprint | None]()
-        for medium in media_of(sample):
+        for medium in sample.media:
             try:
                 media.append(fingerprint(medium))
             except Exception as error:  # told by rendering too, unless it was trimmed away
@@ -202,7 +202,7 @@ class _Look:
 
     def _miscounts(self, rendered: Rendered) -> Iterator[tuple[Reason, str]]:
         for modality, spec in self.renderer.specs.items():
-            held = rendered.ids.count(self.renderer.tokenizer.special(SLOTS[modality]))
+            held = rendered.ids.count(self.renderer.tokenizer.special(PLACEHOLDER_TOKENS[modality]))
             given = sum(spec.num_tokens(tuple(m.values.shape)) for m in rendered.media if m.modality == modality)
             if held != given:
                 yield "count", f"{held} {modality} placeholders, the encoder gives {given} tokens"

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from mmgpt.datasets.media import Audio, Image, Media, Sound
+from mmgpt.datasets.media import Audio, Image, Media, Waveform
 from mmgpt.encoders.mel import log_mel
 from mmgpt.encoders.one_thread import in_one_thread
 
@@ -75,7 +75,7 @@ def _cells(picture: PIL.Image.Image) -> np.ndarray:
 
 
 @in_one_thread
-def _energies(sound: Sound) -> np.ndarray:
+def _energies(sound: Waveform) -> np.ndarray:
     samples_S = torch.from_numpy(sound.samples)
     samples_S = samples_S / (samples_S.square().mean().sqrt() + 1e-6)  # the mel's floor is not to depend on loudness
     mel_FT = log_mel(samples_S, rate=sound.rate, target_rate=MEL_RATE, bands=SIDE)

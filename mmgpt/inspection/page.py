@@ -13,8 +13,8 @@ from mmgpt.datasets.source import Source
 from mmgpt.files import write_file
 from mmgpt.inputs.objectives import rows_of
 from mmgpt.inputs.rendered import IGNORED, Medium, Objective, Rendered
-from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
-from mmgpt.inspection.recipe_data import RecipeData, media_of, spread_indexes
+from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, Tokenizer
+from mmgpt.inspection.recipe_data import RecipeData, spread_indexes
 from mmgpt.model.config import ModelConfig
 from mmgpt.reports.gallery import medium_figure
 from mmgpt.reports.html import Markup, html_page, tag
@@ -90,7 +90,7 @@ def _card(data: RecipeData, source: Source, index: int, objective: Objective) ->
         blocks += row_blocks(rendered, data.renderer.tokenizer)
         entered = entered or rendered.media
     # of a trimmed sample, whose first exchanges are gone, no medium is sure to be the one that entered
-    given = media_of(sample)
+    given = sample.media
     figures = [
         _figure(medium, entered[at] if len(entered) == len(given) else None, data.recipe.model)
         for at, medium in enumerate(given)
@@ -153,7 +153,9 @@ def row_blocks(rendered: Rendered, tokenizer: Tokenizer) -> list[Markup]:
 def _tokens(
     rendered: Rendered, places: Sequence[int], tokenizer: Tokenizer, media: Iterator[Medium]
 ) -> Iterator[Markup]:
-    slots = {tokenizer.special_ids[slot]: kind for kind, slot in SLOTS.items() if slot in tokenizer.special_ids}
+    slots = {
+        tokenizer.special_ids[slot]: kind for kind, slot in PLACEHOLDER_TOKENS.items() if slot in tokenizer.special_ids
+    }
     markup = set(tokenizer.special_ids.values())
     at = 0
     while at < len(places):

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmgpt.config import UserError, did_you_mean
-from mmgpt.datasets.media import Media
 from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.templates import TEMPLATES
-from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, Tokenizer
 from mmgpt.training.recipe import Recipe, StageConfig, open_recipe
 from mmgpt.training.run_tokenizer import make_tokenizer
 from mmgpt.training.warm_start import talk_of
@@ -60,7 +59,7 @@ def open_data(
     readable: dict[str, list[Source]] = {name: [_Readable(source) for source in some] for name, some in sources.items()}
     tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, readable)
     for modality in recipe.model.encoders:
-        tokenizer.special(SLOTS[modality])
+        tokenizer.special(PLACEHOLDER_TOKENS[modality])
     template, system, wraps = talk_of(recipe)
     specs, context = recipe.model.media_specs(), recipe.model.decoder.context
     renderer = Renderer(tokenizer, TEMPLATES[template], specs, context, system, wraps, recipe.model.video_reader())
@@ -86,8 +85,3 @@ def spread_indexes(size: int, limit: int, seed: int = 0) -> list[int]:
     count = min(size, limit)
     rng = random.Random(seed)
     return [rng.randrange(at * size // count, (at + 1) * size // count) for at in range(count)]
-
-
-def media_of(sample: Sample) -> list[Media]:
-    """Every medium of a sample in reading order, its branches included."""
-    return [part for turn in sample.turns for part in turn.parts if isinstance(part, Media)]

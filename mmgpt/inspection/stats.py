@@ -17,11 +17,11 @@ from mmgpt.datasets.media import Audio, Image, Media, MediaError
 from mmgpt.datasets.source import Source
 from mmgpt.files import write_file
 from mmgpt.inputs.batch import PADDING
-from mmgpt.inputs.dataloader import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepDataset, iterate_steps
 from mmgpt.inputs.objectives import rows_of
 from mmgpt.inputs.rendered import IGNORED, Rendered
 from mmgpt.inputs.trimming import TooLong
-from mmgpt.inspection.recipe_data import RecipeData, media_of, spread_indexes
+from mmgpt.inspection.recipe_data import RecipeData, spread_indexes
 from mmgpt.training.data_mix import open_stream, steps_of
 from mmgpt.training.recipe import StageConfig
 from mmgpt.training.stage import noise_seed
@@ -107,7 +107,7 @@ def _source(
             sample = source[index]
             for row in rows_of(sample, stage.objective):
                 tally.add(data.renderer.render(row, stage.objective))
-            for medium in media_of(sample):
+            for medium in sample.media:
                 for unit, value in _extent(medium).items():
                     sizes.setdefault(unit, []).append(value)
         except UserError as error:
@@ -148,12 +148,12 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "p50": float(p50), "p95": float(p95), "max": float(max(values))}
 
 
-def _speed(stream: StepStream, steps: int) -> Record:
+def _speed(stream: StepDataset, steps: int) -> Record:
     """How fast steps come in this process, and how full their micro-batches are; or why they do not come.
 
     The first step, which opens files, is not timed.
     """
-    steps_data, tokens, cells, batches, samples = load_steps(stream, 0), 0, 0, 0, 0
+    steps_data, tokens, cells, batches, samples = iterate_steps(stream, 0), 0, 0, 0, 0
     try:
         next(steps_data)
         started = time.perf_counter()

@@ -16,8 +16,8 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from mmgpt.config import Config
-from mmgpt.encoders.audio_config import is_real
-from mmgpt.encoders.feature_grids import Grid, PiecesConfig
+from mmgpt.encoders.audio_config import valid_mask
+from mmgpt.encoders.feature_grids import EncoderSizes, FeatureGrid
 
 
 class LinearConfig(Config):
@@ -25,7 +25,7 @@ class LinearConfig(Config):
 
     kind: Literal["linear"]
 
-    def num_tokens(self, grid: Grid) -> int:
+    def num_tokens(self, grid: FeatureGrid) -> int:
         """Tokens of a piece whose features lie in `grid`."""
         return math.prod(grid)
 
@@ -37,7 +37,7 @@ class MLPConfig(Config):
     stride: PositiveInt = 1
     inner: PositiveInt | None = None  # the decoder's width if not given
 
-    def num_tokens(self, grid: Grid) -> int:
+    def num_tokens(self, grid: FeatureGrid) -> int:
         """Tokens of a piece whose features lie in `grid`; the last one may be padded with zeros."""
         return math.ceil(math.prod(grid) / self.stride)
 
@@ -60,7 +60,7 @@ class FoldConfig(Config):
             raise ValueError(f"inner={self.inner} is a width between two layers; leave it out, or set layers: 2")
         return self
 
-    def num_tokens(self, grid: Grid) -> int:
+    def num_tokens(self, grid: FeatureGrid) -> int:
         """Tokens of a piece whose patches lie in `grid`.
 
         Raises:
@@ -86,7 +86,7 @@ class ResamplerConfig(Config):
     depth: PositiveInt = 2
     heads: PositiveInt = 8
 
-    def num_tokens(self, grid: Grid) -> int:
+    def num_tokens(self, grid: FeatureGrid) -> int:
         """Tokens of any piece: the number of queries."""
         return self.queries
 
@@ -94,37 +94,37 @@ class ResamplerConfig(Config):
 AdapterConfig = Annotated[LinearConfig | MLPConfig | FoldConfig | ResamplerConfig, Field(discriminator="kind")]
 
 
-def check_grids(adapter: AdapterConfig, encoder: PiecesConfig) -> None:
+def check_grids(adapter: AdapterConfig, encoder: EncoderSizes) -> None:
     """Refuse an adapter that cannot take every grid of an encoder's pieces.
 
     Raises:
         ValueError: names the adapter's field and the remedy.
     """
-    for grid in encoder.grids_of(encoder.largest):
+    for grid in encoder.grids_of(encoder.max_shape):
         adapter.num_tokens(grid)
-    if encoder.unit is None:
+    if encoder.grid_multiple is None:
         return
     if adapter.kind == "resampler" or (adapter.kind == "fold" and adapter.places):
         raise ValueError(
             f"{adapter.kind} learns the places of one grid, but this encoder's pictures keep their aspect ratio; "
             "take linear, mlp, or a fold with places: false"
         )
-    if adapter.kind == "fold" and any(side % adapter.stride for side in encoder.unit):
+    if adapter.kind == "fold" and any(side % adapter.stride for side in encoder.grid_multiple):
         raise ValueError(
-            f"fold: stride={adapter.stride} does not divide the encoder's multiple={encoder.unit[0]}, the least side "
-            f"of its grids; set multiple: {adapter.stride}"
+            f"fold: stride={adapter.stride} does not divide the encoder's multiple={encoder.grid_multiple[0]}, the "
+            f"least side of its grids; set multiple: {adapter.stride}"
         )
 
 
 class LinearAdapter(nn.Module):
     """See LinearConfig."""
 
-    def __init__(self, config: LinearConfig, *, width: int, out_width: int, grid: Grid) -> None:
+    def __init__(self, config: LinearConfig, *, width: int, out_width: int, grid: FeatureGrid) -> None:
         super().__init__()
         self.project = nn.Linear(width, out_width)
         _scale_to_embeddings(self.project)
 
-    def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def forward(self, features_PND: Tensor, grids: Sequence[FeatureGrid]) -> Tensor:
         """Features (P, N, D) to tokens (P, N, W)."""
         out_PNW: Tensor = self.project(features_PND)
         return out_PNW
@@ -133,12 +133,12 @@ class LinearAdapter(nn.Module):
 class MLPAdapter(nn.Module):
     """See MLPConfig."""
 
-    def __init__(self, config: MLPConfig, *, width: int, out_width: int, grid: Grid) -> None:
+    def __init__(self, config: MLPConfig, *, width: int, out_width: int, grid: FeatureGrid) -> None:
         super().__init__()
         self.stride = config.stride
         self.project = _two_layers(config.stride * width, config.inner or out_width, out_width)
 
-    def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def forward(self, features_PND: Tensor, grids: Sequence[FeatureGrid]) -> Tensor:
         """Features (P, N, D) to tokens (P, ceil(N / stride), W)."""
         missing = -features_PND.shape[1] % self.stride
         padded_PND = F.pad(features_PND * _is_real(features_PND, grids)[..., None], (0, 0, 0, missing))
@@ -149,7 +149,7 @@ class MLPAdapter(nn.Module):
 class FoldAdapter(nn.Module):
     """See FoldConfig."""
 
-    def __init__(self, config: FoldConfig, *, width: int, out_width: int, grid: Grid) -> None:
+    def __init__(self, config: FoldConfig, *, width: int, out_width: int, grid: FeatureGrid) -> None:
         super().__init__()
         count = config.num_tokens(grid)
         self.places = nn.Parameter(torch.randn(count, out_width) * out_width**-0.5) if config.places else None
@@ -162,12 +162,12 @@ class FoldAdapter(nn.Module):
             self.project = nn.Linear(folded, out_width, bias=False)
             _scale_to_embeddings(self.project)
 
-    def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def forward(self, features_PND: Tensor, grids: Sequence[FeatureGrid]) -> Tensor:
         """Features (P, N, D), each piece's in row-major order of its own grid, to tokens (P, N / stride^2, W)."""
         out_PKW: Tensor = self.project(self._fold(features_PND, grids))
         return out_PKW if self.places is None else out_PKW + self.places
 
-    def _fold(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def _fold(self, features_PND: Tensor, grids: Sequence[FeatureGrid]) -> Tensor:
         pattern, square = "p (h s w t) d -> p (h w) (s t d)", {"s": self.stride, "t": self.stride}
         kinds = set(grids)
         if len(kinds) == 1:
@@ -185,7 +185,7 @@ class FoldAdapter(nn.Module):
 class ResamplerAdapter(nn.Module):
     """See ResamplerConfig."""
 
-    def __init__(self, config: ResamplerConfig, *, width: int, out_width: int, grid: Grid) -> None:
+    def __init__(self, config: ResamplerConfig, *, width: int, out_width: int, grid: FeatureGrid) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(config.queries, out_width) * out_width**-0.5)
         self.enter = nn.Linear(width, out_width)
@@ -205,7 +205,7 @@ class ResamplerAdapter(nn.Module):
         self.leave = nn.Linear(out_width, out_width)
         _scale_to_embeddings(self.leave)
 
-    def forward(self, features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+    def forward(self, features_PND: Tensor, grids: Sequence[FeatureGrid]) -> Tensor:
         """Features (P, N, D) to tokens (P, queries, W)."""
         memory_PNW = self.enter(features_PND) + self.places[: features_PND.shape[1]]
         x_PKW = self.queries.expand(len(features_PND), -1, -1)
@@ -216,14 +216,14 @@ class ResamplerAdapter(nn.Module):
         return out_PKW
 
 
-def feature_counts(grids: Sequence[Grid], device: torch.device) -> Tensor:
+def feature_counts(grids: Sequence[FeatureGrid], device: torch.device) -> Tensor:
     """Features (P,) of pieces that lie in these grids."""
     return torch.tensor([math.prod(grid) for grid in grids], device=device)
 
 
-def _is_real(features_PND: Tensor, grids: Sequence[Grid]) -> Tensor:
+def _is_real(features_PND: Tensor, grids: Sequence[FeatureGrid]) -> Tensor:
     """Bool (P, N), False in the padding after each piece's features."""
-    return is_real(feature_counts(grids, features_PND.device), features_PND.shape[1])
+    return valid_mask(feature_counts(grids, features_PND.device), features_PND.shape[1])
 
 
 def _two_layers(width: int, inner: int, out_width: int) -> nn.Sequential:

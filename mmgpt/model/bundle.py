@@ -10,14 +10,14 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.templates import TEMPLATES
-from mmgpt.inputs.tokenizer import SLOTS, Tokenizer
+from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, Tokenizer
 from mmgpt.model.config import ModelConfig
 from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.model.quantize import Quantization, quantize_model
 
 
 @dataclass
-class Bundle:
+class ModelBundle:
     """All that answering takes.
 
     Attributes:
@@ -74,7 +74,7 @@ class Bundle:
         return Renderer(self.tokenizer, template, specs, context, self.system, self.wraps, video)
 
 
-def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: int | None = None) -> Bundle:
+def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: int | None = None) -> ModelBundle:
     """A bundle with random weights; `rows` of the embedding are the tokens if not given."""
-    slots = {modality: tokenizer.special(SLOTS[modality]) for modality in config.encoders}
-    return Bundle(MultimodalModel(config, rows or len(tokenizer), slots), tokenizer, template)
+    slots = {modality: tokenizer.special(PLACEHOLDER_TOKENS[modality]) for modality in config.encoders}
+    return ModelBundle(MultimodalModel(config, rows or len(tokenizer), slots), tokenizer, template)

@@ -19,14 +19,14 @@ class KVCache:
 
     Attributes:
         keys, values: (B, K, S, E) of each layer.
-        shifted: (B, S, D) of each layer with token shift, what it mixes in; empty without.
+        token_shift_state: (B, S, D) of each layer with token shift, what it mixes in; empty without.
         lengths_B: tokens of each row.
     """
 
     def __init__(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], shifted: Sequence[Tensor], lengths_B: Tensor
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], token_shift_state: Sequence[Tensor], lengths_B: Tensor
     ) -> None:
-        self.keys, self.values, self.shifted, self.lengths_B = keys, values, shifted, lengths_B
+        self.keys, self.values, self.token_shift_state, self.lengths_B = keys, values, token_shift_state, lengths_B
 
     @property
     def rows(self) -> int:
@@ -41,7 +41,7 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         """Memory of what is held."""
-        return sum(held.nbytes for held in (*self.keys, *self.values, *self.shifted))
+        return sum(held.nbytes for held in (*self.keys, *self.values, *self.token_shift_state))
 
     def write(self, layer: int, keys_BKTE: Tensor, values_BKTE: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values at `slots_BT`; returns the layer's whole (B, K, S, E) store."""
@@ -53,36 +53,38 @@ class KVCache:
 
     def shift(self, layer: int, x_BTD: Tensor, slots_BT: Tensor) -> Tensor:
         """Store a layer's input at `slots_BT`; returns what came a slot earlier (B, T, D), zeros at the start."""
-        store_BSD, rows_B = self.shifted[layer], torch.arange(len(x_BTD), device=x_BTD.device)
+        store_BSD, rows_B = self.token_shift_state[layer], torch.arange(len(x_BTD), device=x_BTD.device)
         first_B = slots_BT[:, 0]
         before_BD = store_BSD[rows_B, first_B - 1] * (first_B > 0)[:, None]
         store_BSD[rows_B[:, None], slots_BT] = x_BTD.to(store_BSD.dtype)
         return torch.cat((before_BD[:, None].to(x_BTD.dtype), x_BTD[:, :-1]), dim=1)
 
-    def keep(self, rows: Tensor) -> None:
+    def select_rows(self, rows: Tensor) -> None:
         """Drop all rows but these, in this order."""
         self.keys = [one[rows] for one in self.keys]
         self.values = [one[rows] for one in self.values]
-        self.shifted, self.lengths_B = [one[rows] for one in self.shifted], self.lengths_B[rows]
+        self.token_shift_state, self.lengths_B = [one[rows] for one in self.token_shift_state], self.lengths_B[rows]
 
-    def part(self, start: int, rows: int, size: int | None = None) -> "KVCache":
+    def view(self, start: int, rows: int, size: int | None = None) -> "KVCache":
         """Some rows, up to a length, over the same memory; the lengths are a copy."""
         some = slice(start, start + rows)
         return KVCache(
             [one[some, :, :size] for one in self.keys],
             [one[some, :, :size] for one in self.values],
-            [one[some, :size] for one in self.shifted],
+            [one[some, :size] for one in self.token_shift_state],
             self.lengths_B[some].clone(),
         )
 
-    def fill(self, row: int, other: "KVCache", length: int) -> None:
+    def copy_row(self, row: int, other: "KVCache", length: int) -> None:
         """Copy the first tokens of another cache's only row into a row."""
         for own, given in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
             own[row, :, :length] = given[0, :, :length]
-        for own, given in zip(self.shifted, other.shifted, strict=True):
+        for own, given in zip(self.token_shift_state, other.token_shift_state, strict=True):
             own[row, :length] = given[0, :length]
 
     def clone(self) -> "KVCache":
         """The same in memory of its own."""
-        keys, values, shifted = ([one.clone() for one in held] for held in (self.keys, self.values, self.shifted))
-        return KVCache(keys, values, shifted, self.lengths_B.clone())
+        keys, values, token_shift_state = (
+            [one.clone() for one in held] for held in (self.keys, self.values, self.token_shift_state)
+        )
+        return KVCache(keys, values, token_shift_state, self.lengths_B.clone())

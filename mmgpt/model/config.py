@@ -61,7 +61,7 @@ class ModelConfig(Config):
                     f"heads.{number}.modality: head {head.kind} is for {head.modality}, which has no encoder; {known}"
                 )
             encoder = self.encoders[head.modality]
-            pieces = len(encoder.grids_of(encoder.largest))
+            pieces = len(encoder.grids_of(encoder.max_shape))
             if pieces > 1:
                 raise ValueError(
                     f"heads.{number}: head {head.kind} learns from whole media, but encoder {encoder.kind} cuts "
@@ -98,7 +98,7 @@ class _Prepare:
 
     def __call__(self, part: Any, rng: random.Random | None) -> Tensor:
         try:
-            return self.encoder.prepare(part.load(self.limits), rng)
+            return self.encoder.preprocess(part.load(self.limits), rng)
         except MediaError:
             raise
         except UserError as error:
@@ -124,4 +124,4 @@ class _PairFault:
     head: HeadConfig
 
     def __call__(self, text: str, shape: tuple[int, ...]) -> UserError | None:
-        return self.head.fault(text, self.encoder.num_tokens(shape))
+        return self.head.pair_error(text, self.encoder.num_tokens(shape))

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from mmgpt.model.cache import KVCache
 from mmgpt.model.layers import (
     Attention,
+    AttentionInputs,
     DecoderConfig,
     FeedForward,
-    PassInputs,
     TokenShift,
+    gather_tokens,
     make_norm,
-    take,
 )
 from mmgpt.model.rope import rope_tables
 
@@ -34,13 +34,13 @@ class Block(nn.Module):
         self.has_post_norms = config.post_norms
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: AttentionInputs) -> Tensor:
         """One layer: (B, W, D), all tokens or the wanted ones."""
         normed_BTD = self.attention_norm(x_BTD)
         if self.token_shift is not None:
             normed_BTD = self.token_shift(normed_BTD, shared)
         mixed_BWD = self._leave(self.attention(normed_BTD, shared), self.attention_post_norm)
-        x_BWD = take(x_BTD, shared.wanted_BW) + mixed_BWD
+        x_BWD = gather_tokens(x_BTD, shared.output_positions_BW) + mixed_BWD
         out_BWD: Tensor = x_BWD + self._leave(self.mlp(self.mlp_norm(x_BWD)), self.mlp_post_norm)
         return out_BWD
 
@@ -93,20 +93,20 @@ class Decoder(nn.Module):
         self,
         x_BTD: Tensor,
         positions_BT: Tensor,
-        visible: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         previous_BT: Tensor | None = None,
         cache: KVCache | None = None,
-        wanted_BW: Tensor | None = None,
+        output_positions_BW: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) after the last norm, or (B, W, D) of the wanted tokens.
 
         Args:
             x_BTD: embeddings.
             positions_BT: place of each token in its text.
-            visible: bool (B, 1, T, S), True where a query may see a key; None is causal attention within x_BTD.
+            attention_mask: bool (B, 1, T, S), True where a query may see a key; None is causal attention within x_BTD.
             previous_BT: index of the token before each one, -1 for none; None if it is the one to the left.
             cache: keys and values so far; the new ones go to the slots `positions_BT`.
-            wanted_BW: indexes of the tokens whose states are wanted; the last layer leaves out the work for others.
+            output_positions_BW: indexes of the tokens whose states are wanted; the last layer computes no others.
         """
         rope = None
         if self.positions is not None:
@@ -114,32 +114,35 @@ class Decoder(nn.Module):
         else:
             config = self.config
             rope = rope_tables(positions_BT, config.num_per_head, config.rope_theta, config.rope_scaling)
-        reads_cache = cache is not None and visible is not None
-        nearby = self._nearby(positions_BT, visible, reads_cache)
-        if reads_cache and self.config.attention_cap is None:
-            visible, nearby = _as_bias(visible, x_BTD.dtype, nearby)
-        shared = PassInputs(rope, visible, nearby, previous_BT, cache, reads_cache, positions_BT)
+        reads_cache = cache is not None and attention_mask is not None
+        window_mask = self._window_mask(positions_BT, attention_mask, reads_cache)
+        if reads_cache and self.config.attention_softcap is None:
+            attention_mask, window_mask = _as_bias(attention_mask, x_BTD.dtype, window_mask)
+        shared = AttentionInputs(rope, attention_mask, window_mask, previous_BT, cache, reads_cache, positions_BT)
         for block in self.blocks[:-1]:
             x_BTD = block(x_BTD, shared)
-        x_BTD = self.blocks[-1](x_BTD, shared if wanted_BW is None else shared.only(wanted_BW))
+        x_BTD = self.blocks[-1](x_BTD, shared if output_positions_BW is None else shared.only(output_positions_BW))
         out_BTD: Tensor = self.norm(x_BTD)
         return out_BTD
 
-    def _nearby(self, positions_BT: Tensor, visible: Tensor | None, reads_cache: bool) -> Tensor | None:
+    def _window_mask(self, positions_BT: Tensor, attention_mask: Tensor | None, reads_cache: bool) -> Tensor | None:
         """What a query may see within the window; distances are those in its text, not in its row."""
-        window, length = self.config.window, positions_BT.shape[1] if visible is None else visible.shape[-1]
+        window, length = (
+            self.config.window,
+            positions_BT.shape[1] if attention_mask is None else attention_mask.shape[-1],
+        )
         if window is None or length <= window:
-            return visible
+            return attention_mask
         slots_S = torch.arange(length, device=positions_BT.device)
         keys_BS = slots_S.expand(len(positions_BT), -1) if reads_cache else positions_BT
         is_near = ((positions_BT[:, :, None] - keys_BS[:, None]).abs() < window)[:, None]
-        return is_near & (slots_S <= slots_S[:, None] if visible is None else visible)
+        return is_near & (slots_S <= slots_S[:, None] if attention_mask is None else attention_mask)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits over the vocabulary in float32: bf16 keeps 8 bits, too few for a softmax over it."""
         logits_BTV: Tensor = self.head(hidden_BTD).float()
-        cap = self.config.logit_cap
-        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
+        softcap = self.config.logit_softcap
+        return logits_BTV if softcap is None else softcap * torch.tanh(logits_BTV / softcap)
 
     def new_cache(self, rows: int, size: int) -> KVCache:
         """An empty cache for `rows` texts of up to `size` tokens."""
@@ -149,22 +152,24 @@ class Decoder(nn.Module):
             return [torch.zeros(shape, device=weight.device, dtype=weight.dtype) for _ in range(count)]
 
         shape = (rows, config.num_kv_heads, size, config.num_per_head)
-        shifted = stores(config.depth if config.token_shift else 0, rows, size, config.width)
+        token_shift_state = stores(config.depth if config.token_shift else 0, rows, size, config.width)
         lengths_B = torch.zeros(rows, dtype=torch.long, device=weight.device)
-        return KVCache(stores(config.depth, *shape), stores(config.depth, *shape), shifted, lengths_B)
+        return KVCache(stores(config.depth, *shape), stores(config.depth, *shape), token_shift_state, lengths_B)
 
 
-def _as_bias(visible: Tensor | None, dtype: torch.dtype, nearby: Tensor | None) -> tuple[Tensor, Tensor]:
+def _as_bias(attention_mask: Tensor | None, dtype: torch.dtype, window_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """What is added to the scores for two masks, once for all layers, each of which would else compute it again."""
-    assert visible is not None
-    assert nearby is not None
-    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
-    if nearby is visible:
+    assert attention_mask is not None
+    assert window_mask is not None
+    bias = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device).masked_fill_(
+        ~attention_mask, -torch.inf
+    )
+    if window_mask is attention_mask:
         return bias, bias
-    return bias, torch.zeros_like(bias).masked_fill_(~nearby, -torch.inf)
+    return bias, torch.zeros_like(bias).masked_fill_(~window_mask, -torch.inf)
 
 
-def cached_visible(positions_BT: Tensor, size: int) -> Tensor:
+def cached_attention_mask(positions_BT: Tensor, size: int) -> Tensor:
     """Bool (B, 1, T, S): each new token sees the slots up to its own position."""
     slots_S = torch.arange(size, device=positions_BT.device)
     return (slots_S <= positions_BT[:, :, None])[:, None]

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import Config, UserError, did_you_mean
-from mmgpt.encoders.audio_config import is_real
+from mmgpt.encoders.audio_config import valid_mask
 from mmgpt.inputs.batch import MediaBatch
-from mmgpt.inputs.rendered import PairedText
+from mmgpt.inputs.rendered import TargetText
 from mmgpt.inputs.trimming import TooLong
 
 BLANK, SYMBOLS = 0, 1 + 256  # a symbol is a byte of UTF-8 plus one
@@ -37,15 +37,15 @@ class _Head(Config):
         """What the head is called in the model and in logs."""
         return f"{self.modality}_{self.kind}"
 
-    def lessons(self, media: MediaBatch) -> Sequence[PairedText | None]:
+    def training_pairs(self, media: MediaBatch) -> Sequence[TargetText | None]:
         """What there is to learn of each medium: the text that it forms a pair with."""
         return media.texts
 
-    def weigh(self, text: str) -> int:
+    def loss_weight(self, text: str) -> int:
         """What a pair counts in the number that the loss is divided by."""
         return 1
 
-    def fault(self, text: str, num_features: int) -> UserError | None:
+    def pair_error(self, text: str, num_features: int) -> UserError | None:
         """Why a pair cannot be learned from, if so."""
         return None
 
@@ -56,11 +56,11 @@ class CTCConfig(_Head):
     kind: Literal["ctc"]
     modality: Literal["audio"] = "audio"
 
-    def weigh(self, text: str) -> int:
+    def loss_weight(self, text: str) -> int:
         """The bytes of the transcript: each weighs the same, in short and in long clips."""
         return len(text.encode())
 
-    def fault(self, text: str, num_features: int) -> UserError | None:
+    def pair_error(self, text: str, num_features: int) -> UserError | None:
         """TooLong where the transcript needs more frames than there are: one a byte, and a blank between equal ones."""
         symbols = text.encode()
         needed = len(symbols) + sum(a == b for a, b in pairwise(symbols))
@@ -94,7 +94,7 @@ class ClassifyConfig(_Head):
             raise ValueError(f"labels hold {twice[0]!r} twice; each must differ from the others")
         return self
 
-    def fault(self, text: str, num_features: int) -> UserError | None:
+    def pair_error(self, text: str, num_features: int) -> UserError | None:
         """A reply that is none of the labels."""
         if text in self.labels:
             return None
@@ -112,10 +112,10 @@ class AlikeConfig(_Head):
     width: PositiveInt = 128  # of the space
     temperature: PositiveFloat = 0.1
 
-    def lessons(self, media: MediaBatch) -> Sequence[PairedText | None]:
+    def training_pairs(self, media: MediaBatch) -> Sequence[TargetText | None]:
         """The class of each medium that another one shares."""
         counts = Counter(media.groups)
-        return [PairedText(group, ()) if group and counts[group] > 1 else None for group in media.groups]
+        return [TargetText(group, ()) if group and counts[group] > 1 else None for group in media.groups]
 
 
 HeadConfig = Annotated[CTCConfig | ContrastiveConfig | ClassifyConfig | AlikeConfig, Field(discriminator="kind")]
@@ -129,7 +129,7 @@ class CTCHead(nn.Module):
         self.config = config
         self.output = nn.Linear(width, SYMBOLS)
 
-    def forward(self, features_PND: Tensor, counts_P: Tensor, texts: Sequence[PairedText], read: ReadTexts) -> Tensor:
+    def forward(self, features_PND: Tensor, counts_P: Tensor, texts: Sequence[TargetText], read: ReadTexts) -> Tensor:
         """Summed negative log-likelihood of the transcripts in nats, over all ways to spread them over the frames."""
         targets = [torch.tensor(list(one.text.encode())) + 1 for one in texts]
         lengths_P = torch.tensor([len(target) for target in targets], device=counts_P.device)
@@ -159,7 +159,7 @@ class ContrastiveHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
-    def forward(self, features_PND: Tensor, counts_P: Tensor, texts: Sequence[PairedText], read: ReadTexts) -> Tensor:
+    def forward(self, features_PND: Tensor, counts_P: Tensor, texts: Sequence[TargetText], read: ReadTexts) -> Tensor:
         """Summed sigmoid loss of every medium against every distinct text, those of its micro-batch.
 
         Equal texts are one: a medium matches that one and no other, so that two clips of one word are no negatives.
@@ -191,7 +191,7 @@ class ClassifyHead(nn.Module):
         self.config = config
         self.output = nn.Linear(width, len(config.labels))
 
-    def forward(self, features_PND: Tensor, counts_P: Tensor, texts: Sequence[PairedText], read: ReadTexts) -> Tensor:
+    def forward(self, features_PND: Tensor, counts_P: Tensor, texts: Sequence[TargetText], read: ReadTexts) -> Tensor:
         """Summed cross-entropy in nats."""
         labels_P = torch.tensor([self.config.labels.index(one.text) for one in texts], device=counts_P.device)
         return F.cross_entropy(self.logits(features_PND, counts_P), labels_P, reduction="sum")
@@ -202,7 +202,7 @@ class ClassifyHead(nn.Module):
         return logits.float()
 
 
-class AlikeHead(nn.Module):
+class SupConHead(nn.Module):
     """See AlikeConfig."""
 
     def __init__(self, config: AlikeConfig, *, width: int, text_width: int) -> None:
@@ -210,7 +210,7 @@ class AlikeHead(nn.Module):
         self.config = config
         self.output = nn.Linear(width, config.width)
 
-    def forward(self, features_PND: Tensor, counts_P: Tensor, texts: Sequence[PairedText], read: ReadTexts) -> Tensor:
+    def forward(self, features_PND: Tensor, counts_P: Tensor, texts: Sequence[TargetText], read: ReadTexts) -> Tensor:
         """Summed over the media: nats to find one of its own class among all others, on average over that class."""
         numbers = {text: number for number, text in enumerate(dict.fromkeys(one.text for one in texts))}
         classes_P = torch.tensor([numbers[one.text] for one in texts], device=features_PND.device)
@@ -229,7 +229,7 @@ class AlikeHead(nn.Module):
 
 def mean_of_real(features_PND: Tensor, counts_P: Tensor) -> Tensor:
     """The mean (P, D) of each medium's features, padding left out."""
-    real_PN1 = is_real(counts_P, features_PND.shape[1])[..., None]
+    real_PN1 = valid_mask(counts_P, features_PND.shape[1])[..., None]
     return (features_PND * real_PN1).sum(dim=1) / counts_P[:, None]
 
 
@@ -237,5 +237,5 @@ HEADS: dict[str, Any] = {
     "ctc": CTCHead,
     "contrastive": ContrastiveHead,
     "classify": ClassifyHead,
-    "alike": AlikeHead,
+    "alike": SupConHead,
 }

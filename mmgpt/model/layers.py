@@ -3,8 +3,9 @@
 Shape letters: B rows, T tokens, S cached tokens, H heads, K key heads, E width of a head, D width of the model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +21,19 @@ from mmgpt.model.rope import RopeScaling, rotate
 class DecoderConfig(PretrainedConfig):
     """A decoder language model; the switches cover the families of `families.py` and what learns fast from scratch."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "inner": "ffn_width",
+        "score_width": "attention_scale_width",
+        "attention_cap": "attention_softcap",
+        "logit_cap": "logit_softcap",
+    }
     family: str | None = None  # whose names and files the decoder has outside of mmgpt, such as qwen2
     width: PositiveInt = 768
     depth: PositiveInt = 12
     heads: PositiveInt = 12
     kv_heads: PositiveInt | None = None  # grouped queries (arXiv:2305.13245); as many as heads if not given
     head_width: PositiveInt | None = None  # width / heads if not given
-    inner: PositiveInt | None = None  # width of the feed-forward; by default what gives 8 width^2 parameters
+    ffn_width: PositiveInt | None = None  # of the feed-forward; by default what gives 8 width^2 parameters
     context: PositiveInt = 1024  # the most tokens a row may take
     norm: Literal["rms", "rms_plus_one", "layer"] = "rms"  # rms_plus_one scales by 1 + weight, as Gemma does
     norm_scale: bool = True  # learned scales (and shifts, for layer) in norms
@@ -39,9 +46,13 @@ class DecoderConfig(PretrainedConfig):
     unrotated_layers: list[NonNegativeInt] = []  # layers without rotary positions (arXiv:2305.19466), counted from 0
     window: PositiveInt | None = None  # tokens that a token sees, itself included; all before it if not given
     global_layers: list[NonNegativeInt] = []  # layers without the window, counted from 0
-    score_width: PositiveFloat | None = None  # scores are divided by its square root; a head's width if not given
-    attention_cap: PositiveFloat | None = None  # scores stay within +-cap, by cap tanh(score / cap) (arXiv:2408.00118)
-    logit_cap: PositiveFloat | None = None  # the same for the output
+    attention_scale_width: PositiveFloat | None = (
+        None  # scores are divided by its square root; a head's width if not given
+    )
+    attention_softcap: PositiveFloat | None = (
+        None  # scores stay within +-cap, by cap tanh(score / cap) (arXiv:2408.00118)
+    )
+    logit_softcap: PositiveFloat | None = None  # the same for the output
     scaled_embedding: bool = False  # token embeddings are multiplied by sqrt(width)
     token_shift: bool = False  # each channel of attention's input mixes in a learned share of the token before
     qk_norm: bool = False  # a norm of every head's queries and keys too (arXiv:2302.05442)
@@ -81,7 +92,7 @@ class DecoderConfig(PretrainedConfig):
     @property
     def num_inner(self) -> int:
         """Channels inside the feed-forward."""
-        return self.inner or (round(self.width * 8 / 3 / 32) * 32 if self.is_gated else 4 * self.width)
+        return self.ffn_width or (round(self.width * 8 / 3 / 32) * 32 if self.is_gated else 4 * self.width)
 
     @property
     def is_gated(self) -> bool:
@@ -115,46 +126,52 @@ def make_norm(config: DecoderConfig, width: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class PassInputs:
+class AttentionInputs:
     """What every layer of one pass shares.
 
     Attributes:
         rope: cosines and sines, None with learned positions.
-        visible: bool (B, 1, T, S), True where a query may see a key; None for plain causal attention.
-        nearby: the same within the window, for the layers that have one.
+        attention_mask: bool (B, 1, T, S), True where a query may see a key; None for plain causal attention.
+        window_mask: the same within the window, for the layers that have one.
         previous_BT: index of the token before each one, -1 for none; None if it is the one to the left.
         cache: keys and values so far.
         reads_cache: the keys are all of the cache's first S; else they are those of the new tokens.
         slots_BT: where in the cache the new ones go.
-        wanted_BW: indexes of the tokens whose outputs are wanted, None for all; the others only give keys and values.
+        output_positions_BW: indexes of the tokens whose outputs are wanted, None for all; others give keys and values.
     """
 
     rope: tuple[Tensor, Tensor] | None
-    visible: Tensor | None
-    nearby: Tensor | None
+    attention_mask: Tensor | None
+    window_mask: Tensor | None
     previous_BT: Tensor | None
     cache: KVCache | None
     reads_cache: bool
     slots_BT: Tensor
-    wanted_BW: Tensor | None = None
+    output_positions_BW: Tensor | None = None
 
-    def only(self, wanted_BW: Tensor) -> "PassInputs":
+    def only(self, output_positions_BW: Tensor) -> "AttentionInputs":
         """The same for a layer of which only some tokens' outputs are wanted."""
 
         def rows(mask: Tensor | None) -> Tensor:
             if mask is not None:
-                return take(mask[:, 0], wanted_BW)[:, None]
-            places_T = torch.arange(self.slots_BT.shape[1], device=wanted_BW.device)
-            return (places_T <= wanted_BW[..., None])[:, None]
+                return gather_tokens(mask[:, 0], output_positions_BW)[:, None]
+            places_T = torch.arange(self.slots_BT.shape[1], device=output_positions_BW.device)
+            return (places_T <= output_positions_BW[..., None])[:, None]
 
-        visible = rows(self.visible)
-        nearby = visible if self.nearby is self.visible else rows(self.nearby)
-        return replace(self, visible=visible, nearby=nearby, wanted_BW=wanted_BW)
+        attention_mask = rows(self.attention_mask)
+        window_mask = attention_mask if self.window_mask is self.attention_mask else rows(self.window_mask)
+        return replace(
+            self, attention_mask=attention_mask, window_mask=window_mask, output_positions_BW=output_positions_BW
+        )
 
 
-def take(x_BTD: Tensor, wanted_BW: Tensor | None) -> Tensor:
+def gather_tokens(x_BTD: Tensor, output_positions_BW: Tensor | None) -> Tensor:
     """The tokens (B, W, D) at some indexes, or all of them."""
-    return x_BTD if wanted_BW is None else x_BTD[torch.arange(len(x_BTD), device=x_BTD.device)[:, None], wanted_BW]
+    return (
+        x_BTD
+        if output_positions_BW is None
+        else x_BTD[torch.arange(len(x_BTD), device=x_BTD.device)[:, None], output_positions_BW]
+    )
 
 
 class TokenShift(nn.Module):
@@ -168,7 +185,7 @@ class TokenShift(nn.Module):
         self.layer = layer
         self.share_D = nn.Parameter(torch.linspace(0, 0.5, config.width))
 
-    def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: AttentionInputs) -> Tensor:
         """Mix each token with the one that `previous_BT` points at, or the one to its left or in the cache."""
         cache, previous_BT = shared.cache, shared.previous_BT
         if cache is not None:
@@ -198,38 +215,46 @@ class Attention(nn.Module):
         self.query_norm = make_norm(config, config.num_per_head) if config.qk_norm else nn.Identity()
         self.key_norm = make_norm(config, config.num_per_head) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, shared: PassInputs) -> Tensor:
+    def forward(self, x_BTD: Tensor, shared: AttentionInputs) -> Tensor:
         """Attend among the tokens, and to what the cache holds: (B, W, D) for the wanted tokens."""
         rope, cache = shared.rope if self.is_rotated else None, shared.cache
-        visible = shared.nearby if self.is_local else shared.visible
+        attention_mask = shared.window_mask if self.is_local else shared.attention_mask
         width = self.config.num_per_head
         # plain views: a pattern of einops takes as long as a product of one token
-        query = self.query(take(x_BTD, shared.wanted_BW)).unflatten(-1, (-1, width))
+        query = self.query(gather_tokens(x_BTD, shared.output_positions_BW)).unflatten(-1, (-1, width))
         key = self.key(x_BTD).unflatten(-1, (-1, width))
         value = self.value(x_BTD).unflatten(-1, (-1, width)).transpose(1, 2)
         if self.config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if rope is not None:
-            query = rotate(query, (take(rope[0], shared.wanted_BW), take(rope[1], shared.wanted_BW)))
+            query = rotate(
+                query,
+                (
+                    gather_tokens(rope[0], shared.output_positions_BW),
+                    gather_tokens(rope[1], shared.output_positions_BW),
+                ),
+            )
             key = rotate(key, rope)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         if cache is not None:
             keys, values = cache.write(self.layer, key, value, shared.slots_BT)
             if shared.reads_cache:
-                assert visible is not None
-                size = visible.shape[-1]
+                assert attention_mask is not None
+                size = attention_mask.shape[-1]
                 key, value = keys[:, :, :size].to(query.dtype), values[:, :, :size].to(query.dtype)
         dropout = self.config.dropout if self.training else 0.0
-        scale = (self.config.score_width or width) ** -0.5
-        if self.config.attention_cap is not None:
-            mixed_BHTE = capped_attention(query, key, value, visible, scale, self.config.attention_cap, dropout)
+        scale = (self.config.attention_scale_width or width) ** -0.5
+        if self.config.attention_softcap is not None:
+            mixed_BHTE = capped_attention(
+                query, key, value, attention_mask, scale, self.config.attention_softcap, dropout
+            )
         else:
             mixed_BHTE = F.scaled_dot_product_attention(
                 query,
                 key,
                 value,
-                attn_mask=visible,
-                is_causal=visible is None,
+                attn_mask=attention_mask,
+                is_causal=attention_mask is None,
                 enable_gqa=self.config.num_kv_heads < self.config.heads,
                 scale=scale,
                 dropout_p=dropout,
@@ -242,18 +267,20 @@ def capped_attention(
     query_BHTE: Tensor,
     key_BKSE: Tensor,
     value_BKSE: Tensor,
-    visible: Tensor | None,
+    attention_mask: Tensor | None,
     scale: float,
-    cap: float,
+    softcap: float,
     dropout: float,
 ) -> Tensor:
     """Attention (B, H, T, E) with softly capped scores, which no fused kernel of torch has; softmax in float32."""
     query_BKGTE = rearrange(query_BHTE, "b (k g) t e -> b k g t e", k=key_BKSE.shape[1])
     scores_BKGTS = (query_BKGTE @ key_BKSE[:, :, None].transpose(-1, -2)).float() * scale
-    scores_BKGTS = cap * torch.tanh(scores_BKGTS / cap)
-    if visible is None:
-        visible = torch.ones(scores_BKGTS.shape[-2:], dtype=torch.bool, device=scores_BKGTS.device).tril()[None, None]
-    weights_BKGTS = scores_BKGTS.masked_fill(~visible[:, :, None], -torch.inf).softmax(dim=-1)
+    scores_BKGTS = softcap * torch.tanh(scores_BKGTS / softcap)
+    if attention_mask is None:
+        attention_mask = torch.ones(scores_BKGTS.shape[-2:], dtype=torch.bool, device=scores_BKGTS.device).tril()[
+            None, None
+        ]
+    weights_BKGTS = scores_BKGTS.masked_fill(~attention_mask[:, :, None], -torch.inf).softmax(dim=-1)
     mixed_BKGTE = F.dropout(weights_BKGTS, dropout).to(value_BKSE.dtype) @ value_BKSE[:, :, None]
     return rearrange(mixed_BKGTE, "b k g t e -> b (k g) t e")
 

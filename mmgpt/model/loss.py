@@ -33,7 +33,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Guide:
+class TeacherTargets:
     """Another model's view of the same targets, to learn from beside them (Hinton et al. 2015, arXiv:1503.02531).
 
     The loss of a target becomes (1 - weight) cross-entropy + weight T^2 KL(teacher || student), both at temperature T
@@ -42,12 +42,12 @@ class Guide:
     Attributes:
         hidden_ND: its hidden states; D may be another than the student's.
         weight_VD: its output layer.
-        cap: of its logits.
+        softcap: of its logits.
     """
 
     hidden_ND: Tensor
     weight_VD: Tensor
-    cap: float | None
+    softcap: float | None
     num_tokens: int
     weight: float
     temperature: float
@@ -56,8 +56,8 @@ class Guide:
         """T^2 KL (n,) of a chunk of the targets, and its slope over the logits of tokens (n, num_tokens)."""
         weight_VD = self.weight_VD[: self.num_tokens]
         theirs_nV = (self.hidden_ND[chunk].to(weight_VD.dtype) @ weight_VD.T).float()
-        if self.cap is not None:
-            theirs_nV = self.cap * torch.tanh(theirs_nV / self.cap)
+        if self.softcap is not None:
+            theirs_nV = self.softcap * torch.tanh(theirs_nV / self.softcap)
         theirs_nV = (theirs_nV / self.temperature).log_softmax(dim=1)
         ours_nV = (logits_nV[:, : self.num_tokens] / self.temperature).log_softmax(dim=1)
         share_nV = theirs_nV.exp()
@@ -68,33 +68,38 @@ class Guide:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | None, guide: Guide | None
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        softcap: float | None,
+        teacher: TeacherTargets | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden_ND) if needs_hidden else None
         weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
         nll_N = torch.empty(len(targets_N), device=hidden_ND.device)
-        distilled_N = torch.zeros(len(targets_N) if guide else 0, device=hidden_ND.device)
+        distilled_N = torch.zeros(len(targets_N) if teacher else 0, device=hidden_ND.device)
         step = max(1, CHUNK_LOGITS // len(weight_VD))
         for at in range(0, len(targets_N), step):
             chunk = slice(at, at + step)
             targets_n1 = targets_N[chunk, None]
             logits_nV = (hidden_ND[chunk] @ weight_VD.T).float()
-            if cap is not None:
-                bent_nV = logits_nV.div_(cap).tanh_()
-                logits_nV = cap * bent_nV
+            if softcap is not None:
+                bent_nV = logits_nV.div_(softcap).tanh_()
+                logits_nV = softcap * bent_nV
             norm_n1 = logits_nV.logsumexp(dim=-1, keepdim=True)
             nll_N[chunk] = (norm_n1 - logits_nV.gather(1, targets_n1)).squeeze(1)
-            if guide is not None:
-                distilled_N[chunk], pull_nV = guide.compare(logits_nV, chunk)
+            if teacher is not None:
+                distilled_N[chunk], pull_nV = teacher.compare(logits_nV, chunk)
             if hidden_grad is None and weight_grad is None:
                 continue
             slope_nV = logits_nV.sub_(norm_n1).exp_()  # the softmax; less one at the target is the slope of the loss
             slope_nV.scatter_add_(1, targets_n1, slope_nV.new_full(targets_n1.shape, -1.0))
-            if guide is not None:
-                slope_nV *= 1 - guide.weight
-                slope_nV[:, : guide.num_tokens] += guide.weight * pull_nV
-            if cap is not None:
+            if teacher is not None:
+                slope_nV *= 1 - teacher.weight
+                slope_nV[:, : teacher.num_tokens] += teacher.weight * pull_nV
+            if softcap is not None:
                 slope_nV *= 1 - bent_nV.square_()
             slope_nV = slope_nV.to(hidden_ND.dtype)
             if hidden_grad is not None:
@@ -104,9 +109,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.mark_non_differentiable(nll_N, distilled_N)
         ctx.weight_dtype = weight_VD.dtype
-        if guide is None:
+        if teacher is None:
             return nll_N.sum(), nll_N, distilled_N
-        return (1 - guide.weight) * nll_N.sum() + guide.weight * distilled_N.sum(), nll_N, distilled_N
+        return (1 - teacher.weight) * nll_N.sum() + teacher.weight * distilled_N.sum(), nll_N, distilled_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -122,23 +127,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy_sum(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | None = None
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of `hidden @ weight.T` against `targets`, and each target's own (detached).
 
-    With a `cap`, of the softly capped logits: cap tanh(logit / cap).
+    With a `softcap`, of the softly capped logits: cap tanh(logit / cap).
     """
-    total, nll_N, _ = guided_sum(hidden_ND, weight_VD, targets_N, cap, None)
+    total, nll_N, _ = chunked_cross_entropy(hidden_ND, weight_VD, targets_N, softcap, None)
     return total, nll_N
 
 
-def guided_sum(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, cap: float | None, guide: Guide | None
+def chunked_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None, teacher: TeacherTargets | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The summed loss under a guide, each target's own cross-entropy, and its T^2 KL (both detached)."""
     if torch.is_autocast_enabled(hidden_ND.device.type):
         dtype = torch.get_autocast_dtype(hidden_ND.device.type)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
     with torch.autocast(hidden_ND.device.type, enabled=False):
-        total, nll_N, distilled_N = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, cap, guide)
-    return total, nll_N, distilled_N if guide else None
+        total, nll_N, distilled_N = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, softcap, teacher)
+    return total, nll_N, distilled_N if teacher else None

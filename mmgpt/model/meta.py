@@ -22,7 +22,7 @@ class _FillsNothing(TorchFunctionMode):
 
 
 @contextmanager
-def without_weights() -> Iterator[None]:
+def on_meta_device() -> Iterator[None]:
     """Build modules on the meta device, where there is nothing to fill.
 
     Drawing normal numbers there would import torch's compiler first: most of a second, and 150 MB.

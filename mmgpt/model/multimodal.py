@@ -13,32 +13,34 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import UserError
-from mmgpt.encoders.feature_grids import Grid
+from mmgpt.encoders.feature_grids import FeatureGrid
 from mmgpt.encoders.registry import ENCODERS
 from mmgpt.inputs.batch import Batch, MediaBatch
-from mmgpt.inputs.rendered import IGNORED, PairedText
+from mmgpt.inputs.rendered import IGNORED, TargetText
 from mmgpt.model.adapters import ADAPTERS, feature_counts
 from mmgpt.model.config import ModelConfig
 from mmgpt.model.decoder import Decoder
 from mmgpt.model.heads import HEADS, HeadConfig
-from mmgpt.model.loss import Guide, Loss, guided_sum
+from mmgpt.model.loss import Loss, TeacherTargets, chunked_cross_entropy
 
-Encoded = tuple[Tensor, list[Grid]]  # features (P, F, E) of all pieces of a batch's media in order, the grid of each
+Encoded = tuple[
+    Tensor, list[FeatureGrid]
+]  # features (P, F, E) of all pieces of a batch's media in order, the grid of each
 
 
 class MultimodalModel(nn.Module):
     """Encoders, adapters, a decoder LM, and heads on the encoders."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, slots: dict[str, int]) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, placeholder_ids: dict[str, int]) -> None:
         """Build with random weights.
 
         Args:
             config: the parts.
             vocab_size: rows of the embedding.
-            slots: placeholder token id of each modality.
+            placeholder_ids: the token of each modality whose places take media; the id of each modality.
         """
         super().__init__()
-        self.config, self.vocab_size, self.slots = config, vocab_size, dict(slots)
+        self.config, self.vocab_size, self.placeholder_ids = config, vocab_size, dict(placeholder_ids)
         self.encoders = nn.ModuleDict({m: ENCODERS[c.kind].module(c) for m, c in config.encoders.items()})
         self.adapters = nn.ModuleDict(
             {
@@ -46,7 +48,7 @@ class MultimodalModel(nn.Module):
                     adapter,
                     width=config.encoders[modality].width,
                     out_width=config.decoder.width,
-                    grid=config.encoders[modality].grids_of(config.encoders[modality].largest)[0],
+                    grid=config.encoders[modality].grids_of(config.encoders[modality].max_shape)[0],
                 )
                 for modality, adapter in config.adapters.items()
             }
@@ -100,48 +102,50 @@ class MultimodalModel(nn.Module):
         x_BTD = self.decoder.embed(batch.ids)
         for modality, media in batch.media.items():
             tokens_ND = self.media_tokens(modality, media, encoded[modality] if encoded else None)
-            x_BTD = splice(x_BTD, batch.ids == self.slots[modality], tokens_ND, modality)
+            x_BTD = splice(x_BTD, batch.ids == self.placeholder_ids[modality], tokens_ND, modality)
         return x_BTD
 
     def hidden(
-        self, batch: Batch, wanted_BW: Tensor | None = None, encoded: Mapping[str, Encoded] | None = None
+        self, batch: Batch, output_positions_BW: Tensor | None = None, encoded: Mapping[str, Encoded] | None = None
     ) -> Tensor:
         """Hidden states (B, T, D) of a batch, or (B, W, D) of the tokens at some indexes."""
-        visible = batch.visible()
-        previous_BT = batch.previous() if visible is not None and self.config.decoder.token_shift else None
+        attention_mask = batch.attention_mask()
+        previous_BT = batch.previous_index() if attention_mask is not None and self.config.decoder.token_shift else None
         x_BTD = self.embed(batch, encoded)
-        out: Tensor = self.decoder(x_BTD, batch.positions, visible, previous_BT, wanted_BW=wanted_BW)
+        out: Tensor = self.decoder(
+            x_BTD, batch.positions, attention_mask, previous_BT, output_positions_BW=output_positions_BW
+        )
         return out
 
     def target_states(self, batch: Batch, encoded: Mapping[str, Encoded] | None = None) -> Tensor:
         """Hidden states (N, D) that a batch's targets are predicted from, in reading order; it has some."""
         is_target_BT = _is_target(batch)
-        wanted_BW = _places(is_target_BT)
-        return self.hidden(batch, wanted_BW, encoded)[is_target_BT.gather(1, wanted_BW)]
+        output_positions_BW = _target_positions(is_target_BT)
+        return self.hidden(batch, output_positions_BW, encoded)[is_target_BT.gather(1, output_positions_BW)]
 
-    def forward(self, batch: Batch, heads: Iterable[str] = (), guide: Guide | None = None) -> Loss:
+    def forward(self, batch: Batch, heads: Iterable[str] = (), teacher: TeacherTargets | None = None) -> Loss:
         """Summed cross-entropy of a batch over its targets, and the summed losses of some heads over its pairs.
 
-        With a `guide`, what that makes of the former. A causal position predicts the next token of its row; a masked
+        With a `teacher`, what that makes of the former. A causal position predicts the next token of its row; a masked
         one predicts itself. Each encoder runs once. In a batch without targets only those run that a head learns on,
         and the decoder over no row.
         """
-        lessons = {name: self.lessons(name, batch) for name in heads}
-        used = {self.head_config(name).modality for name, pairs in lessons.items() if pairs}
+        training_pairs = {name: self.training_pairs(name, batch) for name in heads}
+        used = {self.head_config(name).modality for name, pairs in training_pairs.items() if pairs}
         encoded = {
             modality: self.encode(modality, media)
             for modality, media in batch.media.items()
             if batch.num_targets or modality in used
         }
-        sums = {name: self._head_loss(name, pairs, encoded) for name, pairs in lessons.items() if pairs}
+        sums = {name: self._head_loss(name, pairs, encoded) for name, pairs in training_pairs.items() if pairs}
         ahead, is_target_BT = int(batch.is_causal), _is_target(batch)
         sources_N = batch.sources[:, ahead:][is_target_BT]
         if not batch.num_targets:
             none_N = torch.zeros(0, device=self.device)
             return Loss(none_N.sum(), none_N, sources_N, sums)
-        targets_N, cap = batch.labels[:, ahead:][is_target_BT], self.config.decoder.logit_cap
-        total, nll_N, distilled_N = guided_sum(
-            self.target_states(batch, encoded), self.decoder.head.weight, targets_N, cap, guide
+        targets_N, softcap = batch.labels[:, ahead:][is_target_BT], self.config.decoder.logit_softcap
+        total, nll_N, distilled_N = chunked_cross_entropy(
+            self.target_states(batch, encoded), self.decoder.head.weight, targets_N, softcap, teacher
         )
         return Loss(total, nll_N, sources_N, sums, distilled_N)
 
@@ -149,7 +153,7 @@ class MultimodalModel(nn.Module):
         """The config of a head."""
         return next(head for head in self.config.heads if head.name == name)
 
-    def lessons(self, name: str, batch: Batch) -> dict[int, PairedText]:
+    def training_pairs(self, name: str, batch: Batch) -> dict[int, TargetText]:
         """What a head can learn from in a batch: the text of each medium that has one it can use, by index."""
         head = self.head_config(name)
         if head.modality not in batch.media:
@@ -157,49 +161,51 @@ class MultimodalModel(nn.Module):
         media, encoder = batch.media[head.modality], self.config.encoders[head.modality]
         return {
             at: text
-            for at, (text, size) in enumerate(zip(head.lessons(media), media.sizes(), strict=True))
-            if text and not head.fault(text.text, encoder.num_tokens(size))
+            for at, (text, size) in enumerate(zip(head.training_pairs(media), media.sizes(), strict=True))
+            if text and not head.pair_error(text.text, encoder.num_tokens(size))
         }
 
     def head_count(self, name: str, batch: Batch) -> int:
         """What the pairs of a batch count in the number that a head's loss is divided by: bytes for ctc, else pairs."""
-        return sum(self.head_config(name).weigh(text.text) for text in self.lessons(name, batch).values())
+        return sum(self.head_config(name).loss_weight(text.text) for text in self.training_pairs(name, batch).values())
 
-    def _head_loss(self, name: str, lessons: Mapping[int, PairedText], encoded: Mapping[str, Encoded]) -> Tensor:
-        features_MFE, counts_M = self._whole(encoded[self.head_config(name).modality])
-        at = torch.tensor(list(lessons), device=counts_M.device)
-        loss: Tensor = self.heads[name](features_MFE[at], counts_M[at], list(lessons.values()), self.read_texts)
+    def _head_loss(self, name: str, training_pairs: Mapping[int, TargetText], encoded: Mapping[str, Encoded]) -> Tensor:
+        features_MFE, counts_M = self._padded_features(encoded[self.head_config(name).modality])
+        at = torch.tensor(list(training_pairs), device=counts_M.device)
+        loss: Tensor = self.heads[name](
+            features_MFE[at], counts_M[at], list(training_pairs.values()), self.encode_texts
+        )
         return loss
 
     @staticmethod
-    def _whole(encoded: Encoded) -> tuple[Tensor, Tensor]:
+    def _padded_features(encoded: Encoded) -> tuple[Tensor, Tensor]:
         """For heads, under which every medium is one piece: features (M, F, E), and how many are real (M,)."""
         features_MFE, grids = encoded
         return features_MFE, feature_counts(grids, features_MFE.device)
 
-    def read_texts(self, texts: Sequence[Sequence[int]]) -> Tensor:
+    def encode_texts(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """The decoder's state (K, D) at the last token of each text, given as token ids."""
         ids_KT = pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True).to(self.device)
         lasts_K1 = torch.tensor([[len(ids) - 1] for ids in texts], device=self.device)
         positions_KT = torch.arange(ids_KT.shape[1], device=self.device).expand_as(ids_KT)
-        states_K1D: Tensor = self.decoder(self.decoder.embed(ids_KT), positions_KT, wanted_BW=lasts_K1)
+        states_K1D: Tensor = self.decoder(self.decoder.embed(ids_KT), positions_KT, output_positions_BW=lasts_K1)
         return states_K1D[:, 0]
 
     def embed_media(self, modality: str, media: MediaBatch) -> Tensor:
         """Media (M, W) of length 1 in the space of a contrastive head; their products with texts rank these."""
         head = self.head(modality, "contrastive")
-        embedded: Tensor = head.embed_media(*self._whole(self.encode(modality, media)))
+        embedded: Tensor = head.embed_media(*self._padded_features(self.encode(modality, media)))
         return embedded
 
     def embed_texts(self, modality: str, texts: Sequence[Sequence[int]]) -> Tensor:
         """Texts (K, W) of length 1, given as token ids closed by the end token, in the space of a contrastive head."""
-        embedded: Tensor = self.head(modality, "contrastive").embed_texts(self.read_texts(texts))
+        embedded: Tensor = self.head(modality, "contrastive").embed_texts(self.encode_texts(texts))
         return embedded
 
     def transcribe(self, media: MediaBatch) -> list[str]:
         """What the ctc head writes down of each clip, likeliest symbol by symbol."""
         head = self.head("audio", "ctc")
-        written: list[str] = head.transcribe(*self._whole(self.encode("audio", media)))
+        written: list[str] = head.transcribe(*self._padded_features(self.encode("audio", media)))
         return written
 
     def head(self, modality: str, kind: str) -> Any:
@@ -217,7 +223,7 @@ def _is_target(batch: Batch) -> Tensor:
     return batch.labels[:, int(batch.is_causal) :] != IGNORED
 
 
-def _places(is_target_BT: Tensor) -> Tensor:
+def _target_positions(is_target_BT: Tensor) -> Tensor:
     """Indexes (B, W) of each row's targets in reading order; rows that have fewer go on with other tokens."""
     most = int(is_target_BT.sum(dim=1).max())
     return is_target_BT.int().argsort(dim=1, descending=True, stable=True)[:, :most]

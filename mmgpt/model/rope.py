@@ -5,7 +5,8 @@ Source: Su et al. 2021, arXiv:2104.09864. Orders of operations are those of tran
 """
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -20,7 +21,7 @@ class LinearScaling(Config):
     kind: Literal["linear"]
     factor: PositiveFloat  # how many times longer the texts become
 
-    def stretch(self, frequencies_F: Tensor, theta: float) -> tuple[Tensor, float]:
+    def scale_frequencies(self, frequencies_F: Tensor, theta: float) -> tuple[Tensor, float]:
         """Frequencies, and what cosines and sines are multiplied by."""
         return frequencies_F / self.factor, 1.0
 
@@ -34,7 +35,7 @@ class Llama3Scaling(Config):
     slow: PositiveFloat = 1.0  # angles that turn less often than this over `original_context` are squeezed whole
     fast: PositiveFloat = 4.0  # those that turn more often than this are left
 
-    def stretch(self, frequencies_F: Tensor, theta: float) -> tuple[Tensor, float]:
+    def scale_frequencies(self, frequencies_F: Tensor, theta: float) -> tuple[Tensor, float]:
         """Frequencies, and what cosines and sines are multiplied by."""
         turns_F = self.original_context / (2 * math.pi / frequencies_F)
         kept_F = ((turns_F - self.slow) / (self.fast - self.slow)).clamp(0, 1)
@@ -44,15 +45,16 @@ class Llama3Scaling(Config):
 class YarnScaling(Config):
     """Slow angles are squeezed, along a ramp over the channels, and all scores sharpened (arXiv:2309.00071)."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"magnitude": "attention_factor"}
     kind: Literal["yarn"]
     factor: PositiveFloat  # how many times longer the texts become
     original_context: PositiveInt  # tokens of the texts before
     slow: PositiveFloat = 1.0  # angles that turn less often than this over `original_context` are squeezed whole
     fast: PositiveFloat = 32.0  # those that turn more often than this are left
-    magnitude: PositiveFloat = 1.0  # what cosines and sines are multiplied by
+    attention_factor: PositiveFloat = 1.0  # what cosines and sines are multiplied by
     whole: bool = True  # the ramp begins and ends at whole channels
 
-    def stretch(self, frequencies_F: Tensor, theta: float) -> tuple[Tensor, float]:
+    def scale_frequencies(self, frequencies_F: Tensor, theta: float) -> tuple[Tensor, float]:
         """Frequencies, and what cosines and sines are multiplied by."""
         width = 2 * len(frequencies_F)
         first, last = (
@@ -66,7 +68,7 @@ class YarnScaling(Config):
         channels_F = torch.arange(len(frequencies_F), device=frequencies_F.device, dtype=torch.float32)
         squeezed_F = ((channels_F - first) / (last - first)).clamp(0, 1)
         stretched_F = frequencies_F / self.factor * squeezed_F + frequencies_F * (1 - squeezed_F)
-        return stretched_F, self.magnitude
+        return stretched_F, self.attention_factor
 
 
 RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling, Field(discriminator="kind")]
@@ -77,11 +79,11 @@ def rope_tables(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines (B, T, 1, E/2) of rotary positions, in float32."""
     exponents_F = torch.arange(0, width, 2, device=positions_BT.device, dtype=torch.float32) / width
-    frequencies_F, magnitude = 1.0 / theta**exponents_F, 1.0
+    frequencies_F, attention_factor = 1.0 / theta**exponents_F, 1.0
     if scaling is not None:
-        frequencies_F, magnitude = scaling.stretch(frequencies_F, theta)
+        frequencies_F, attention_factor = scaling.scale_frequencies(frequencies_F, theta)
     angles_BT1F = positions_BT[..., None, None].float() * frequencies_F
-    return angles_BT1F.cos() * magnitude, angles_BT1F.sin() * magnitude
+    return angles_BT1F.cos() * attention_factor, angles_BT1F.sin() * attention_factor
 
 
 def rotate(x_BTHE: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:

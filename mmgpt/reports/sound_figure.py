@@ -10,7 +10,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 
-from mmgpt.datasets.media import Sound
+from mmgpt.datasets.media import Waveform
 from mmgpt.encoders.mel import log_mel
 from mmgpt.reports.charts import Axis, short
 from mmgpt.reports.html import Markup, data_url, tag
@@ -23,7 +23,7 @@ MEL_PAPER = -0.3  # deviations from a sound's mean loudness; what is softer, mos
 SOFT, MIDDLE, LOUD = "#f2f2f2", "#7f9fe0", "#17357f"  # dark pages invert them
 
 
-def sound_figure(sound: Sound) -> Markup:
+def sound_figure(sound: Waveform) -> Markup:
     """Waveform, log-mel picture and seconds, one below the other on one time axis."""
     drawings = (_waveform(sound.samples), _spectrogram(sound) if sound.seconds <= MEL_SECONDS else None)
     said = f"{sound.seconds:.2f} s of sound"
@@ -47,7 +47,7 @@ def _waveform(samples_S: np.ndarray) -> Markup:
     return tag("svg", path, viewBox=box, preserveAspectRatio="none", cls="wave", aria_hidden="true")
 
 
-def _spectrogram(sound: Sound) -> Markup:
+def _spectrogram(sound: Waveform) -> Markup:
     """The log-mel picture, low bands below."""
     samples_S, rate = torch.from_numpy(sound.samples), min(sound.rate, MEL_RATE)
     mel_FT = log_mel(samples_S, rate=sound.rate, target_rate=rate, bands=48).numpy()[::-1].clip(min=MEL_PAPER)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from mmgpt.config import UserError
-from mmgpt.datasets.mixture import Order, Position
+from mmgpt.datasets.mixture import MixtureSampler, SamplerState
 from mmgpt.datasets.source import Source
-from mmgpt.inputs.dataloader import StepStream, mean_tokens
+from mmgpt.inputs.dataloader import StepDataset, mean_tokens
 from mmgpt.inputs.render import Renderer
 from mmgpt.training.recipe import StageConfig
 
@@ -44,7 +44,7 @@ def steps_of(stage: StageConfig, sources: Sequence[Source]) -> int:
     return stage.steps
 
 
-def order_of(stage: StageConfig, sources: Sequence[Source], renderer: Renderer, seed: int) -> Order:
+def order_of(stage: StageConfig, sources: Sequence[Source], renderer: Renderer, seed: int) -> MixtureSampler:
     """The order of a stage's samples.
 
     A share is a weight times size ** (1 / temperature) (Arivazhagan et al. 2019, arXiv:1907.05019), in samples or in
@@ -60,7 +60,7 @@ def order_of(stage: StageConfig, sources: Sequence[Source], renderer: Renderer, 
         tokens = [mean_tokens(source, renderer, stage.objective) for source in sources]
         weights = [weight / mean for weight, mean in zip(weights, tokens, strict=True)]
     ends = [item.steps and item.steps * stage.batch_size for item in stage.data]
-    return Order([len(source) for source in sources], weights, seed, limits, ends)
+    return MixtureSampler([len(source) for source in sources], weights, seed, limits, ends)
 
 
 def open_stream(
@@ -71,10 +71,10 @@ def open_stream(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
-    position: Position | None = None,
-) -> StepStream:
+    position: SamplerState | None = None,
+) -> StepDataset:
     """The steps of a stage from `start` on, where the draws are at `position`, or a rank's share of them."""
-    return StepStream(
+    return StepDataset(
         sources,
         order_of(stage, sources, renderer, seed),
         renderer,

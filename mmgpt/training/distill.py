@@ -17,8 +17,8 @@ from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.inputs.batch import Batch
 from mmgpt.inputs.rendered import MediaSpec
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.bundle import Bundle
-from mmgpt.model.loss import Guide
+from mmgpt.model.bundle import ModelBundle
+from mmgpt.model.loss import TeacherTargets
 from mmgpt.model.multimodal import MultimodalModel
 
 
@@ -38,18 +38,20 @@ class Teacher:
     num_tokens: int
 
     @torch.no_grad()
-    def guide(self, batch: Batch) -> Guide | None:
+    def teacher(self, batch: Batch) -> TeacherTargets | None:
         """What it makes of a batch's targets; None where there are none."""
         if not batch.num_targets:
             return None
         decoder = self.model.decoder
         states_ND = self.model.target_states(batch)
-        cap, config = decoder.config.logit_cap, self.config
-        return Guide(states_ND, decoder.head.weight, cap, self.num_tokens, config.weight, config.temperature)
+        softcap, config = decoder.config.logit_softcap, self.config
+        return TeacherTargets(
+            states_ND, decoder.head.weight, softcap, self.num_tokens, config.weight, config.temperature
+        )
 
 
 def open_teacher(
-    path: str, config: DistillConfig, student: Bundle, device: str | torch.device = "cpu"
+    path: str, config: DistillConfig, student: ModelBundle, device: str | torch.device = "cpu"
 ) -> Teacher | None:
     """A teacher for a student; None where it would count nothing.
 
@@ -115,7 +117,7 @@ def _check_media(path: str, modality: str, ours: MediaSpec, theirs: MediaSpec) -
 def _prepared(spec: MediaSpec, medium: Image | Audio) -> Tensor | None:
     """The tensor of a medium; None where it is refused, as too long a sound is."""
     try:
-        return spec.prepare(medium, None)
+        return spec.preprocess(medium, None)
     except MediaError:
         return None
 

@@ -17,7 +17,7 @@ from mmgpt.distributed import Ranks, join_ranks
 from mmgpt.files import read_json, write_file, write_folder
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
-from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.model.bundle import ModelBundle, new_bundle
 from mmgpt.processor import warn_of_slow_bf16
 from mmgpt.run_log import OnRecord, Record, RunLog
 from mmgpt.training import lora, train_state
@@ -127,7 +127,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_re
     ranks.on_main(lambda: write_folder(run / "final", lambda draft: save_bundle(bundle, draft)))
 
 
-def _make_model(recipe: Recipe, run: Path, start: train_state.Position | None) -> Bundle:
+def _make_model(recipe: Recipe, run: Path, start: train_state.ResumePoint | None) -> ModelBundle:
     """A model of the recipe's parts with random weights, and all that goes with it."""
     torch.manual_seed(recipe.seed)
     tokenizer = Tokenizer.load(run)
@@ -141,7 +141,7 @@ def _make_model(recipe: Recipe, run: Path, start: train_state.Position | None) -
     return bundle
 
 
-def _load_origins(bundle: Bundle, recipe: Recipe) -> Iterator[Record]:
+def _load_origins(bundle: ModelBundle, recipe: Recipe) -> Iterator[Record]:
     """Give a fresh model the weights of the checkpoints and the model that the recipe begins from; a line for each."""
     parts = load_parts(bundle.model, bundle.new_tokens)
     if parts:

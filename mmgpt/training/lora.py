@@ -21,7 +21,7 @@ from mmgpt.checkpoints.hf_decoders import family_of, family_rules
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.sample import parse_messages
 from mmgpt.files import first_of, save_weights, write_folder
-from mmgpt.model.bundle import Bundle
+from mmgpt.model.bundle import ModelBundle
 from mmgpt.weight_names import their_name
 
 MERGE_TOLERANCE = 1e-4  # of logits in float32, as a share of the largest (of 1, where all are smaller)
@@ -148,7 +148,7 @@ def _merge(model: nn.Module, layers: dict[str, Any]) -> None:
         model.set_submodule(name, layer.base_layer)
 
 
-def merge_adapters(bundle: Bundle) -> float:
+def merge_adapters(bundle: ModelBundle) -> float:
     """Merge the adapters for good, and compare the logits of the golden prompt.
 
     Returns:
@@ -193,7 +193,7 @@ def save_adapter(model: nn.Module, folder: Path, outside_name: Callable[[str], s
     config.save_pretrained(folder)
 
 
-def save_adapters(bundle: Bundle, stage: Path) -> None:
+def save_adapters(bundle: ModelBundle, stage: Path) -> None:
     """Write a stage's adapter for this model, and where its decoder is of an outside family, one for that library's.
 
     Such an adapter (`adapter-llama` ...) holds the decoder's layers by the names they have there; those that the

@@ -12,7 +12,7 @@ from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers.registry import AnySource
 from mmgpt.inputs.rendered import AuxiliaryKind, HeadKind, Objective
 from mmgpt.inputs.templates import TemplateName
-from mmgpt.inputs.tokenizer import SLOTS, TokenizerConfig
+from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, TokenizerConfig
 from mmgpt.model.config import ModelConfig
 from mmgpt.training.distill import DistillConfig
 from mmgpt.training.lora import LoraConfig
@@ -149,7 +149,9 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _wraps_have_media(self) -> Self:
         for modality in self.wraps.keys() - self.model.encoders.keys():
-            raise ValueError(f"wraps.{modality}: the model has no such encoder; {did_you_mean(modality, SLOTS)}")
+            raise ValueError(
+                f"wraps.{modality}: the model has no such encoder; {did_you_mean(modality, PLACEHOLDER_TOKENS)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.templates import TEMPLATES, special_tokens
-from mmgpt.inputs.tokenizer import END, MASK, SLOTS, Tokenizer, TokenizerConfig
+from mmgpt.inputs.tokenizer import END, MASK, PLACEHOLDER_TOKENS, Tokenizer, TokenizerConfig
 from mmgpt.training.recipe import Recipe
 from mmgpt.training.warm_start import talk_of
 
@@ -57,7 +57,7 @@ def needed_tokens(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
     return [
         *end,
         *(token for token in TEMPLATES[template].tokens if token != END),
-        *(SLOTS[modality] for modality in recipe.model.encoders),
+        *(PLACEHOLDER_TOKENS[modality] for modality in recipe.model.encoders),
         *special_tokens("".join(chain(*wraps.values()))),
         *([MASK] if masks else []),
     ]

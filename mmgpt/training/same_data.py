@@ -7,12 +7,12 @@ from mmgpt.datasets.fingerprint import Fingerprint, difference
 from mmgpt.datasets.source import Source
 from mmgpt.distributed import Ranks
 from mmgpt.files import read_json
-from mmgpt.training.train_state import Position
+from mmgpt.training.train_state import ResumePoint
 
 Data = dict[str, list[tuple[str, Fingerprint]]]  # of each stage its sources: name and fingerprint
 
 
-def same_data(sources: Mapping[str, Sequence[Source]], start: Position | None, ranks: Ranks) -> Data:
+def same_data(sources: Mapping[str, Sequence[Source]], start: ResumePoint | None, ranks: Ranks) -> Data:
     """The fingerprints of the sources of each stage, for the checkpoints to come.
 
     Args:
@@ -35,7 +35,7 @@ def same_data(sources: Mapping[str, Sequence[Source]], start: Position | None, r
     return data
 
 
-def _check(start: Position, data: Data) -> None:
+def _check(start: ResumePoint, data: Data) -> None:
     """Compare with a checkpoint, but for stages that are done. One of an earlier version tells nothing of its data."""
     before = read_json(start.folder / "trainer_state.json").get("data", {})
     found = _first_difference(before, data, list(data)[start.stage :])

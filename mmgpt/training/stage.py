@@ -13,13 +13,13 @@ import torch
 from torch.optim import Optimizer
 
 from mmgpt.config import UserError
-from mmgpt.datasets.mixture import Position
+from mmgpt.datasets.mixture import SamplerState
 from mmgpt.datasets.source import Source
 from mmgpt.distributed import Ranks
 from mmgpt.files import read_json
-from mmgpt.inputs.dataloader import StepData, StepStream, load_steps
+from mmgpt.inputs.dataloader import StepBatches, StepDataset, iterate_steps
 from mmgpt.inputs.rendered import HeadKind
-from mmgpt.model.bundle import Bundle
+from mmgpt.model.bundle import ModelBundle
 from mmgpt.run_log import OnRecord, Record, RunLog
 from mmgpt.training import lora, train_state
 from mmgpt.training.data_mix import open_stream, steps_of
@@ -52,7 +52,7 @@ class StageRun:
         self,
         recipe: Recipe,
         stage: StageConfig,
-        bundle: Bundle,
+        bundle: ModelBundle,
         sources: Sequence[Source],
         run: Path,
         log: RunLog,
@@ -65,7 +65,7 @@ class StageRun:
         self.seed, self.noise = noise_seed(recipe, stage, 0), noise_seed(recipe, stage, ranks.rank)
         self.sources, self.data = sources, data
         self.totals: Counter[str] = Counter()
-        self.position: Position | None = None  # of the next step's draws
+        self.position: SamplerState | None = None  # of the next step's draws
         self.faults: list[str] = []
         self.steps = steps_of(stage, sources)
         self.share = share_of_peak(stage.schedule, self.steps)
@@ -79,7 +79,7 @@ class StageRun:
             lora.add_adapters(bundle.model, stage.lora)
         self.optimizers: list[Optimizer] = make_optimizers(bundle.model, stage)
 
-    def run(self, at: train_state.Position | None) -> None:
+    def run(self, at: train_state.ResumePoint | None) -> None:
         """Train from `at`, or from the start with the weights as they are."""
         averages = None
         if at:
@@ -106,7 +106,7 @@ class StageRun:
                     "parts": freeze_table(self.bundle.model, self.stage, self.held, self.bundle.new_tokens),
                 }
             )
-        steps = load_steps(self._stream(step), self.stage.workers)
+        steps = iterate_steps(self._stream(step), self.stage.workers)
         interval = _Interval()
         with stop_signals() as asked_to_stop:
             while step < self.steps:
@@ -142,13 +142,13 @@ class StageRun:
             self.ranks.on_main(lambda: lora.save_adapters(self.bundle, self.folder))
             lora.merge_adapters(self.bundle)
 
-    def _stream(self, start: int) -> StepStream:
+    def _stream(self, start: int) -> StepDataset:
         ranks = self.ranks
         return open_stream(
             self.stage, self.sources, self.bundle.renderer, self.seed, start, ranks.rank, ranks.world, self.position
         )
 
-    def _update(self, data: StepData, step: int) -> StepStats:
+    def _update(self, data: StepBatches, step: int) -> StepStats:
         torch.manual_seed(self.noise + step)
         set_rates(self.optimizers, self.share(step))
         self.bundle.model.train()
@@ -165,9 +165,9 @@ class StageRun:
             teacher=self.teacher,
         )
 
-    def _draw(self, steps: Iterator[StepData]) -> tuple[StepData, bool]:
+    def _draw(self, steps: Iterator[StepBatches]) -> tuple[StepBatches, bool]:
         """This rank's share of the next step, and whether any rank's share holds something to learn from."""
-        data, error = StepData([], {}, {}), None
+        data, error = StepBatches([], {}, {}), None
         try:
             data = next(steps)
         except UserError as found:
@@ -195,7 +195,7 @@ class StageRun:
                 f"max_skipped={self.stage.max_skipped}; first: {'; '.join(self.faults)}"
             )
 
-    def _log(self, interval: _Interval, data: StepData, step: int) -> None:
+    def _log(self, interval: _Interval, data: StepBatches, step: int) -> None:
         seconds = time.perf_counter() - interval.started
         stats = interval.stats
         targets = sum(s.num_targets for s in stats)

@@ -67,7 +67,7 @@ def train_step(
     for batch in batches:
         with _autocast(model.device, precision):
             batch = batch.to(model.device)
-            loss = model(batch, heads, teacher.guide(batch) if teacher else None)
+            loss = model(batch, heads, teacher.teacher(batch) if teacher else None)
             objective = loss.total / max(1, targets)
             for name, nats in loss.heads.items():
                 objective = objective + nats * (heads[name] / counts[name])

@@ -26,12 +26,12 @@ from torch.optim import Optimizer
 from mmgpt.checkpoints.save_load import save_bundle, set_weights
 from mmgpt.config import UserError
 from mmgpt.files import load_weights, write_folder
-from mmgpt.model.bundle import Bundle
+from mmgpt.model.bundle import ModelBundle
 from mmgpt.training.lora import merged, unmerged_state
 
 
 @dataclass(frozen=True)
-class Position:
+class ResumePoint:
     """Where a run stands: `step` updates of stage number `stage` are done."""
 
     stage: int
@@ -40,7 +40,7 @@ class Position:
 
 
 def save_checkpoint(
-    bundle: Bundle,
+    bundle: ModelBundle,
     optimizers: Sequence[Optimizer],
     folder: Path,
     trainer_state: dict[str, Any],
@@ -68,7 +68,7 @@ def save_checkpoint(
     write_folder(folder, fill)
 
 
-def load_checkpoint(bundle: Bundle, optimizers: Sequence[Optimizer], folder: Path) -> dict[str, Tensor]:
+def load_checkpoint(bundle: ModelBundle, optimizers: Sequence[Optimizer], folder: Path) -> dict[str, Tensor]:
     """Read weights and optimizer state back, bit for bit; the parameters stay the objects that the optimizers hold.
 
     Returns:
@@ -139,12 +139,12 @@ def _quiet() -> Iterator[None]:
         raise RuntimeError(str(cause)) from cause
 
 
-def newest(run: Path, stages: Sequence[str]) -> Position | None:
+def newest(run: Path, stages: Sequence[str]) -> ResumePoint | None:
     """The last checkpoint of the last stage that has one."""
     for number in reversed(range(len(stages))):
         steps = checkpoint_steps(run / stages[number])
         if steps:
-            return Position(number, steps[-1], run / stages[number] / f"checkpoint-{steps[-1]}")
+            return ResumePoint(number, steps[-1], run / stages[number] / f"checkpoint-{steps[-1]}")
     return None
 
 

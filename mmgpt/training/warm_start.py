@@ -9,7 +9,7 @@ from mmgpt.checkpoints.save_load import TOKEN_TABLES, find_model, load_bundle, u
 from mmgpt.config import UserError
 from mmgpt.files import first_of, read_json
 from mmgpt.inputs.tokenizer import Tokenizer
-from mmgpt.model.bundle import Bundle
+from mmgpt.model.bundle import ModelBundle
 from mmgpt.training.recipe import Recipe
 
 
@@ -27,7 +27,7 @@ def talk_of(recipe: Recipe, checkpoint: Path | None = None) -> tuple[str, str | 
 
 
 @torch.no_grad()
-def warm_start(bundle: Bundle, path: str | Path) -> dict[str, Any]:
+def warm_start(bundle: ModelBundle, path: str | Path) -> dict[str, Any]:
     """Copy from a run, checkpoint or exported folder every weight whose name and shape this model has too.
 
     Where the tokenizers differ, rows of the tables of tokens are copied by token; others stay as they are.

@@ -22,11 +22,11 @@ from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import END
-from mmgpt.model.bundle import Bundle, new_bundle
+from mmgpt.model.bundle import ModelBundle, new_bundle
 from mmgpt.model.config import ModelConfig
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
-DECODER = {"width": 64, "inner": 96, "depth": 2, "heads": 4, "kv_heads": 2, "context": 512, "zero_init": False}
+DECODER = {"width": 64, "ffn_width": 96, "depth": 2, "heads": 4, "kv_heads": 2, "context": 512, "zero_init": False}
 FAMILY = {"llama": {}, "mistral": {"window": 40}, "qwen2": {"bias": "qkv"}}
 WRAP = TARGETS["hf-smolvlm"].wrap
 
@@ -44,7 +44,7 @@ class Form:
     """One export, as made here and as read there."""
 
     name: str
-    bundle: Bundle
+    bundle: ModelBundle
     cls: Any
     medium: Any
     raw: Any
@@ -190,15 +190,15 @@ def test_what_a_form_has_no_place_for_is_refused_with_the_forms_that_have(form, 
 def test_parts_that_no_outside_form_has_are_refused(make_bundle, tmp_path):
     for bundle, told in [
         (make_bundle(), "token_shift=True"),
-        (make_bundle(token_shift=False, inner=64), "a vit encoder, not a CLIP or SigLIP tower"),
+        (make_bundle(token_shift=False, ffn_width=64), "a vit encoder, not a CLIP or SigLIP tower"),
         (
-            make_bundle(audio={"kind": "mlp"}, token_shift=False, inner=64),
+            make_bundle(audio={"kind": "mlp"}, token_shift=False, ffn_width=64),
             "encoders of image and audio, but for one of",
         ),
     ]:
         with pytest.raises(UserError, match=f"hf-llava has no place for .*{told}.*this model can be mmgpt$"):
             export(bundle, tmp_path / "out", "hf-llava")
-    hears = make_bundle(image=None, audio={"kind": "linear"}, token_shift=False, inner=64, bias="qkv")
+    hears = make_bundle(image=None, audio={"kind": "linear"}, token_shift=False, ffn_width=64, bias="qkv")
     with pytest.raises(UserError, match="hf-qwen2-audio has no place for a conformer encoder, not a whisper one"):
         export(hears, tmp_path / "out", "hf-qwen2-audio")
 
@@ -218,7 +218,7 @@ def test_an_export_that_reads_back_otherwise_is_not_moved_into_place(make_form, 
 
 
 def test_a_text_model_goes_to_its_own_family_and_back(make_bundle, tmp_path):
-    bundle = make_bundle(image=None, token_shift=False, inner=64, template="chatml")
+    bundle = make_bundle(image=None, token_shift=False, ffn_width=64, template="chatml")
     bundle.system = "Be kind."
     export(bundle, tmp_path / "out", "hf-lm")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -13,7 +13,7 @@ from mmgpt.files import load_weights, read_json, save_weights
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.engine import generate
 from mmgpt.generation.sampling import GenerateConfig
-from mmgpt.inputs.batch import collate, collate_rows
+from mmgpt.inputs.batch import collate, collate_packed
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.config import ModelConfig
 from mmgpt.model.decoder import Decoder
@@ -123,7 +123,7 @@ def test_packed_and_branched_tokens_see_what_they_see_alone_within_a_window(case
     places = [*range(15), *range(15, 24), *range(15, 24)]
     ids = [*context, *branches[0], *branches[1]]
     branched = Rendered(ids, list(ids), [0] * 15 + [1] * 9 + [2] * 9, places, [], "branched", "")
-    packed = collate_rows([[prompt_of(first), branched, prompt_of(second)]])
+    packed = collate_packed([[prompt_of(first), branched, prompt_of(second)]])
     logits_TV = model.decoder.logits(model.hidden(packed))[0]
 
     def alone(ids: list[int]) -> Tensor:
@@ -139,11 +139,13 @@ def test_packed_and_branched_tokens_see_what_they_see_alone_within_a_window(case
 @torch.no_grad()
 def test_wanted_tokens_get_what_a_full_pass_gives_within_a_window(case, references):
     decoder = read(references(case)[1]).decoder
-    x_BTD, wanted_BW = decoder.embed(random_ids(2, LENGTH)), torch.tensor([[3, 39, 20], [0, 11, 38]])
+    x_BTD, output_positions_BW = decoder.embed(random_ids(2, LENGTH)), torch.tensor([[3, 39, 20], [0, 11, 38]])
     positions_BT = torch.arange(LENGTH).expand(2, -1)
     whole_BTD = decoder(x_BTD, positions_BT)
-    expected_BWD = torch.stack([row[at] for row, at in zip(whole_BTD, wanted_BW, strict=True)])
-    torch.testing.assert_close(decoder(x_BTD, positions_BT, wanted_BW=wanted_BW), expected_BWD, **EXACT)
+    expected_BWD = torch.stack([row[at] for row, at in zip(whole_BTD, output_positions_BW, strict=True)])
+    torch.testing.assert_close(
+        decoder(x_BTD, positions_BT, output_positions_BW=output_positions_BW), expected_BWD, **EXACT
+    )
 
 
 @torch.no_grad()
@@ -162,8 +164,8 @@ def test_a_masked_objective_sees_as_far_ahead_as_back(references):
     decoder.blocks = decoder.blocks[:1]
     x_BTD, positions_BT = decoder.embed(random_ids(1, LENGTH)), torch.arange(LENGTH)[None]
     x_BTD = x_BTD.detach().requires_grad_()
-    visible = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
-    decoder(x_BTD, positions_BT, visible)[0, 20].sum().backward()
+    attention_mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
+    decoder(x_BTD, positions_BT, attention_mask)[0, 20].sum().backward()
     assert x_BTD.grad.any(dim=-1)[0].nonzero().flatten().tolist() == list(range(14, 27))
 
 
@@ -292,7 +294,7 @@ PUBLISHED = {  # what model cards' config.json say that differs in kind from wha
     ),
     "gemma2": (
         {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid", "head_dim": 256, "sliding_window": 4096},
-        {"mlp": "geglu", "tied": True, "window": 4096, "global_layers": [1, 3], "score_width": 256.0},
+        {"mlp": "geglu", "tied": True, "window": 4096, "global_layers": [1, 3], "attention_scale_width": 256.0},
     ),
 }  # fmt: skip
 

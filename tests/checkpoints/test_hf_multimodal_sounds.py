@@ -15,11 +15,20 @@ CONFORMER = {"kind": "conformer", "kernel": 5, **SIZES}
 KINDS = {  # small ones of the makes that outside checkpoints have
     "whisper": {"kind": "whisper", "positions": 20, "inner": 32, "pool": 2, **SIZES},
     "w2v-bert": {
-        **{**CONFORMER, "front": {"kind": "kaldi"}, "stem_kind": "stack", "subsampling": 2, "piece_seconds": 0.3},
+        **{
+            **CONFORMER,
+            "feature_extractor": {"kind": "kaldi"},
+            "stem_kind": "stack",
+            "subsampling": 2,
+            "piece_seconds": 0.3,
+        },
         **{"causal": True, "distances": [4, 2], "conv_bias": False},
     },
     "parakeet": {
-        **{**CONFORMER, "front": {"kind": "mel", "scale": "slaney", "last_frame": False, "normalise": "band"}},
+        **{
+            **CONFORMER,
+            "feature_extractor": {"kind": "mel", "scale": "slaney", "last_frame": False, "normalise": "band"},
+        },
         **{"stem_kind": "separable", "subsampling": 8, "stem": 4, "conv_norm": "affine", "scale_stem": True},
     },
 }

@@ -32,17 +32,17 @@ def jaccard(one: str, other: str) -> float:
 def test_near_copies_go_and_the_first_of_them_stays(tmp_path):
     rng = random.Random(1)
     originals = [" ".join(rng.sample(WORDS, 120)) for _ in range(30)]
-    near = [changed(text, 1, rng) for text in originals]
+    similarity = [changed(text, 1, rng) for text in originals]
     far = [changed(text, 40, rng) for text in originals]
-    assert min(map(jaccard, originals, near)) > 0.9
+    assert min(map(jaccard, originals, similarity)) > 0.9
     assert max(map(jaccard, originals, far)) < 0.6
-    kept = keep_texts(texts(tmp_path, originals + near + far), near=0.8)
+    kept = keep_texts(texts(tmp_path, originals + similarity + far), similarity=0.8)
     assert kept.indexes == (*range(30), *range(60, 90))
     assert kept.dropped == {"near copies": 30}
 
 
 def test_exact_copies_and_other_case_and_marks_are_copies_even_of_short_texts(tmp_path):
-    kept = keep_texts(texts(tmp_path, ["A cat.", "a dog", "a cat", "A dog!"]), near=0.9)
+    kept = keep_texts(texts(tmp_path, ["A cat.", "a dog", "a cat", "A dog!"]), similarity=0.9)
     assert kept.indexes == (0, 1)
 
 
@@ -54,5 +54,5 @@ def test_texts_of_other_lengths_go(tmp_path):
 def test_samples_with_media_and_impossible_similarities_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"scenes/.*: holds media"):
         keep_texts(open_source(WorldConfig(reader="world", name="scenes", size=2)))
-    with pytest.raises(UserError, match=r"near=1\.5: a similarity lies between"):
-        keep_texts(texts(tmp_path, ["a"]), near=1.5)
+    with pytest.raises(UserError, match=r"similarity=1\.5: a similarity lies between"):
+        keep_texts(texts(tmp_path, ["a"]), similarity=1.5)

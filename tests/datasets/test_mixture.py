@@ -5,13 +5,13 @@ from itertools import islice
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mmgpt.datasets.mixture import Order, Permutation
+from mmgpt.datasets.mixture import MixtureSampler, Permutation
 
 mixtures = st.lists(st.tuples(st.integers(1, 9), st.floats(0.05, 20)), min_size=1, max_size=4)
 
 
-def order_of(mixture, seed=0) -> Order:
-    return Order([size for size, _ in mixture], [weight for _, weight in mixture], seed)
+def order_of(mixture, seed=0) -> MixtureSampler:
+    return MixtureSampler([size for size, _ in mixture], [weight for _, weight in mixture], seed)
 
 
 @given(mixture=mixtures, seed=st.integers(0, 99))
@@ -42,7 +42,7 @@ def test_a_draw_begun_later_is_the_tail_of_the_whole(mixture, seed, start):
 
 def test_epochs_and_seeds_and_sources_differ_in_their_order():
     def indices(seed: int, source: int) -> list[int]:
-        drawn = islice(Order([50, 50], [1.0, 1.0], seed).draw(), 200)
+        drawn = islice(MixtureSampler([50, 50], [1.0, 1.0], seed).draw(), 200)
         return [index for which, index in drawn if which == source]
 
     epochs = {tuple(indices(seed, source)[at : at + 50]) for seed in (0, 1) for source in (0, 1) for at in (0, 50)}
@@ -61,7 +61,7 @@ def test_two_draws_of_one_order_do_not_disturb_each_other():
 @given(mixture=mixtures, limits=st.lists(st.integers(0, 40), min_size=4, max_size=4), start=st.integers(0, 90))
 def test_limited_sources_give_just_so_many_and_the_others_share_the_rest(mixture, limits, start):
     limits = limits[: len(mixture)]
-    order = Order([size for size, _ in mixture], [weight for _, weight in mixture], 3, limits)
+    order = MixtureSampler([size for size, _ in mixture], [weight for _, weight in mixture], 3, limits)
     whole = list(order.draw())
     assert len(whole) == order.total == sum(limits)
     assert [sum(source == which for source, _ in whole) for which in range(len(mixture))] == limits
@@ -74,7 +74,7 @@ def test_limited_sources_give_just_so_many_and_the_others_share_the_rest(mixture
 @given(mixture=mixtures, limits=st.none() | st.lists(st.integers(0, 40), min_size=4, max_size=4), at=st.integers(0, 90))
 def test_draws_begun_at_a_position_are_those_that_went_on(mixture, limits, at):
     limits = limits[: len(mixture)] if limits else ()
-    order = Order([size for size, _ in mixture], [weight for _, weight in mixture], 3, limits)
+    order = MixtureSampler([size for size, _ in mixture], [weight for _, weight in mixture], 3, limits)
     draws = order.draw()
     list(islice(draws, at))
     position = json.loads(json.dumps(draws.position))
@@ -84,7 +84,7 @@ def test_draws_begun_at_a_position_are_those_that_went_on(mixture, limits, at):
 
 
 def test_a_source_without_a_limit_goes_on_alone():
-    order = Order([10, 10], [1.0, 1.0], 0, [4, None])
+    order = MixtureSampler([10, 10], [1.0, 1.0], 0, [4, None])
     assert order.total is None
     assert [source for source, _ in islice(order.draw(), 8, 20)] == [1] * 12
 

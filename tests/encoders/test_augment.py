@@ -43,32 +43,32 @@ def test_another_speed_shortens_a_sound_and_raises_its_frequency_by_the_same_fac
 def test_the_speeds_drawn_are_all_within_the_range_and_the_count_is_of_the_tensor_made():
     config = ConformerConfig(**{**LOUD, "noise_snr": None})
     sound = (tone().numpy(), RATE)
-    lengths = {config.prepare(sound, random.Random(seed)).shape[1] for seed in range(200)}
+    lengths = {config.preprocess(sound, random.Random(seed)).shape[1] for seed in range(200)}
     assert (min(lengths), max(lengths)) == (1 + 200 * 10 // 11, 1 + 200 * 10 // 9)
     assert len(lengths) == 21
 
 
 def test_a_clip_at_the_limit_is_never_slowed_over_it():
     config = ConformerConfig(**{**LOUD, "max_seconds": 2.05})
-    lengths = {config.prepare((tone().numpy(), RATE), random.Random(seed)).shape[1] for seed in range(60)}
+    lengths = {config.preprocess((tone().numpy(), RATE), random.Random(seed)).shape[1] for seed in range(60)}
     assert max(lengths) == 205  # 98 % of its speed
-    assert max(lengths) <= config.largest[1]
+    assert max(lengths) <= config.max_shape[1]
 
 
 def test_one_generator_one_tensor_and_none_leaves_the_sound_as_it_is():
     config, sound = ConformerConfig(**LOUD), (tone().numpy(), RATE)
-    first, again, other = (config.prepare(sound, random.Random(seed)) for seed in (1, 1, 2))
+    first, again, other = (config.preprocess(sound, random.Random(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert first.shape != other.shape or not torch.equal(first, other)
     plain = log_mel(tone(), rate=RATE, target_rate=RATE, bands=16)
-    assert torch.equal(config.prepare(sound), plain)
+    assert torch.equal(config.preprocess(sound), plain)
     quiet = ConformerConfig(**{**LOUD, "speed": 0, "noise_snr": None})
-    assert torch.equal(quiet.prepare(sound, random.Random(1)), plain)
+    assert torch.equal(quiet.preprocess(sound, random.Random(1)), plain)
 
 
 @pytest.mark.parametrize("samples", [np.zeros(1), np.ones(1), np.zeros(500), np.full(500, 0.3)])
 def test_a_single_sample_and_silence_are_augmented_to_finite_features(samples):
-    mel_FT = ConformerConfig(**LOUD).prepare((samples.astype(np.float32), 44_100), random.Random(0))
+    mel_FT = ConformerConfig(**LOUD).preprocess((samples.astype(np.float32), 44_100), random.Random(0))
     assert torch.isfinite(mel_FT).all()
 
 

@@ -32,22 +32,22 @@ def vit(*transforms: dict) -> ViTConfig:
 )
 def test_one_generator_one_picture_another_another_and_none_leaves_it_as_it_is(transforms):
     config = vit(*transforms)
-    first, again, other = (config.prepare(PICTURE, random.Random(seed)) for seed in (1, 1, 2))
+    first, again, other = (config.preprocess(PICTURE, random.Random(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    plain = vit().prepare(PICTURE)
+    plain = vit().preprocess(PICTURE)
     assert not torch.equal(first, plain)
-    assert torch.equal(config.prepare(PICTURE), plain)
-    assert first.shape == plain.shape == config.largest
+    assert torch.equal(config.preprocess(PICTURE), plain)
+    assert first.shape == plain.shape == config.max_shape
     assert config.num_tokens(tuple(first.shape)) == 16
 
 
 def test_torchs_own_generator_is_neither_read_nor_moved():
     config = vit(CROP, JITTER)
     torch.manual_seed(1)
-    first, state = config.prepare(PICTURE, random.Random(0)), torch.get_rng_state()
+    first, state = config.preprocess(PICTURE, random.Random(0)), torch.get_rng_state()
     torch.manual_seed(2)
-    again = config.prepare(PICTURE, random.Random(0))
+    again = config.preprocess(PICTURE, random.Random(0))
     assert torch.equal(first, again)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)
@@ -56,14 +56,14 @@ def test_torchs_own_generator_is_neither_read_nor_moved():
 def test_a_size_not_given_is_the_encoders_and_one_given_is_kept():
     assert vit(CROP).augment[0].make(16).size == (16, 16)
     assert vit({**CROP, "size": 12}).augment[0].make(16).size == (12, 12)
-    assert vit({"name": "Resize", "size": [12, 20]}).prepare(PICTURE, random.Random(0)).shape == (3, 16, 16)
+    assert vit({"name": "Resize", "size": [12, 20]}).preprocess(PICTURE, random.Random(0)).shape == (3, 16, 16)
 
 
 def test_grey_and_tensors_become_rgb_again_and_a_turn_is_the_turn():
-    values = vit({"name": "Grayscale"}).prepare(PICTURE, random.Random(0))
+    values = vit({"name": "Grayscale"}).preprocess(PICTURE, random.Random(0))
     assert torch.equal(values[0], values[1])
-    mirrored = vit({"name": "RandomHorizontalFlip", "p": 1.0}).prepare(PICTURE, random.Random(0))
-    flipped = vit().prepare(PICTURE.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT))
+    mirrored = vit({"name": "RandomHorizontalFlip", "p": 1.0}).preprocess(PICTURE, random.Random(0))
+    flipped = vit().preprocess(PICTURE.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT))
     assert torch.equal(mirrored, flipped)
 
 
@@ -88,7 +88,7 @@ def test_what_is_no_transform_of_a_picture_is_refused_when_the_recipe_is_read(tr
 def test_a_picture_that_a_transform_does_not_take_is_refused_with_its_size():
     config = vit({"name": "RandomCrop", "size": 30})
     with pytest.raises(UserError, match=r"augment: RandomCrop does not take a picture of \(24, 10\)"):
-        config.prepare(PICTURE.resize((24, 10)), random.Random(0))
+        config.preprocess(PICTURE.resize((24, 10)), random.Random(0))
 
 
 def dot(row: int, column: int) -> torch.Tensor:
@@ -100,10 +100,10 @@ def dot(row: int, column: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("warp", "farthest"),
     [
-        ({"turn": 30}, 10 * 2 * np.sin(np.radians(15))),
+        ({"rotate": 30}, 10 * 2 * np.sin(np.radians(15))),
         ({"shear": 0.3}, 3.0),
         ({"scale": 0.2}, 2.5),
-        ({"shift": 0.1}, 3.3),
+        ({"translate": 0.1}, 3.3),
     ],
 )
 def test_a_warp_moves_what_is_off_the_middle_as_far_as_it_says_and_no_farther(warp, farthest):
@@ -118,7 +118,7 @@ def test_a_warp_moves_what_is_off_the_middle_as_far_as_it_says_and_no_farther(wa
 
 
 def test_pictures_are_warped_while_training_alone_and_each_in_its_own_way():
-    encoder = ViTEncoder(build(ViTConfig, {**SIZES, "depth": 1, "warp": {"turn": 20}}, "vit"))
+    encoder = ViTEncoder(build(ViTConfig, {**SIZES, "depth": 1, "warp": {"rotate": 20}}, "vit"))
     pixels_MCHW = torch.from_numpy(np.array(PICTURE.resize((16, 16)))).permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
     calm_MND = encoder.eval()(pixels_MCHW)
     torch.testing.assert_close(calm_MND[0], calm_MND[1])

@@ -67,16 +67,16 @@ def test_the_rates_in_use_are_met_exactly_and_any_other_to_half_a_thousandth_by_
 @settings(max_examples=30)
 def test_the_formula_counts_the_features_of_a_clip_of_any_length(num_samples, subsampling, rate):
     config = ConformerConfig(**{**TINY, "subsampling": subsampling})
-    mel_FT = config.prepare((np.random.default_rng(0).normal(size=num_samples).astype(np.float32), rate))
+    mel_FT = config.preprocess((np.random.default_rng(0).normal(size=num_samples).astype(np.float32), rate))
     features = make(subsampling=subsampling)(mel_FT[None], shapes(mel_FT.shape[1]))
     assert features.shape == (1, config.num_tokens(tuple(mel_FT.shape)), 16)
-    assert config.num_tokens(config.largest) == math.ceil(3001 / subsampling)
+    assert config.num_tokens(config.max_shape) == math.ceil(3001 / subsampling)
     assert torch.isfinite(features).all()
 
 
 @pytest.mark.parametrize("samples", [np.zeros(1), np.zeros(16000), np.ones(5), np.full(16000, 0.3)])
 def test_silence_and_a_single_sample_give_finite_features(samples):
-    mel_FT = ConformerConfig(**TINY).prepare((samples.astype(np.float32), 16000))
+    mel_FT = ConformerConfig(**TINY).preprocess((samples.astype(np.float32), 16000))
     assert torch.isfinite(mel_FT).all()
 
 
@@ -159,8 +159,8 @@ def test_attention_gives_the_result_of_transformers_relative_attention():
     x_MND = torch.randn(2, 9, 16)
     distances = Wav2Vec2ConformerRelPositionalEmbedding(theirs_config)(x_MND)
     expected = theirs(x_MND, relative_position_embeddings=distances)[0]
-    visible = torch.ones(2, 1, 9, dtype=torch.bool)
-    torch.testing.assert_close(ours(x_MND, visible, distances[0]), expected, **SAME)
+    attention_mask = torch.ones(2, 1, 9, dtype=torch.bool)
+    torch.testing.assert_close(ours(x_MND, attention_mask, distances[0]), expected, **SAME)
 
 
 def test_the_encoder_uses_the_distances_that_transformers_computes():
@@ -187,7 +187,7 @@ def test_spectrogram_masks_hide_stretches_inside_the_clip_and_only_while_trainin
 
 def test_a_clip_over_the_limit_is_refused_with_the_remedy():
     with pytest.raises(UserError, match=r"31.00 s of sound, over the encoder's limit of 30 s; cut it, or raise"):
-        ConformerConfig(**TINY).prepare((np.zeros(31 * 8000, np.float32), 8000))
+        ConformerConfig(**TINY).preprocess((np.zeros(31 * 8000, np.float32), 8000))
 
 
 @pytest.mark.parametrize(

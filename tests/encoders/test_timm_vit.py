@@ -63,7 +63,7 @@ def noise(height, width, seed=0):
 def batch_of(config, *pictures):
     """Pixels and shapes as a batch holds them."""
     media = [
-        SimpleNamespace(modality="image", values=config.prepare(one), num_tokens=0, name="", text=None, group=None)
+        SimpleNamespace(modality="image", values=config.preprocess(one), num_tokens=0, name="", text=None, group=None)
         for one in pictures
     ]
     image = collate([SimpleNamespace(**EMPTY, media=media)]).media["image"]
@@ -114,7 +114,7 @@ def test_pixels_are_timms_to_a_fraction_of_a_level(size, crop_pct, crop, interpo
         (3, 32, 32), crop_mode=crop, crop_pct=crop_pct, interpolation=interpolation, normalize=False
     )
     picture = photograph(*size)
-    gaps = (config.prepare(picture).int() - theirs(picture).int()).abs().float()
+    gaps = (config.preprocess(picture).int() - theirs(picture).int()).abs().float()
     assert gaps.max() <= 3  # at the hard edges of small pictures
     assert gaps.mean() < 0.2
 
@@ -203,13 +203,13 @@ def test_tiles_and_the_whole_picture_are_encoded_each_by_itself_alone_and_togeth
     assert len(together) == sum(counts)
     alone = torch.cat([encoder(*batch_of(config, one)) for one in pictures])
     torch.testing.assert_close(together, alone, **SAME)
-    large = encoder.normalise(config.prepare(pictures[1]))
+    large = encoder.normalise(config.preprocess(pictures[1]))
     tiles = [large[:, y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32, 64)]
     small = nn.functional.interpolate(large[None], (32, 32), mode="bicubic", antialias=True)
     expected = tower.forward_features(torch.cat([torch.stack(tiles), small]))
     torch.testing.assert_close(together[1:8], expected, **SAME)
     assert config.num_tokens((3, 64, 96)) == 7 * 16
-    assert config.num_tokens(config.largest) == 7 * 16
+    assert config.num_tokens(config.max_shape) == 7 * 16
 
 
 def model_of(fields, adapter, heads=(), **options):

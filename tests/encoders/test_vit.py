@@ -39,7 +39,7 @@ def test_the_token_count_is_the_length_of_the_real_output(patches, patch_size, s
     with torch.no_grad():
         features = ViTEncoder(config)(pixels)
     assert features.shape == (1, config.num_tokens(tuple(pixels.shape[1:])), 16)
-    assert config.grids_of(config.largest) == ((patches, patches),)
+    assert config.grids_of(config.max_shape) == ((patches, patches),)
 
 
 @settings(max_examples=25)
@@ -57,7 +57,7 @@ def test_preprocessing_equals_that_of_torchvision(width, height, seed):
             v2.Normalize(mean, std),
         ]
     )
-    ours = ViTEncoder(config).normalise(config.prepare(picture)[None])[0]
+    ours = ViTEncoder(config).normalise(config.preprocess(picture)[None])[0]
     torch.testing.assert_close(ours, torch.Tensor(theirs(picture)), atol=1e-5, rtol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_a_photograph_is_resized_as_by_pillow_to_one_level():
     config = ViTConfig(image_size=32, patch_size=8, **TINY)
     photograph = PIL.Image.effect_mandelbrot((90, 70), (-2, -1, 1, 1), 60).convert("RGB").resize((300, 200))
     by_pillow = np.asarray(photograph.resize((32, 32), PIL.Image.Resampling.BICUBIC), dtype=int)
-    assert np.abs(config.prepare(photograph).permute(1, 2, 0).numpy() - by_pillow).max() <= 1
+    assert np.abs(config.preprocess(photograph).permute(1, 2, 0).numpy() - by_pillow).max() <= 1
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])

@@ -57,7 +57,7 @@ def read(folder) -> WhisperEncoder:
 
 
 def encode(encoder: WhisperEncoder, samples: np.ndarray) -> torch.Tensor:
-    samples_S = encoder.config.prepare((samples, 16_000))
+    samples_S = encoder.config.preprocess((samples, 16_000))
     with torch.no_grad():
         return encoder(samples_S[None], torch.tensor([len(samples_S)])[:, None])[0]
 

@@ -42,7 +42,7 @@ def decode_plainly() -> Callable[..., list[list[tuple[int, float]]]]:
             if not left:
                 return rows
             kept = torch.tensor(left)
-            cache.keep(kept)
+            cache.select_rows(kept)
             going = [going[at] for at in left]
             logits_BV = decode_one(model, cache, ids_B[kept])
 

@@ -202,7 +202,7 @@ def test_greedy_decoding_gives_the_tokens_of_transformers_generate(kv_heads, tok
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads)).eval()
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, mean=0.5 if parameter.ndim == 1 else 0.0, std=0.3)
-    config = DecoderConfig(width=48, depth=2, heads=4, kv_heads=kv_heads, inner=80, norm_eps=1e-5, context=64)
+    config = DecoderConfig(width=48, depth=2, heads=4, kv_heads=kv_heads, ffn_width=80, norm_eps=1e-5, context=64)
     ours = MultimodalModel(ModelConfig(decoder=config), 97, {}).eval()
     weights = {}
     for name, weight in theirs.state_dict().items():

@@ -22,7 +22,7 @@ from mmgpt.inputs.rendered import Rendered
 
 NO_END = -1
 CLOSE = 1e-5  # two logits this near may change places with the order of a sum
-SYSTEM = Message.of("system", "Look at the pictures and listen to the sounds, and answer in a few words.")
+SYSTEM = Message.of("system", "FrameSelection at the pictures and listen to the sounds, and answer in a few words.")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_shared_beginning_is_read_once_with_its_media_and_exactly(hearing, mon
     "decoder",
     [
         {"window": 7, "global_layers": [1], "token_shift": False},
-        {"attention_cap": 5.0},
+        {"attention_softcap": 5.0},
         {"position": "learned", "token_shift": False},
     ],
     ids=["window", "capped", "learned positions"],
@@ -207,7 +207,7 @@ def test_another_picture_of_the_same_size_is_no_shared_beginning(hearing):
 
 def test_placeholders_without_their_medium_are_told(hearing):
     prompt = hearing.renderer.prompt((Message.of("user", "Look: ", mixed(9)[0][-1].parts[0], "Where?"),), "mine")
-    bare = replace(prompt, ids=[hearing.model.slots["image"], *prompt.ids])
+    bare = replace(prompt, ids=[hearing.model.placeholder_ids["image"], *prompt.ids])
     with pytest.raises(ValueError, match=r"mine: the prompt holds \d+ image placeholders but its media have \d+"):
         engine_of(hearing).submit(bare, GenerateConfig())
 

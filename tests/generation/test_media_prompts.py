@@ -8,7 +8,7 @@ from torch import nn
 from mmgpt.config import build
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message
-from mmgpt.encoders.pretrained.timm import complete
+from mmgpt.encoders.pretrained.timm import fill_from_tower
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.trimming import TooLong
 from mmgpt.model.bundle import new_bundle
@@ -38,7 +38,7 @@ def hiss(seconds: float, seed: int) -> Audio:
 
 
 def tower(architecture: str, args: dict, **options) -> dict:
-    return {**TOWER, **complete({"architecture": architecture, "model_args": {**VIT, **args}}), **options}
+    return {**TOWER, **fill_from_tower({"architecture": architecture, "model_args": {**VIT, **args}}), **options}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def check(assistant: Assistant, prompts: list[list], counts: list[list[int]]) ->
     for prompt, expected in zip(prompts, counts, strict=True):
         rendered = assistant.renderer.prompt((Message.of("user", *prompt),))
         assert [medium.num_tokens for medium in rendered.media] == expected
-        assert sum(rendered.ids.count(slot) for slot in assistant.model.slots.values()) == sum(expected)
+        assert sum(rendered.ids.count(slot) for slot in assistant.model.placeholder_ids.values()) == sum(expected)
         told.append(assistant.ask(*prompt, max_new_tokens=12))
     together = assistant.ask(*prompts, max_new_tokens=12)
     assert [reply.tokens for reply in together] == [reply.tokens for reply in told]

@@ -73,8 +73,8 @@ class Watched:
         self.heights.append(len(texts))
         return guesses
 
-    def keep(self, rows: Tensor) -> None:
-        self.inner.keep(rows)
+    def select_rows(self, rows: Tensor) -> None:
+        self.inner.select_rows(rows)
 
 
 Rows = list[list[tuple[int, float]]]  # ids with their log-probabilities

@@ -6,7 +6,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message
 from mmgpt.generation.prompts import fit_talk, read_prompt
-from mmgpt.inputs.rendered import Showing
+from mmgpt.inputs.rendered import RenderContext
 from mmgpt.inputs.trimming import TooLong
 
 SYSTEM = Message.of("system", "3" * 9)  # ten tokens with its end, as every turn of nine digits
@@ -71,7 +71,7 @@ def test_media_are_counted_told_and_decoded_once(renderer, scenes, monkeypatch):
         said(20, "user", Image(picture.source)),
         said(0, "assistant"),
     ]
-    showing = Showing()
+    showing = RenderContext()
     fitted = fit_talk(renderer, [*messages, said(9)], showing=showing)
     assert fitted.left_out == tuple(messages[:2])
     assert "(with 1 image) left out" in fitted.told()

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mmgpt.datasets.media import Audio
-from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.mixture import MixtureSampler
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.inputs.dataloader import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepDataset, iterate_steps
 from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.rendered import Rendered
-from mmgpt.inputs.tokenizer import SLOTS
+from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS
 
 LOUD = {"speed": 0.1, "noise_snr": [10, 30]}
 CLIP = Audio(np.sin(np.arange(8000) / 3).astype(np.float32), rate=8000)
@@ -42,16 +42,16 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def test_a_sample_and_its_draw_give_the_tensor_and_another_draw_another(renderer):
-    assert same(heard(renderer.render(TALK, draw=5)), heard(renderer.render(TALK, draw=5)))
-    shown = [heard(renderer.render(TALK, draw=draw)) for draw in range(8)]
+    assert same(heard(renderer.render(TALK, sample_number=5)), heard(renderer.render(TALK, sample_number=5)))
+    shown = [heard(renderer.render(TALK, sample_number=draw)) for draw in range(8)]
     assert not any(same(one, other) for at, one in enumerate(shown) for other in shown[:at])
     assert len({values.shape for values in shown}) > 1
 
 
 def test_a_sample_holds_as_many_tokens_as_the_sound_that_was_made(renderer):
-    slot = renderer.tokenizer.special(SLOTS["audio"])
+    slot = renderer.tokenizer.special(PLACEHOLDER_TOKENS["audio"])
     for draw in range(8):
-        rendered = renderer.render(TALK, draw=draw)
+        rendered = renderer.render(TALK, sample_number=draw)
         expected = renderer.specs["audio"].num_tokens(tuple(heard(rendered).shape))
         assert rendered.ids.count(slot) == rendered.media[0].num_tokens == expected
 
@@ -64,17 +64,17 @@ def test_prompts_choices_and_samples_without_a_draw_are_never_augmented(renderer
 
 def test_without_augmentation_a_draw_changes_nothing_of_a_sound(make_renderer):
     renderer = make_renderer()
-    assert same(heard(renderer.render(TALK, draw=1)), heard(renderer.prompt(ASKED)))
+    assert same(heard(renderer.render(TALK, sample_number=1)), heard(renderer.prompt(ASKED)))
 
 
 @pytest.mark.parametrize("start", [0, 2])
 def test_augmented_batches_are_equal_for_any_workers_and_from_any_step_on(start, renderer, open_world):
     options = {"objective": "respond", "batch_size": 3, "micro_batch_tokens": 600}
     source = open_world("sounds", size=20)
-    order = Order([20], [1.0], 5)
-    steps = list(islice(load_steps(StepStream([source], order, renderer, **options), 0), 4))
+    order = MixtureSampler([20], [1.0], 5)
+    steps = list(islice(iterate_steps(StepDataset([source], order, renderer, **options), 0), 4))
     for workers in (0, 2):
-        later = load_steps(StepStream([source], order, renderer, start=start, **options), workers)
+        later = iterate_steps(StepDataset([source], order, renderer, start=start, **options), workers)
         for expected, step in zip(steps[start:], later, strict=False):
             assert expected.batches
             for one, other in zip(expected.batches, step.batches, strict=True):
@@ -88,16 +88,18 @@ LIVELY = [{"name": "RandomResizedCrop", "scale": [0.3, 0.6]}, {"name": "ColorJit
 def test_pictures_are_augmented_by_the_draw_in_any_number_of_workers_and_from_any_step_on(make_bundle, open_world):
     sees, plain = make_bundle(image={"augment": LIVELY}).renderer, make_bundle().renderer
     options = {"objective": "respond", "batch_size": 3, "micro_batch_tokens": 600}
-    order = Order([20], [1.0], 5)
+    order = MixtureSampler([20], [1.0], 5)
     source = open_world("scenes", size=20)
     sample = source[0]
-    assert not same(sees.render(sample, draw=1).media[0].values, sees.render(sample, draw=2).media[0].values)
+    assert not same(
+        sees.render(sample, sample_number=1).media[0].values, sees.render(sample, sample_number=2).media[0].values
+    )
     assert same(sees.render(sample).media[0].values, plain.render(sample).media[0].values)
-    rendered = sees.render(sample, draw=1)
-    assert rendered.ids == plain.render(sample, draw=1).ids
-    steps = list(islice(load_steps(StepStream([source], order, sees, **options), 0), 4))
+    rendered = sees.render(sample, sample_number=1)
+    assert rendered.ids == plain.render(sample, sample_number=1).ids
+    steps = list(islice(iterate_steps(StepDataset([source], order, sees, **options), 0), 4))
     for workers, start in ((0, 2), (2, 0), (2, 2)):
-        later = load_steps(StepStream([source], order, sees, start=start, **options), workers)
+        later = iterate_steps(StepDataset([source], order, sees, start=start, **options), workers)
         for expected, step in zip(steps[start:], later, strict=False):
             assert expected.batches
             for one, other in zip(expected.batches, step.batches, strict=True):

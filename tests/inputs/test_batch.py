@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgpt.inputs.batch import PADDING, collate, collate_rows, pack, split_by_tokens
+from mmgpt.inputs.batch import PADDING, collate, collate_packed, pack, split_into_micro_batches
 from mmgpt.inputs.rendered import IGNORED, Medium, Rendered
 
 
@@ -32,7 +32,7 @@ def test_padding_stands_at_the_end_and_is_no_target_and_no_document(lengths):
 @given(lengths=lengths, budget=st.integers(1, 60))
 def test_groups_hold_every_sample_once_within_the_budget(lengths, budget):
     rows = [row(length) for length in lengths]
-    groups = split_by_tokens([[one] for one in rows], budget)
+    groups = split_into_micro_batches([[one] for one in rows], budget)
     assert sorted(id(one) for group in groups for (one,) in group) == sorted(map(id, rows))
     for group in groups:
         assert len(group) == 1 or len(group) * max(len(one.ids) for (one,) in group) <= budget
@@ -42,21 +42,21 @@ def test_groups_hold_every_sample_once_within_the_budget(lengths, budget):
 def test_a_token_sees_its_context_and_its_own_branch_up_to_itself(context, sizes, is_causal):
     numbers = [0] * context + [number for number, size in enumerate(sizes, start=1) for _ in range(size)]
     batch = collate([row(len(numbers), branches=numbers), row(3)], "respond" if is_causal else "masked")
-    visible = batch.visible()
-    if visible is None:
+    attention_mask = batch.attention_mask()
+    if attention_mask is None:
         assert is_causal
         assert not sizes
         return
     for query in range(len(numbers)):
-        for key in range(visible.shape[-1]):
+        for key in range(attention_mask.shape[-1]):
             in_row = key < len(numbers)
             in_reach = in_row and (numbers[key] == 0 or numbers[key] == numbers[query]) and key <= query
-            assert bool(visible[0, 0, query, key]) == (in_reach if is_causal else in_row)
+            assert bool(attention_mask[0, 0, query, key]) == (in_reach if is_causal else in_row)
 
 
 def test_no_query_is_left_without_a_key_even_in_padding():
     batch = collate([row(6, branches=[0, 0, 1, 1, 2, 2]), row(2)])
-    assert batch.visible().any(dim=-1).all()
+    assert batch.attention_mask().any(dim=-1).all()
 
 
 def test_media_of_all_samples_lie_in_reading_order_padded_at_their_ends():
@@ -102,7 +102,7 @@ def test_moving_a_batch_moves_every_tensor_in_it():
 
 def test_the_token_before_a_branch_is_the_last_of_its_context(make_bundle, scenes):
     rendered = [make_bundle().renderer.render(sample) for sample in scenes[:3]]
-    previous_BT = collate(rendered).previous()
+    previous_BT = collate(rendered).previous_index()
     for row, sample in enumerate(rendered):
         context = sample.branches.count(0)
         for at, branch in enumerate(sample.branches):
@@ -126,7 +126,7 @@ def test_packing_lays_every_sample_into_one_row_within_its_tokens_and_media(leng
 @given(seed=st.integers(0, 200), count=st.integers(40, 90))
 def test_packed_rows_are_full(seed, count):
     lengths = np.random.default_rng(seed).lognormal(4.3, 0.7, count).clip(8, 900).astype(int)  # as those of mixed data
-    batch = collate_rows(pack([row(int(length)) for length in lengths], 1000))
+    batch = collate_packed(pack([row(int(length)) for length in lengths], 1000))
     assert (batch.documents != PADDING).float().mean() >= 0.97
 
 
@@ -138,14 +138,14 @@ def test_the_number_of_rows_is_the_one_that_leaves_least_padding():
 def test_groups_of_rows_keep_to_their_media():
     picture = Medium("image", torch.ones(1, 1, 1), 1, "red.png")
     rows = [[row(5, media=(picture,) * count)] for count in (1, 1, 1, 3, 2)]
-    groups = split_by_tokens(rows, 1000, max_media=2)
+    groups = split_into_micro_batches(rows, 1000, max_media=2)
     assert [sum(len(one.media) for (one,) in group) for group in groups] == [2, 1, 3, 2]
 
 
 def test_samples_of_one_row_are_apart_in_documents_positions_and_sources():
-    batch = collate_rows([[row(2, source="a"), row(3, source="b", branches=[0, 1, 1])], [row(4, source="a")]])
+    batch = collate_packed([[row(2, source="a"), row(3, source="b", branches=[0, 1, 1])], [row(4, source="a")]])
     assert batch.documents.tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, PADDING]]
     assert batch.positions.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 0]]
     assert batch.sources.tolist() == [[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]
-    assert batch.previous().tolist() == [[-1, 0, -1, 2, 3], [-1, 0, 1, 2, -1]]
-    assert not batch.visible()[0, 0, 2:, :2].any()
+    assert batch.previous_index().tolist() == [[-1, 0, -1, 2, 3], [-1, 0, 1, 2, -1]]
+    assert not batch.attention_mask()[0, 0, 2:, :2].any()

@@ -14,12 +14,12 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.mixture import MixtureSampler
 from mmgpt.datasets.readers.registry import MessagesConfig, TextConfig, open_source
 from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.shard_writer import Job, write_shards
 from mmgpt.datasets.worlds.world import WorldConfig
-from mmgpt.inputs.dataloader import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepDataset, iterate_steps
 
 KILLS = 20
 KILL_SEED = 4
@@ -52,16 +52,16 @@ def five_sources(tmp_path_factory):
 
 @pytest.fixture
 def stream_from(five_sources, make_bundle):
-    def begin(start: int, position=None) -> StepStream:
-        order = Order([len(source) for source in five_sources], [1, 2, 1, 0.7, 0.3], 8, LIMITS)
-        return StepStream(five_sources, order, make_bundle().renderer, start=start, position=position, **OPTIONS)
+    def begin(start: int, position=None) -> StepDataset:
+        order = MixtureSampler([len(source) for source in five_sources], [1, 2, 1, 0.7, 0.3], 8, LIMITS)
+        return StepDataset(five_sources, order, make_bundle().renderer, start=start, position=position, **OPTIONS)
 
     return begin
 
 
 def digest(step) -> str:
     """A hash of every token, label, place and value of a step."""
-    told = hashlib.sha256(repr((step.counts, step.epochs, step.faults)).encode())
+    told = hashlib.sha256(repr((step.counts, step.epochs, step.pair_errors)).encode())
     for batch in step.batches:
         for tensor in (batch.ids, batch.labels, batch.positions, batch.documents, batch.branches, batch.sources):
             told.update(tensor.numpy().tobytes())
@@ -70,11 +70,11 @@ def digest(step) -> str:
     return told.hexdigest()
 
 
-def follow(stream: StepStream, workers: int, log: str) -> None:
+def follow(stream: StepDataset, workers: int, log: str) -> None:
     """Write a line a step, with where the next one begins; runs until it is killed or has done its part."""
     os.setsid()
     with open(log, "a") as file:
-        for step in islice(load_steps(stream, workers), STEPS - stream.start):
+        for step in islice(iterate_steps(stream, workers), STEPS - stream.start):
             file.write(f"{digest(step)} {json.dumps(step.position)}\n")
             file.flush()
             time.sleep(0.01)
@@ -82,7 +82,7 @@ def follow(stream: StepStream, workers: int, log: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_a_mixture_killed_again_and_again_gives_the_tokens_of_an_unbroken_run(workers, stream_from, tmp_path):
-    unbroken = [digest(step) for step in islice(load_steps(stream_from(0), 0), STEPS)]
+    unbroken = [digest(step) for step in islice(iterate_steps(stream_from(0), 0), STEPS)]
     assert len(set(unbroken)) == STEPS
     rng, log = random.Random(KILL_SEED + workers), tmp_path / "steps.log"
     context = multiprocessing.get_context("fork")
@@ -125,9 +125,9 @@ def test_two_ranks_see_every_sample_exactly_once_an_epoch(workers, five_sources,
     options = {**OPTIONS, "word_dropout": 0.0, "row_tokens": None, "micro_batch_tokens": 1}
     seen = Counter()
     for rank in range(2):
-        order = Order(sizes, sizes, 3, limits=sizes)
-        stream = StepStream(five_sources, order, make_bundle().renderer, **options, rank=rank, world=2)
-        for step in load_steps(stream, workers):
+        order = MixtureSampler(sizes, sizes, 3, limits=sizes)
+        stream = StepDataset(five_sources, order, make_bundle().renderer, **options, rank=rank, world=2)
+        for step in iterate_steps(stream, workers):
             seen.update((batch.source_names[0], str(batch.ids.tolist())) for batch in step.batches)
     alone = Counter(
         (rendered.source, str([rendered.ids]))
@@ -144,11 +144,11 @@ def test_other_numbers_of_ranks_go_on_without_a_sample_twice_or_dropped(five_sou
     def rows(start: int, steps: int, world: int) -> Counter:
         found = Counter()
         for rank in range(world):
-            order = Order(sizes, sizes, 3, limits=sizes)
-            stream = StepStream(
+            order = MixtureSampler(sizes, sizes, 3, limits=sizes)
+            stream = StepDataset(
                 five_sources, order, make_bundle().renderer, **options, start=start, rank=rank, world=world
             )
-            for step in islice(load_steps(stream, 0), steps):
+            for step in islice(iterate_steps(stream, 0), steps):
                 found.update(str(batch.ids.tolist()) for batch in step.batches)
         return found
 

@@ -181,7 +181,7 @@ def test_a_document_over_the_context_is_cut_and_says_so(make_bundle):
 @given(count=st.integers(1, 6), context=st.integers(10, 150), words=st.integers(0, 6))
 def test_truncation_drops_whole_exchanges_and_never_cuts_a_medium(template, count, context, words, renderers):
     renderer = replace(renderers[template], context=context)
-    system = [Message.of("system", "Look.")] if "system" in TEMPLATES[template].turns else []
+    system = [Message.of("system", "FrameSelection.")] if "system" in TEMPLATES[template].turns else []
     exchanges = [
         (Message.of("user", PICTURE, f"What is {n}?" + " red" * words), Message.of("assistant", f"It is {n}."))
         for n in range(count)
@@ -284,7 +284,7 @@ def test_word_dropout_hides_its_share_of_the_targets_and_of_nothing_else(rendere
     sample = Sample(talk(("How many shapes are there?", "a large red circle at the left." * 8)), key="k")
     mask = renderers["plain"].tokenizer.special(MASK)
     whole = renderers["plain"].render(sample)
-    shows = [renderers["plain"].render(sample, draw=draw, word_dropout=0.2) for draw in range(60)]
+    shows = [renderers["plain"].render(sample, sample_number=draw, word_dropout=0.2) for draw in range(60)]
     for shown in shows:
         assert shown.labels == whole.labels
         for id_, label, before in zip(shown.ids, shown.labels, whole.ids, strict=True):
@@ -292,7 +292,7 @@ def test_word_dropout_hides_its_share_of_the_targets_and_of_nothing_else(rendere
     hidden = sum(shown.ids.count(mask) for shown in shows)
     assert 0.16 < hidden / (60 * len(targets(whole))) < 0.24
     assert shows[0].ids != shows[1].ids
-    assert renderers["plain"].render(sample, draw=7, word_dropout=0.2).ids == shows[7].ids
+    assert renderers["plain"].render(sample, sample_number=7, word_dropout=0.2).ids == shows[7].ids
 
 
 def test_media_tokens_are_never_targets(renderers):

@@ -11,8 +11,8 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inputs.rendered import IGNORED
-from mmgpt.inputs.templates import TEMPLATES, jinja_of, read_template
-from mmgpt.inputs.tokenizer import END, SLOTS, Tokenizer
+from mmgpt.inputs.templates import TEMPLATES, read_template, to_jinja
+from mmgpt.inputs.tokenizer import END, PLACEHOLDER_TOKENS, Tokenizer
 
 PICTURE = Image(PIL.Image.new("RGB", (8, 8), "red"))
 CHATML = (
@@ -67,7 +67,7 @@ def test_a_system_turn_that_all_get_stands_where_none_is_given(make_bundle):
 def test_a_role_that_a_template_lacks_is_refused(make_bundle):
     renderer = make_bundle(template="gemma").renderer
     with pytest.raises(UserError, match="has no system turns, only user, assistant"):
-        renderer.prompt((Message.of("system", "Look."), Message.of("user", "Hi.")))
+        renderer.prompt((Message.of("system", "FrameSelection."), Message.of("user", "Hi.")))
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def test_tokens_are_added_once_at_the_end(tokenizer):
 def test_the_jinja_program_writes_what_is_rendered(template, system, make_bundle):
     bundle = make_bundle(template=template)
     renderer = replace(bundle.renderer, system=system, wraps={"image": ("<", ">")})
-    slots, begin = f"<{SLOTS['image'] * 4}>", TEMPLATES[template].begin or ""
-    program = jinja_of(TEMPLATES[template], begin, system, {"image": slots})
+    slots, begin = f"<{PLACEHOLDER_TOKENS['image'] * 4}>", TEMPLATES[template].begin or ""
+    program = to_jinja(TEMPLATES[template], begin, system, {"image": slots})
     messages = (
         Message.of("user", "See ", PICTURE, "and say:\n"),
         Message.of("assistant", "Red."),

@@ -27,7 +27,7 @@ from torch import Tensor
 from mmgpt.config import UserError
 from mmgpt.datasets.dedup import keep_texts
 from mmgpt.datasets.media import Audio, Image, Video
-from mmgpt.datasets.mixture import Order
+from mmgpt.datasets.mixture import MixtureSampler
 from mmgpt.datasets.readers.messages import MessagesConfig
 from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Message
@@ -35,7 +35,7 @@ from mmgpt.datasets.worlds.world import WORLDS, WorldConfig
 from mmgpt.encoders.audio_config import resampled
 from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.registry import ENCODERS, EncoderConfig
-from mmgpt.inputs.dataloader import StepStream, load_steps
+from mmgpt.inputs.dataloader import StepDataset, iterate_steps
 from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
@@ -76,8 +76,8 @@ CASES: dict[str, dict[str, Any]] = {
     "conformer stack": {"kind": "conformer", "mels": 20, "stem_kind": "stack", **LIVELY},
     "conformer speed": {"kind": "conformer", "mels": 20, "speed": 0.3},
     "conformer noise": {"kind": "conformer", "mels": 20, "noise_snr": [5, 30]},
-    "parakeet": {"kind": "conformer", "mels": 20, "front": {"kind": "mel", **PARAKEET}, **LIVELY},
-    "wav2vec2-bert": {"kind": "conformer", "mels": 20, "front": {"kind": "kaldi"}, **LIVELY},
+    "parakeet": {"kind": "conformer", "mels": 20, "feature_extractor": {"kind": "mel", **PARAKEET}, **LIVELY},
+    "wav2vec2-bert": {"kind": "conformer", "mels": 20, "feature_extractor": {"kind": "kaldi"}, **LIVELY},
     "whisper": {"kind": "whisper"},
     "whisper augmented": {"kind": "whisper", **LIVELY},
     "whisper of 8 kHz": {"kind": "whisper", "rate": 8000, "max_seconds": 60, **LIVELY},
@@ -102,7 +102,7 @@ def prepared(case: str) -> Iterator[Tensor]:
     config = ENCODER.validate_python(CASES[case])
     for medium in PICTURES if hasattr(config, "patch_size") else SOUNDS:
         for seed in (None, 1):
-            yield config.prepare(medium, None if seed is None else random.Random(seed))
+            yield config.preprocess(medium, None if seed is None else random.Random(seed))
 
 
 def digest_of(values: Tensor) -> str:
@@ -119,7 +119,7 @@ def digests() -> dict[str, Any]:
         part for some in samples.values() for one in some for part in one.messages[0].parts if hasattr(part, "load")
     ]
     loaded = [np.asarray(part.load()) if part.modality == "image" else part.load().samples for part in media]
-    order = Order([100, 7, 31], [1.0, 2.0, 0.5], 5, limits=[None, 20, None])
+    order = MixtureSampler([100, 7, 31], [1.0, 2.0, 0.5], 5, limits=[None, 20, None])
     return {
         **{case: [digest_of(values) for values in prepared(case)] for case in IN_OTHERS},
         "texts": texts,
@@ -204,9 +204,9 @@ def test_media_are_prepared_in_one_thread_on_any_machine(case, others):
         if hasattr(config, "patch_size"):
             picture = PICTURES[0].copy()
             picture.__class__ = Looked
-            under(3, lambda: config.prepare(picture, Watched(1)))
+            under(3, lambda: config.preprocess(picture, Watched(1)))
         else:
-            under(3, lambda: config.prepare((SOUNDS[1][0].view(Heard), SOUNDS[1][1]), Watched(1)))
+            under(3, lambda: config.preprocess((SOUNDS[1][0].view(Heard), SOUNDS[1][1]), Watched(1)))
     finally:
         end.set()
         for thread in idle:
@@ -227,7 +227,7 @@ def test_sounds_of_any_length_and_rate_are_prepared_the_same_under_two_threads(c
     samples = np.random.default_rng(length).standard_normal(length).astype(np.float32)
 
     def make() -> Tensor:
-        return config.prepare((samples, rate), None if seed is None else random.Random(seed))
+        return config.preprocess((samples, rate), None if seed is None else random.Random(seed))
 
     assert torch.equal(under(1, make), under(2, make))
 
@@ -243,7 +243,7 @@ def test_pictures_of_any_size_are_prepared_the_same_under_two_threads(case, size
     picture = PIL.Image.effect_noise(size, 90).convert("RGB")
 
     def make() -> Tensor:
-        return config.prepare(picture, None if seed is None else random.Random(seed))
+        return config.preprocess(picture, None if seed is None else random.Random(seed))
 
     assert torch.equal(under(1, make), under(2, make))
 
@@ -300,15 +300,15 @@ def sources(tmp_path, clip, open_world) -> list[Any]:
 
 
 def test_steps_are_the_same_for_any_number_of_threads_and_workers(renderer, sources):
-    order = Order([len(source) for source in sources], [1.0] * 3, 5)
+    order = MixtureSampler([len(source) for source in sources], [1.0] * 3, 5)
     options = {"objective": "respond", "batch_size": 3, "micro_batch_tokens": 4000}
 
     def steps(workers: int) -> list[Any]:
-        return list(islice(load_steps(StepStream(sources, order, renderer, **options), workers), 4))
+        return list(islice(iterate_steps(StepDataset(sources, order, renderer, **options), workers), 4))
 
     expected = under(1, lambda: steps(0))
     assert {modality for step in expected for batch in step.batches for modality in batch.media} == {"image", "audio"}
-    assert not any(step.faults for step in expected)
+    assert not any(step.pair_errors for step in expected)
     for threads, workers in ((2, 0), (4, 0), (2, 1), (2, 2), (4, 3)):
         for step, other in zip(expected, under(threads, partial(steps, workers)), strict=True):
             assert step.position == other.position
@@ -334,11 +334,11 @@ def test_the_number_of_threads_is_as_it_was_after_an_error():
     config = ENCODER.validate_python(CASES["whisper"])
     torch.set_num_threads(3)
     with pytest.raises(UserError, match="over the encoder's limit"):
-        config.prepare(long)
+        config.preprocess(long)
     assert torch.get_num_threads() == 3
     with ThreadPoolExecutor(1) as pool:
         with pytest.raises(UserError, match="over the encoder's limit"):
-            pool.submit(config.prepare, long).result()
+            pool.submit(config.preprocess, long).result()
         assert pool.submit(torch.get_num_threads).result() == 3
     assert torch.get_num_threads() == 3
 
@@ -350,7 +350,7 @@ def test_python_threads_that_render_at_once_all_keep_their_number_and_so_do_late
     def render() -> None:
         barrier.wait()
         for seed in range(5):
-            config.prepare(SOUNDS[1], random.Random(seed))
+            config.preprocess(SOUNDS[1], random.Random(seed))
             seen.append((torch.get_num_threads(), inside()))
 
     for threads in (3, 2):

@@ -15,7 +15,7 @@ from mmgpt.datasets.calls import dumped, parse_tools
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Call, Message, Sample, parse_messages
 from mmgpt.inputs.rendered import IGNORED
-from mmgpt.inputs.templates import TEMPLATES, jinja_of
+from mmgpt.inputs.templates import TEMPLATES, to_jinja
 from mmgpt.inputs.tokenizer import END
 from mmgpt.inputs.trimming import TooLong
 
@@ -120,7 +120,7 @@ def test_the_exported_program_writes_tools_and_calls_as_they_are_rendered(system
     own = replace(renderer, system=system)
     jinja = ImmutableSandboxedEnvironment()
     jinja.filters["tojson"] = dumped
-    program = jinja.from_string(jinja_of(TEMPLATES["chatml"], "", system, {}))
+    program = jinja.from_string(to_jinja(TEMPLATES["chatml"], "", system, {}))
     for said in (None, "S"):
         raw = talk([("weather", {"city": "X"}), ("add", {})], "Well.", said)
         assert program.render(messages=raw, tools=TOOLS) == written(own, with_tools(raw))

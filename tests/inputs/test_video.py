@@ -36,7 +36,7 @@ def read(bundle, rendered) -> str:
     """The prompt in words, each medium as its kind."""
     said, at, media = "", 0, iter(rendered.media)
     while at < len(rendered.ids):
-        if rendered.ids[at] in bundle.model.slots.values():
+        if rendered.ids[at] in bundle.model.placeholder_ids.values():
             medium = next(media)
             said, at = f"{said}[{medium.modality}]", at + medium.num_tokens
         else:
@@ -55,7 +55,7 @@ def test_a_video_is_its_frames_each_after_its_time_and_then_its_sound(both, make
     by_hand = both.renderer.prompt((Message.of("user", "See", *told, Audio(*film.sound), "What?"),))
     assert rendered.ids == by_hand.ids
     assert all(torch.equal(a.values, b.values) for a, b in zip(rendered.media, by_hand.media, strict=True))
-    for modality, slot in both.model.slots.items():
+    for modality, slot in both.model.placeholder_ids.items():
         assert rendered.ids.count(slot) == sum(m.num_tokens for m in rendered.media if m.modality == modality)
     with torch.no_grad():
         assert both.model.eval().hidden(collate([rendered])).isfinite().all()
@@ -150,7 +150,7 @@ def test_the_frames_of_a_showing_are_augmented_alike(make_bundle):
     sample = Sample((Message.of("user", Video(film)), Message.of("assistant", "a ramp")), key="ramp")
     seen = set()
     for draw in range(12):
-        media = bundle.renderer.render(sample, draw=draw).media
+        media = bundle.renderer.render(sample, sample_number=draw).media
         is_flipped = {medium.values[0, 0, 0].item() > 100 for medium in media}
         assert len(media) == 8
         assert len(is_flipped) == 1

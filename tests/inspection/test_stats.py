@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mmgpt.inputs.dataloader import load_steps
+from mmgpt.inputs.dataloader import iterate_steps
 from mmgpt.inputs.rendered import IGNORED
 from mmgpt.inspection.recipe_data import open_data
 from mmgpt.inspection.stats import data_stats, summary, write_stats
@@ -68,7 +68,7 @@ def test_the_stream_is_as_full_as_its_micro_batches(data):
     stage = data.stages[0]
     stream = open_stream(stage, data.sources["stage0"], data.renderer, noise_seed(data.recipe, stage, 0))
     batches = [
-        batch for step in islice(load_steps(stream, 0), 1, 3) for batch in step.batches
+        batch for step in islice(iterate_steps(stream, 0), 1, 3) for batch in step.batches
     ]  # the first is not timed
     tokens = sum(int((batch.positions.max(dim=1).values + 1).sum()) for batch in batches)
     found = data_stats(data, limit=16)[0]["stream"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmgpt.model.decoder import Decoder, cached_visible
+from mmgpt.model.decoder import Decoder, cached_attention_mask
 from mmgpt.model.layers import DecoderConfig, FeedForward
 
 VOCAB, WIDTH, DEPTH, HEADS, CONTEXT = 97, 48, 2, 4, 24
@@ -23,7 +23,7 @@ def ids_BT() -> Tensor:
 @pytest.mark.parametrize("position", ["rope", "learned"])
 @pytest.mark.parametrize("kv_heads", [4, 1])
 @pytest.mark.parametrize("token_shift", [False, True])
-@pytest.mark.parametrize("local", [{}, {"window": 5, "global_layers": [1], "attention_cap": 1.5}])
+@pytest.mark.parametrize("local", [{}, {"window": 5, "global_layers": [1], "attention_softcap": 1.5}])
 @torch.no_grad()
 def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_heads, token_shift, local, ids_BT):
     sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "kv_heads": kv_heads, "context": CONTEXT}
@@ -35,8 +35,8 @@ def test_cached_decoding_gives_the_hidden_states_of_one_full_pass(position, kv_h
     pieces = []
     for first, last in [(0, 7), (7, 8), (8, 12), (12, CONTEXT)]:
         part_BT = positions_BT[:, first:last]
-        visible = cached_visible(part_BT, CONTEXT)
-        pieces.append(decoder(decoder.embed(ids_BT[:, first:last]), part_BT, visible, cache=cache))
+        attention_mask = cached_attention_mask(part_BT, CONTEXT)
+        pieces.append(decoder(decoder.embed(ids_BT[:, first:last]), part_BT, attention_mask, cache=cache))
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole_BTD, atol=1e-5, rtol=1e-5)
 
 
@@ -47,13 +47,13 @@ def test_wanted_tokens_get_the_hidden_states_of_a_full_pass(position, masked, id
     sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "kv_heads": 2, "context": CONTEXT}
     decoder = shake(Decoder(DecoderConfig(**sizes, position=position, token_shift=True, qk_norm=True), VOCAB))
     positions_BT = torch.arange(CONTEXT).expand_as(ids_BT)
-    visible = torch.rand(len(ids_BT), 1, CONTEXT, CONTEXT) < 0.5 if masked else None
-    if visible is not None:
-        visible |= torch.eye(CONTEXT, dtype=torch.bool)
-    wanted_BW = torch.stack([torch.randperm(CONTEXT)[:5] for _ in ids_BT])
-    whole_BTD = decoder(decoder.embed(ids_BT), positions_BT, visible)
-    wanted_BWD = decoder(decoder.embed(ids_BT), positions_BT, visible, wanted_BW=wanted_BW)
-    expected_BWD = torch.stack([row[places] for row, places in zip(whole_BTD, wanted_BW, strict=True)])
+    attention_mask = torch.rand(len(ids_BT), 1, CONTEXT, CONTEXT) < 0.5 if masked else None
+    if attention_mask is not None:
+        attention_mask |= torch.eye(CONTEXT, dtype=torch.bool)
+    output_positions_BW = torch.stack([torch.randperm(CONTEXT)[:5] for _ in ids_BT])
+    whole_BTD = decoder(decoder.embed(ids_BT), positions_BT, attention_mask)
+    wanted_BWD = decoder(decoder.embed(ids_BT), positions_BT, attention_mask, output_positions_BW=output_positions_BW)
+    expected_BWD = torch.stack([row[places] for row, places in zip(whole_BTD, output_positions_BW, strict=True)])
     torch.testing.assert_close(wanted_BWD, expected_BWD, atol=1e-5, rtol=1e-5)
 
 

@@ -287,8 +287,8 @@ def test_a_byte_and_a_pair_are_what_the_losses_are_divided_by(listener, clips):
     bytes_in_all = sum(len(one.media[0].text.text.encode()) for one in clips)
     assert listener.model.head_count("audio_ctc", batch) == bytes_in_all
     assert listener.model.head_count("audio_contrastive", batch) == len(clips)
-    assert ClassifyConfig.model_validate(CLASSIFY).weigh("é") == 1
-    assert CTCConfig(kind="ctc").weigh("é") == 2
+    assert ClassifyConfig.model_validate(CLASSIFY).loss_weight("é") == 1
+    assert CTCConfig(kind="ctc").loss_weight("é") == 2
 
 
 def test_alike_is_the_nats_to_find_the_own_class_among_all_others(make_bundle):

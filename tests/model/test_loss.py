@@ -17,15 +17,15 @@ def tensors() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("cap", [None, 2.5])
 @pytest.mark.parametrize("chunk_logits", [1, V, 3 * V, 7 * V + 1, N * V, 10 * N * V])
-def test_chunked_loss_and_both_gradients_are_those_of_torch(chunk_logits, cap, monkeypatch):
+def test_chunked_loss_and_both_gradients_are_those_of_torch(chunk_logits, softcap, monkeypatch):
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk_logits)
     hidden_ND, weight_VD, targets_N = tensors()
-    total, nll_N = cross_entropy_sum(hidden_ND, weight_VD, targets_N, cap)
+    total, nll_N = cross_entropy_sum(hidden_ND, weight_VD, targets_N, softcap)
     (0.37 * total).backward()
     ours = total.detach(), hidden_ND.grad, weight_VD.grad
     hidden_ND.grad = weight_VD.grad = None
     logits_NV = hidden_ND @ weight_VD.T
-    logits_NV = logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+    logits_NV = logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
     theirs_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
     (0.37 * theirs_N.sum()).backward()
     torch.testing.assert_close(nll_N, theirs_N.detach(), atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-from mmgpt.model.meta import without_weights
+from mmgpt.model.meta import on_meta_device
 from mmgpt.model.multimodal import MultimodalModel
 
 
@@ -9,8 +9,8 @@ def test_a_model_built_without_weights_has_all_shapes_and_draws_no_normal_number
         raise AssertionError("torch imports its compiler to draw normal numbers on the meta device")
 
     monkeypatch.setattr("torch.nn.init._no_grad_normal_", draw)
-    with without_weights():
-        empty = MultimodalModel(model.config, model.vocab_size, model.slots)
+    with on_meta_device():
+        empty = MultimodalModel(model.config, model.vocab_size, model.placeholder_ids)
     assert all(parameter.is_meta for parameter in empty.parameters())
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
     assert {name: weight.shape for name, weight in empty.state_dict().items()} == shapes

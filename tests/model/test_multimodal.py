@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, MediaError
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.inputs.batch import collate, collate_rows, pack
+from mmgpt.inputs.batch import collate, collate_packed, pack
 from mmgpt.model.config import ModelConfig
 from mmgpt.model.multimodal import splice
 
@@ -66,7 +66,7 @@ def test_rendering_writes_as_many_placeholders_as_the_model_makes_tokens(adapter
     rendered = bundle.renderer.render(scenes[0])
     batch = collate([rendered])
     tokens_ND = bundle.model.media_tokens("image", batch.media["image"])
-    assert len(tokens_ND) == rendered.media[0].num_tokens == rendered.ids.count(bundle.model.slots["image"])
+    assert len(tokens_ND) == rendered.media[0].num_tokens == rendered.ids.count(bundle.model.placeholder_ids["image"])
     assert tokens_ND.shape[1] == bundle.model.config.decoder.width
 
 
@@ -94,7 +94,7 @@ def test_sounds_of_any_length_beside_pictures_give_the_same_loss_and_gradients_a
     samples = [Sample((Message.of("user", *parts), Message.of("assistant", "a beep"))) for parts in asked]
     rendered = [bundle.renderer.render(sample) for sample in samples]
     for one in rendered:
-        assert one.ids.count(bundle.model.slots["audio"]) == sum(
+        assert one.ids.count(bundle.model.placeholder_ids["audio"]) == sum(
             m.num_tokens for m in one.media if m.modality == "audio"
         )
     together = gradients(bundle.model, [collate(rendered)])
@@ -140,7 +140,7 @@ def test_samples_packed_into_rows_give_the_loss_and_gradients_of_rows_of_their_o
     rendered = [bundle.renderer.render(sample) for sample in samples]
     rows = pack(rendered, 400)
     assert 1 < len(rows) < len(rendered) / 2
-    loss, grads = gradients(bundle.model, [collate_rows(rows)])
+    loss, grads = gradients(bundle.model, [collate_packed(rows)])
     expected_loss, expected = gradients(bundle.model, [collate(rendered)])
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     torch.testing.assert_close(grads, expected, **SAME)
@@ -150,7 +150,7 @@ def test_plain_rows_get_the_same_logits_with_and_without_an_explicit_mask(make_b
     bundle = make_bundle()
     rendered = [bundle.renderer.render(one) for one in scenes[0].unbranched()]
     plain = collate(rendered)
-    assert plain.visible() is None
+    assert plain.attention_mask() is None
     masked = replace(plain, is_plain=False)
     with torch.no_grad():
         here_BT = plain.documents >= 0
@@ -177,7 +177,7 @@ def test_eight_branches_give_the_loss_and_gradients_of_eight_separate_samples(
 def test_branches_that_open_a_turn_of_their_own_equal_separate_samples(make_bundle, scenes, gradients):
     bundle = make_bundle(template="chatml")
     picture = scenes[0].messages[0].parts[0]
-    context = (Message.of("system", "Look closely."), Message.of("user", picture, "A picture."))
+    context = (Message.of("system", "FrameSelection closely."), Message.of("user", picture, "A picture."))
     branches = tuple((Message.of("assistant", answer),) for answer in ("red", "a large blue cross"))
     sample = replace(scenes[0], messages=context, branches=branches)
     loss, grads = gradients(bundle.model, [collate([bundle.renderer.render(sample)])])

@@ -11,7 +11,7 @@ from mmgpt.checkpoints.save_load import load_bundle, new_bundle, save_bundle
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
-from mmgpt.encoders.pretrained.timm import complete
+from mmgpt.encoders.pretrained.timm import fill_from_tower
 from mmgpt.inputs.batch import collate
 from mmgpt.model.config import ModelConfig
 from mmgpt.model.multimodal import MultimodalModel
@@ -35,7 +35,7 @@ def picture(height, width, seed):
 @pytest.fixture(params=MODELS, ids=lambda model: f"{model[0]}-{next(iter(model[2]))}-{model[3]['kind']}")
 def bundle(request, tokenizer):
     architecture, args, options, adapter = request.param
-    fields = {**PIXELS, **complete({"architecture": architecture, "model_args": {**TINY, **args}})}
+    fields = {**PIXELS, **fill_from_tower({"architecture": architecture, "model_args": {**TINY, **args}})}
     tree = {
         "decoder": {"width": 32, "depth": 2, "heads": 2, "context": 500, "zero_init": False},
         "encoders": {"image": {"kind": "timm", **fields, **options}},
@@ -57,7 +57,7 @@ def test_pictures_of_many_shapes_give_the_same_loss_and_gradients_alone_and_toge
     samples = [Sample((Message.of("user", *parts), Message.of("assistant", "a dot"))) for parts in asked]
     rendered = [bundle.renderer.render(sample) for sample in samples]
     for one in rendered:
-        assert one.ids.count(bundle.model.slots["image"]) == sum(medium.num_tokens for medium in one.media)
+        assert one.ids.count(bundle.model.placeholder_ids["image"]) == sum(medium.num_tokens for medium in one.media)
     loss, grads = gradients(bundle.model, [collate(rendered)])
     expected_loss, expected = gradients(bundle.model, [collate([one]) for one in rendered])
     assert loss == pytest.approx(expected_loss, abs=1e-5)

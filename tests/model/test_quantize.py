@@ -41,7 +41,7 @@ def spread(model):
 
 @pytest.fixture
 def folder(make_bundle, tmp_path):
-    bundle = make_bundle(width=64, mlp="swiglu", inner=128)
+    bundle = make_bundle(width=64, mlp="swiglu", ffn_width=128)
     spread(bundle.model)
     write_folder(tmp_path / "model", lambda draft: save_bundle(bundle, draft))
     return tmp_path / "model"

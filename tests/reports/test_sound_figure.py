@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from mmgpt.datasets.media import Sound
+from mmgpt.datasets.media import Waveform
 from mmgpt.reports.sound_figure import COLUMNS, envelope, sound_figure
 
 
-def beep(seconds: float, rate: int = 8000) -> Sound:
+def beep(seconds: float, rate: int = 8000) -> Waveform:
     """A tone in the first half and silence in the second."""
     times = np.arange(round(seconds * rate)) / rate
-    return Sound((0.2 * np.sin(times * 2 * np.pi * 440) * (times < seconds / 2)).astype(np.float32), rate)
+    return Waveform((0.2 * np.sin(times * 2 * np.pi * 440) * (times < seconds / 2)).astype(np.float32), rate)
 
 
 def test_a_waveform_reaches_to_its_peak_and_shows_silence_as_silence():
@@ -30,7 +30,7 @@ def test_a_click_between_columns_is_not_lost():
 
 @pytest.mark.parametrize("count", [1, 2, 239, 241])
 def test_a_very_short_or_silent_sound_can_be_drawn(count):
-    figure = sound_figure(Sound(np.zeros(count, np.float32), 8000))
+    figure = sound_figure(Waveform(np.zeros(count, np.float32), 8000))
     assert "nan" not in figure
     assert f"{count / 8000:.2f} s of sound" in figure
 

@@ -9,7 +9,7 @@ from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import IGNORED, Rendered
 from mmgpt.model import loss as loss_module
 from mmgpt.model.bundle import new_bundle
-from mmgpt.model.loss import Guide, guided_sum
+from mmgpt.model.loss import TeacherTargets, chunked_cross_entropy
 from mmgpt.run_log import read_log
 from mmgpt.training.distill import DistillConfig, Teacher, open_teacher
 from mmgpt.training.loop import train
@@ -38,14 +38,14 @@ def test_loss_and_gradients_are_those_of_the_formula(caps, chunk, monkeypatch):
     hidden, weight = torch.randn(7, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
     their_hidden, their_weight = torch.randn(7, 12), torch.randn(24, 12)  # padded otherwise; 18 are tokens
     targets = torch.randint(0, 18, (7,))
-    guide = Guide(their_hidden, their_weight, caps[1], 18, WEIGHT, TEMPERATURE)
-    total, nll, distilled = guided_sum(hidden, weight, targets, caps[0], guide)
+    teacher = TeacherTargets(their_hidden, their_weight, caps[1], 18, WEIGHT, TEMPERATURE)
+    total, nll, distilled = chunked_cross_entropy(hidden, weight, targets, caps[0], teacher)
     (total / 3).backward()
     found = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
 
-    def logits(hidden, weight, cap):
-        return hidden @ weight.T if cap is None else cap * torch.tanh(hidden @ weight.T / cap)
+    def logits(hidden, weight, softcap):
+        return hidden @ weight.T if softcap is None else softcap * torch.tanh(hidden @ weight.T / softcap)
 
     student, teacher = logits(hidden, weight, caps[0]), logits(their_hidden, their_weight, caps[1])
     nll_expected = nn.functional.cross_entropy(student, targets, reduction="none")

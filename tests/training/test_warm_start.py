@@ -56,7 +56,7 @@ def test_a_model_of_the_same_parts_begins_with_every_weight(tied, make_bundle, s
 
 def test_what_has_no_counterpart_stays_as_it_is_and_is_told_by_name(make_bundle, save):
     folder = save(make_bundle(adapter={"kind": "linear"}, bias=True))
-    bundle = make_bundle(adapter={"kind": "fold", "stride": 2}, inner=48)
+    bundle = make_bundle(adapter={"kind": "fold", "stride": 2}, ffn_width=48)
     before, given = weights_of(bundle), load_file(folder / "model.safetensors")
     told = warm_start(bundle, folder)
     after = weights_of(bundle)

@@ -10,9 +10,9 @@ import numpy as np
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.media import Audio, Image, Media
-from mmgpt.datasets.sample import Message, Part
+from mmgpt.datasets.sample import Message, Part, media_of
 from mmgpt.datasets.source import Source
-from mmgpt.evaluation.tasks.exemplar_pool import identity, media_of, shuffled
+from mmgpt.evaluation.tasks.exemplar_pool import identity, shuffled
 from mmgpt.evaluation.tasks.item import Item, items_of
 
 POOL_LIMIT = 5_000  # samples that the text-only guess is learned from

@@ -14,9 +14,8 @@ import soundfile
 
 from mmgpt.datasets.media import Audio, Image, Media
 from mmgpt.datasets.media.image import open_picture
-from mmgpt.datasets.sample import Message
+from mmgpt.datasets.sample import Message, media_of
 from mmgpt.evaluation.models.model import Model, Talk
-from mmgpt.evaluation.tasks.exemplar_pool import media_of
 from mmgpt.generation.prompts import without_media
 
 NEAR = 32  # tokens, for templates of others that join what stands on both sides of a medium

@@ -9,7 +9,6 @@ from typing import NamedTuple, TypeVar
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Media
-from mmgpt.datasets.sample import Message
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.tasks.item import Item, items_of
 
@@ -60,11 +59,6 @@ class Pool:
     def answers(self) -> list[str]:
         """Every answer once."""
         return list(self.by_answer)
-
-
-def media_of(messages: Sequence[Message]) -> list[Media]:
-    """The media of a talk, in reading order."""
-    return [part for message in messages for part in message.parts if isinstance(part, Media)]
 
 
 def identity(medium: Media) -> str:

@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple, Self, get_args
 from pydantic import model_validator
 
 from mmgpt.config import Config, UserError, did_you_mean
-from mmgpt.datasets.sample import Message
+from mmgpt.datasets.sample import Message, media_of
 from mmgpt.datasets.source import Source
 from mmgpt.evaluation.models.model import Model
 from mmgpt.evaluation.tasks.context_fit import Fit, fewest_dropped
-from mmgpt.evaluation.tasks.exemplar_pool import Entry, Pool, balanced, identity, media_of, permuted, shuffled
+from mmgpt.evaluation.tasks.exemplar_pool import Entry, Pool, balanced, identity, permuted, shuffled
 from mmgpt.evaluation.tasks.item import Item
 from mmgpt.evaluation.tasks.similar import OPEN_CLIP, Of, Similar, open_embedder
 from mmgpt.generation.embedding import Pool as Pooling

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmgpt.config import UserError, build, did_you_mean, included
 from mmgpt.datasets.readers.rows import FOLDER_OF, open_rows
-from mmgpt.datasets.source import Absent, resolve, resolve_all
+from mmgpt.datasets.source import DataNotFound, resolve, resolve_all
 from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.yaml_reader import YamlError, dump, parse
 
@@ -112,7 +112,7 @@ class _Import:
         try:
             tree = parse(file.read_bytes(), {"!function": _Function})
         except FileNotFoundError:
-            raise Absent(f"{file}: no such file; give the YAML of a task") from None
+            raise DataNotFound(f"{file}: no such file; give the YAML of a task") from None
         except (YamlError, IsADirectoryError) as error:
             raise UserError(f"{file}: not valid YAML: {error}") from None
         if not isinstance(tree, dict):
@@ -121,7 +121,7 @@ class _Import:
         for name in reversed(included(tree, file)):  # of several, theirs lets the first win
             beside = file.parent / name
             if not beside.is_file():
-                raise Absent(f"{file}: include: {beside}: no such file; take the include out, or put it there")
+                raise DataNotFound(f"{file}: include: {beside}: no such file; take the include out, or put it there")
             merged |= self._read(beside, (*above, file.resolve()))
         return merged | {key: value for key, value in tree.items() if key != "include"}
 
@@ -191,7 +191,7 @@ class _Import:
             return files
         if not given or not (self.root / given).exists():
             fetch = f"download it there, and name the folder in dataset_path, or set --data-root (it is {self.root})"
-            raise Absent(f"{self.path}: dataset_path={given}: no file or folder below the data root; {fetch}")
+            raise DataNotFound(f"{self.path}: dataset_path={given}: no file or folder below the data root; {fetch}")
         whole = resolve(self.root, given)
         if whole.is_file():
             return given
@@ -200,7 +200,7 @@ class _Import:
             for pattern in (*(f"{split}{suffix}" for suffix in SUFFIXES), f"{split}-*.parquet"):
                 if list((self.root / folder).glob(pattern)):
                     return f"{folder}/{pattern}"
-        raise Absent(f"{whole}: no {split}.jsonl, .json, .csv, .tsv or .parquet there; name its files so")
+        raise DataNotFound(f"{whole}: no {split}.jsonl, .json, .csv, .tsv or .parquet there; name its files so")
 
     def _media(self, row: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}

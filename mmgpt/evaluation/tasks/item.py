@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from mmgpt.config import UserError
 from mmgpt.datasets.cells import is_missing
-from mmgpt.datasets.sample import Message, Sample, Truth
+from mmgpt.datasets.sample import GroundTruth, Message, Sample
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def items_of(sample: Sample) -> Iterator[Item]:
     for one in sample.unbranched():
         if not one.messages or one.messages[-1].role != "assistant":
             raise UserError(f"{one.key}: a task's sample must end with an assistant turn, its reference")
-        (truth,) = one.truths or (Truth(),)
+        (truth,) = one.truths or (GroundTruth(),)
         if one.messages[-1].calls:
             raise UserError(f"{one.key}: its reference is a call of a tool, which no metric reads; leave it out")
         said = one.messages[-1].text

@@ -17,7 +17,7 @@ from mmgpt.config import Config, UserError, build, did_you_mean, find_config, re
 from mmgpt.datasets.media import MEDIA
 from mmgpt.datasets.readers.registry import SOURCES, AnySource, open_source
 from mmgpt.datasets.readers.table_config import TableConfig
-from mmgpt.datasets.source import Absent, Source, SourceConfig
+from mmgpt.datasets.source import DataNotFound, Source, SourceConfig
 from mmgpt.datasets.template import fields_of
 from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.metrics.letters import place_of
@@ -192,9 +192,9 @@ class Task:
     def _open(self, source: SourceConfig, data_root: str | Path) -> Source:
         try:
             return open_source(source, data_root)
-        except Absent as error:
+        except DataNotFound as error:
             told = f"; its data: {self.config.download}" if self.config.download else ""
-            raise Absent(f"task {self.config.name}: {error}{told}") from None
+            raise DataNotFound(f"task {self.config.name}: {error}{told}") from None
 
     def items(self, limit: int | None = None) -> list[Item]:
         """The first `limit` items, with their choices, which do not depend on the limit."""

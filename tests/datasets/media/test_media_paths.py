@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from mmgpt.datasets.media import Image, MediaError, Video
-from mmgpt.datasets.source import media_of
+from mmgpt.datasets.source import media_from_cell
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 RGB = PIL.Image.fromarray(PIXELS)
@@ -116,7 +116,7 @@ SAFE = base64.urlsafe_b64encode(PNG).decode()
 def test_content_in_any_spelling_is_read(source, tmp_path):
     assert np.array_equal(pixels(source), PIXELS)
     if isinstance(source, str):
-        assert np.array_equal(media_of("image", source, tmp_path, tmp_path)[0].load(), PIXELS)
+        assert np.array_equal(media_from_cell("image", source, tmp_path, tmp_path)[0].load(), PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_cells_of_rows_stay_below_the_data(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(outside))
     name = unicodedata.normalize("NFD", "\u00e9.png")
     (inside / name).symlink_to(outside / "a.png")
-    assert np.array_equal(media_of("image", (inside / "a.png").as_uri(), inside, inside)[0].load(), PIXELS)
+    assert np.array_equal(media_from_cell("image", (inside / "a.png").as_uri(), inside, inside)[0].load(), PIXELS)
     for cell in ((outside / "a.png").as_uri(), "\u00e9.png", "../secret/a.png"):
         with pytest.raises(ValueError, match="leads out of"):
-            media_of("image", cell, inside, inside)
+            media_from_cell("image", cell, inside, inside)
     with pytest.raises(MediaError, match="no such file"):
-        media_of("image", "~/a.png", inside, inside)[0].load()
+        media_from_cell("image", "~/a.png", inside, inside)[0].load()
 
 
 @pytest.mark.parametrize("kind", [Image, Video])

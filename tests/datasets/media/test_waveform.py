@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mmgpt.datasets.media import Audio, MediaError, Sound, Video
+from mmgpt.datasets.media import Audio, MediaError, Video, Waveform
 from mmgpt.datasets.sample import parse_messages
-from mmgpt.datasets.source import media_of
+from mmgpt.datasets.source import media_from_cell
 
 RATE = 8000
 TONE = (0.5 * np.sin(np.arange(RATE) / 5)).astype(np.float32)
@@ -157,7 +157,7 @@ def test_what_holds_nothing_is_refused_at_the_door(kind, source):
 
 
 def test_a_decoded_sound_keeps_its_level(tmp_path):
-    loud = Sound(5 * TONE, RATE)
+    loud = Waveform(5 * TONE, RATE)
     assert np.array_equal(Audio(loud).load().samples, loud.samples)
     mime, payload = Audio(loud).encoded()
     assert mime == "audio/wav"
@@ -167,7 +167,9 @@ def test_a_decoded_sound_keeps_its_level(tmp_path):
 
 def test_rows_of_datasets_keep_the_type_of_their_samples(tmp_path):
     for make in (
-        lambda array: media_of("audio", {"array": array, "sampling_rate": RATE, "path": None}, tmp_path, tmp_path)[0],
+        lambda array: media_from_cell(
+            "audio", {"array": array, "sampling_rate": RATE, "path": None}, tmp_path, tmp_path
+        )[0],
         lambda array: parse_messages(
             [{"role": "user", "content": [{"type": "audio", "audio": {"array": array, "sampling_rate": float(RATE)}}]}]
         )[0].parts[0],
@@ -179,10 +181,10 @@ def test_rows_of_datasets_keep_the_type_of_their_samples(tmp_path):
         with pytest.raises(MediaError, match="of object is no sound"):
             make([0.5, None]).load()
     with pytest.raises(MediaError, match="is no image"):
-        media_of("image", {"array": TONE, "sampling_rate": RATE}, tmp_path, tmp_path)
+        media_from_cell("image", {"array": TONE, "sampling_rate": RATE}, tmp_path, tmp_path)
     with pytest.raises(MediaError, match="rate='8000' is no whole number"):
-        media_of("audio", {"array": TONE, "sampling_rate": "8000"}, tmp_path, tmp_path)
-    assert media_of("audio", float("nan"), tmp_path, tmp_path) == []
+        media_from_cell("audio", {"array": TONE, "sampling_rate": "8000"}, tmp_path, tmp_path)
+    assert media_from_cell("audio", float("nan"), tmp_path, tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_rows_of_datasets_keep_the_type_of_their_samples(tmp_path):
     ],
 )
 def test_a_sound_made_by_hand_is_read_as_its_array_is(samples):
-    for source in (Sound(samples, 8000.0), lambda: Sound(samples, 8000.0)):
+    for source in (Waveform(samples, 8000.0), lambda: Waveform(samples, 8000.0)):
         sound = Audio(source).load()
         assert (sound.samples.dtype, sound.samples.shape, type(sound.rate)) == (np.float32, TONE.shape, int)
         assert np.abs(sound.samples - TONE).max() < 1e-4
@@ -205,7 +207,7 @@ def test_a_sound_made_by_hand_is_read_as_its_array_is(samples):
 def test_a_rate_that_is_not_that_of_the_file_or_sound_is_refused():
     payload = Audio(TONE, rate=RATE).encoded()[1]
     assert Audio(payload, rate=RATE).load().rate == RATE
-    for source in (payload, Sound(TONE.astype(np.float32), RATE)):
+    for source in (payload, Waveform(TONE.astype(np.float32), RATE)):
         with pytest.raises(MediaError, match=r"rate=16000, but it states 8,000 Hz; leave rate out"):
             Audio(source, rate=16_000).load()
     with pytest.raises(MediaError, match=r"rate=1 is for frames, and a file tells its own; leave it out"):

@@ -160,11 +160,11 @@ def test_rows_of_several_files_are_numbered_through_and_errors_name_the_file(tmp
     with pytest.raises(UserError, match=r"b.jsonl: row 1 is not JSON"):
         rows[3]
     with pytest.raises(UserError, match=r"b.jsonl: row 1 is not JSON"):
-        list(rows.scan([]))
+        list(rows.iterate([]))
     write(tmp_path / "c.parquet", [{"n": n} for n in range(5)])
     rows = open_rows([tmp_path / "c.parquet"] * 2)
     assert isinstance(rows, ParquetRows)
-    assert [rows[n]["n"] for n in range(len(rows))] == [row["n"] for row in rows.scan(["n"])] == [*range(5)] * 2
+    assert [rows[n]["n"] for n in range(len(rows))] == [row["n"] for row in rows.iterate(["n"])] == [*range(5)] * 2
     with pytest.raises(UserError, match="all of one kind"):
         open_rows([tmp_path / "a.jsonl", tmp_path / "c.parquet"])
 

@@ -266,11 +266,11 @@ def test_keys_that_an_official_format_does_not_have_are_refused(where, told, tmp
 
 
 def test_a_task_scores_nothing_against_an_empty_answer():
-    from mmgpt.datasets.sample import Message, Truth
+    from mmgpt.datasets.sample import GroundTruth, Message
 
     messages = (Message.of("user", "?"), Message.of("assistant", " "))
     with pytest.raises(UserError, match="its answer is empty"):
         next(items_of(Sample(messages, "a", "a/1")))
     messages = (Message.of("user", "?"), Message.of("assistant", "x"))
     with pytest.raises(UserError, match="its answer is empty"):
-        next(items_of(Sample(messages, "a", "a/1", truths=(Truth(answers=("x", "")),))))
+        next(items_of(Sample(messages, "a", "a/1", truths=(GroundTruth(answers=("x", "")),))))

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from mmgpt.config import UserError
 from mmgpt.encoders.pretrained.hf_vision import _ratio, _share, hf_vision_config, to_hf_vision, tower_fields
-from mmgpt.encoders.pretrained.timm import complete
+from mmgpt.encoders.pretrained.timm import fill_from_tower
 from mmgpt.encoders.timm_vit import TimmConfig
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
@@ -82,7 +82,7 @@ def test_pictures_of_any_ratio_get_transformers_pixels_and_features(tmp_path, sa
             picture = photograph(*size)
             given = processor(picture, return_tensors="pt")
             out = tower(**given, output_hidden_states=True)
-            pixels_CHW = encoder.config.prepare(picture)
+            pixels_CHW = encoder.config.preprocess(picture)
             ours = encoder(pixels_CHW[None], torch.tensor([pixels_CHW.shape]))
             theirs = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
             assert encoder.config.grids_of(tuple(pixels_CHW.shape)) == (tuple(given["spatial_shapes"][0].tolist()),)
@@ -115,7 +115,7 @@ def test_a_tower_comes_back_bitwise_with_a_config_that_transformers_reads(model,
 def test_pixels_are_those_of_transformers_processors(model, size, tmp_path, save, read_tower, photograph):
     _, processor = save(model)
     encoder, picture = read_tower(tmp_path), photograph(*size)
-    ours = encoder.normalise(encoder.config.prepare(picture)[None])
+    ours = encoder.normalise(encoder.config.preprocess(picture)[None])
     theirs = processor(picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ours, theirs, **SAME)
 
@@ -203,7 +203,7 @@ TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
     ],
 )
 def test_a_tower_that_transformers_has_not_is_refused_by_name(architecture, args):
-    fields = complete({"architecture": architecture, "model_args": {**TINY, **args}, "image_size": 32})
+    fields = fill_from_tower({"architecture": architecture, "model_args": {**TINY, **args}, "image_size": 32})
     pixels = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop": "squash"}
     with pytest.raises(UserError, match=f"{architecture}: transformers' CLIP and SigLIPs are no such tower"):
         hf_vision_config(TimmConfig(**fields, **pixels))

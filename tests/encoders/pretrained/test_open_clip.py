@@ -100,7 +100,7 @@ def test_pixels_are_open_clips_to_a_fraction_of_a_level(mode, tmp_path, save, re
     theirs = open_clip.image_transform(32, False, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), resize_mode=mode)
     for size in ((300, 200), (61, 90)):
         picture = photograph(*size)
-        gaps = (encoder.normalise(encoder.config.prepare(picture)[None])[0] - theirs(picture)).abs() * 255 * 0.27
+        gaps = (encoder.normalise(encoder.config.preprocess(picture)[None])[0] - theirs(picture)).abs() * 255 * 0.27
         assert gaps.max() <= 3.5
         assert gaps.mean() < 0.2
 

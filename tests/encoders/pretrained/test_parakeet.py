@@ -78,7 +78,7 @@ def test_the_front_end_gives_the_extractors_frames(tmp_path, seconds, bands, sav
     config = build(ConformerConfig, {"kind": "conformer", **conformer_fields(tmp_path)}, "encoder")
     extractor = ParakeetFeatureExtractor.from_pretrained(tmp_path)
     samples = sound(seconds)
-    ours = config.prepare((samples, 16_000))
+    ours = config.preprocess((samples, 16_000))
     theirs = extractor(samples, sampling_rate=16_000, return_tensors="pt")
     frames = int(theirs["attention_mask"].sum())
     assert ours.shape == (bands, frames)
@@ -90,7 +90,7 @@ def test_the_front_end_gives_the_extractors_frames(tmp_path, seconds, bands, sav
 def test_a_sound_shorter_than_a_frame_has_one(tmp_path, saved, sound):
     saved()
     config = build(ConformerConfig, {"kind": "conformer", **conformer_fields(tmp_path)}, "encoder")
-    mel_FT = config.prepare((sound(0.005), 16_000))
+    mel_FT = config.preprocess((sound(0.005), 16_000))
     assert mel_FT.shape == (80, 1)
     assert torch.isfinite(mel_FT).all()
 
@@ -99,7 +99,7 @@ def test_from_samples_to_features_the_whole_way_is_theirs(tmp_path, saved, sound
     theirs = saved()
     ours = read(tmp_path)
     samples = sound(1.3)
-    mel_FT = ours.config.prepare((samples, 16_000))
+    mel_FT = ours.config.preprocess((samples, 16_000))
     with torch.no_grad():
         expected = theirs(**ParakeetFeatureExtractor()(samples, sampling_rate=16_000, return_tensors="pt"))
         features = ours(mel_FT[None], torch.tensor([mel_FT.shape[1]])[:, None])[0]

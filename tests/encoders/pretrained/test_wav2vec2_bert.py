@@ -63,7 +63,7 @@ def test_the_front_end_gives_the_extractors_frames(tmp_path, seconds, saved, sou
     saved()
     config = build(ConformerConfig, {"kind": "conformer", **conformer_fields(tmp_path)}, "encoder")
     samples = sound(seconds)
-    ours = config.prepare((samples, 16_000))
+    ours = config.preprocess((samples, 16_000))
     theirs = SeamlessM4TFeatureExtractor()(samples, sampling_rate=16_000, return_tensors="pt")
     real = int(theirs["attention_mask"].sum())
     assert config.num_tokens(ours.shape) == real
@@ -74,7 +74,7 @@ def test_the_front_end_gives_the_extractors_frames(tmp_path, seconds, saved, sou
 def test_a_sound_too_short_for_two_windows_has_one_feature(tmp_path, seconds, saved, sound):
     saved()
     ours = read(tmp_path)
-    mel_FT = ours.config.prepare((sound(seconds), 16_000))
+    mel_FT = ours.config.preprocess((sound(seconds), 16_000))
     assert mel_FT.shape == (80, 2)
     assert torch.isfinite(ours(mel_FT[None], torch.tensor([2])[:, None])).all()
 
@@ -83,7 +83,7 @@ def test_from_samples_to_features_the_whole_way_is_theirs_in_a_batch_too(tmp_pat
     theirs, ours = saved(), read(tmp_path)
     # in digital silence all bands are nearly equal, and the first norm magnifies the last bit of their differences
     sounds = [sound(1.3, silence=False), sound(0.52, silence=False)]
-    mels = [ours.config.prepare((samples, 16_000)) for samples in sounds]
+    mels = [ours.config.preprocess((samples, 16_000)) for samples in sounds]
     batch = torch.nn.utils.rnn.pad_sequence([mel_FT.mT for mel_FT in mels], batch_first=True).mT
     inputs = SeamlessM4TFeatureExtractor()(sounds, sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():

@@ -25,7 +25,7 @@ from mmgpt.model.bundle import new_bundle
 from mmgpt.model.config import ModelConfig
 
 CHOICES = ["yes", "no", "a red circle of some size", "two"]
-DECODER = {"width": 64, "inner": 96, "depth": 2, "heads": 4, "kv_heads": 2, "context": 512, "zero_init": False}
+DECODER = {"width": 64, "ffn_width": 96, "depth": 2, "heads": 4, "kv_heads": 2, "context": 512, "zero_init": False}
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 FORMS = ["hf-llava", "hf-qwen2-audio", "hf-lm"]
 

@@ -9,10 +9,10 @@ import soundfile
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image, MediaError, Video
-from mmgpt.datasets.sample import Message
+from mmgpt.datasets.sample import Message, media_of
 from mmgpt.evaluation.metrics import exact_match
 from mmgpt.evaluation.tasks.blind_baselines import BLIND, TextOnlyGuess, blinded
-from mmgpt.evaluation.tasks.exemplar_pool import identity, media_of
+from mmgpt.evaluation.tasks.exemplar_pool import identity
 from mmgpt.evaluation.tasks.few_shot import Exemplars, Shots
 from mmgpt.evaluation.tasks.item import Item, items_of
 from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task

@@ -7,9 +7,8 @@ import soundfile
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, Video
-from mmgpt.datasets.sample import Message
+from mmgpt.datasets.sample import Message, media_of
 from mmgpt.evaluation.tasks.context_fit import Fit, fewest_dropped, size_of
-from mmgpt.evaluation.tasks.exemplar_pool import media_of
 from mmgpt.generation.assistant import Assistant
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
-from mmgpt.datasets.sample import Message, Sample
-from mmgpt.evaluation.tasks.exemplar_pool import media_of
+from mmgpt.datasets.sample import Message, Sample, media_of
 from mmgpt.evaluation.tasks.few_shot import Exemplars, ShotConfig, Shots
 from mmgpt.evaluation.tasks.item import Item, items_of
 from mmgpt.evaluation.tasks.task import Task, load_task
