@@ -7,7 +7,8 @@ of several, `include: [FIRST, SECOND]`, each lies over those before it.
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from numbers import Integral, Real
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "did_you_mean",
     "find_config",
     "included",
+    "old_spellings_allowed",
     "read_yaml",
     "to_yaml",
 ]
@@ -276,6 +278,14 @@ def build(cls: type[C], tree: Mapping[str, Any], where: str) -> C:
         return cls.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(explain(cls, tree, error, where))) from None
+
+
+@contextmanager
+def old_spellings_allowed() -> Iterator[None]:
+    """Read a file that an earlier release wrote: nobody needs a note about the spellings in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def to_yaml(config: Config) -> str:

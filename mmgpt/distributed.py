@@ -24,11 +24,11 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """The processes of a training as one of them sees them; by default it is the only one, and nothing is exchanged."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -38,7 +38,7 @@ class Ranks:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over the ranks, number by number."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
@@ -50,8 +50,8 @@ class Ranks:
 
     def gather(self, value: Value) -> list[Value]:
         """What each rank holds, in their order."""
-        values = [value] * self.world
-        if self.world > 1:
+        values = [value] * self.world_size
+        if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
@@ -71,14 +71,14 @@ class Ranks:
                 error = found
         self.raise_together(error)
 
-    def share_weights(self, model: nn.Module) -> None:
+    def broadcast_weights(self, model: nn.Module) -> None:
         """Give every rank the main process's weights: a difference would never be noticed, and never heal."""
-        for value in model.state_dict().values() if self.world > 1 else ():
+        for value in model.state_dict().values() if self.world_size > 1 else ():
             dist.broadcast(value, src=0)
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over the ranks; a rank without one that another has adds zeros."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         holders = self.sum([parameter.grad is not None for parameter in learning])
@@ -94,7 +94,7 @@ class Ranks:
                 gradient.copy_(total.view_as(gradient))
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 
 def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -112,10 +112,10 @@ def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 def is_main() -> bool:
     """True unless torchrun started this process as another rank than 0."""
-    return place()[0] == 0
+    return rank_and_world_size()[0] == 0
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Rank and number of the processes, as torchrun tells them; some clusters set WORLD_SIZE alone, for other ends."""
     if "RANK" not in os.environ:
         return 0, 1
@@ -129,25 +129,29 @@ def own_device(device: str) -> torch.device:
         UserError: if this machine has no such device, or fewer GPUs than processes.
     """
     chosen = pick_device(device)
-    return pick_device(f"cuda:{os.environ['LOCAL_RANK']}") if chosen.type == "cuda" and place()[1] > 1 else chosen
+    return (
+        pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        if chosen.type == "cuda" and rank_and_world_size()[1] > 1
+        else chosen
+    )
 
 
 @contextlib.contextmanager
-def join_ranks(device: str) -> Iterator[Ranks]:
+def init_distributed(device: str) -> Iterator[ProcessGroup]:
     """Meet the processes that torchrun started, on gloo or, where `device` is CUDA, with a GPU each on nccl.
 
     Raises:
         UserError: if this machine has no such device, or fewer GPUs than processes.
     """
-    rank, world = place()
+    rank, world_size = rank_and_world_size()
     chosen = own_device(device)
-    if world == 1:
-        yield Ranks(device=chosen)
+    if world_size == 1:
+        yield ProcessGroup(device=chosen)
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Ranks(rank, world, chosen)
+        yield ProcessGroup(rank, world_size, chosen)
     finally:
         dist.destroy_process_group()

@@ -178,7 +178,7 @@ def our_stream(folder: Path, bundle: ModelBundle, workers: int = WORKERS, batch:
         objective="respond",
         batch_size=batch,
         micro_batch_tokens=1 << 20,
-        row_tokens=512,
+        pack_length=512,
     )
     return iterate_steps(stream, workers)
 

@@ -37,7 +37,7 @@ from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import new_bundle
 from mmgpt.model.config import ModelConfig
 
-FORMS = {
+FORMAT_OF_MODEL_TYPE = {
     "float32": {"dtype": "float32"},
     "bf16": {"dtype": "bfloat16"},
     "int8": {"dtype": "float32", "quantize": "int8"},
@@ -126,11 +126,11 @@ def compare(root: Path, options: argparse.Namespace) -> None:
     if source is None:
         source = root / "random"
         write_random(source)
-    for name, how in FORMS.items():
+    for name, how in FORMAT_OF_MODEL_TYPE.items():
         convert(source, root / name, **how)  # type: ignore[arg-type]
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in FORMS}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in FORMAT_OF_MODEL_TYPE}
     for number in range(options.rounds):
-        for name in FORMS:
+        for name in FORMAT_OF_MODEL_TYPE:
             rounds[name].append(run_form(root / name, root / f"{name}.npy", options, number == 0))
     exact = np.load(root / "float32.npy")
     scores = list(rounds["float32"][0].get("scores", {}))

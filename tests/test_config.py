@@ -174,7 +174,7 @@ def test_every_recipe_in_configs_builds_and_comes_back_from_its_yaml(name, tmp_p
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_a_recipe_that_begins_from_checkpoints_is_run_by_test_recipes_and_builds_all_but_its_model(name):
     tree, tiny = read_yaml(CONFIGS / name), {"decoder": {"width": 32, "depth": 1, "heads": 2}}
-    recipe = build(Recipe, {**tree, "model": tiny, "wraps": {}}, name)  # no checkpoint is at hand here
+    recipe = build(Recipe, {**tree, "model": tiny, "media_markup": {}}, name)  # no checkpoint is at hand here
     assert name == f"recipes/{recipe.name}.yaml"  # the folder that training/test_recipes.py runs, on stand-ins
 
 

@@ -27,7 +27,7 @@ from mmgpt.model.bundle import new_bundle
 from mmgpt.run_log import read_log
 from mmgpt.training.data_mix import order_of
 from mmgpt.training.loop import train
-from mmgpt.training.stage import noise_seed
+from mmgpt.training.stage import dropout_seed
 from mmgpt.training.train_state import checkpoint_steps
 
 SECONDS = 180  # that a process group may take; it takes 45 on two slow cores alone
@@ -56,11 +56,11 @@ shapes = [(3,), (2, 2), (5,), (2,), (1,), (20,), (4,)]
 parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
 parameters.append(nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)))
 parameters.append(nn.Parameter(torch.zeros(2), requires_grad=False))
-with distributed.join_ranks("cpu") as joined:
+with distributed.init_distributed("cpu") as joined:
     mine = [(0, 1, 2, 5, 7), (1, 3, 5, 7)][joined.rank]
     for place in mine:
         parameters[place].grad = torch.full_like(parameters[place], 1.0 + 10 * joined.rank + place)
-    joined.sum_gradients(parameters)
+    joined.all_reduce_gradients(parameters)
 found = [None if p.grad is None else set(p.grad.flatten().tolist()) for p in parameters]
 assert found == [{1.0}, {14.0}, {3.0}, {14.0}, None, {22.0}, None, {26.0}, None], found
 """
@@ -173,9 +173,9 @@ def test_gradients_are_summed_where_any_rank_has_one_and_stay_absent_where_none_
 
 def test_ranks_draw_noise_of_their_own_and_the_first_that_of_one_process(make_recipe):
     recipe = make_recipe({}, {})
-    seeds = [noise_seed(recipe, stage, rank) for stage in recipe.stages for rank in range(4)]
+    seeds = [dropout_seed(recipe, stage, rank) for stage in recipe.stages for rank in range(4)]
     assert len(set(seeds)) == 8
-    assert seeds[0] == noise_seed(recipe, recipe.stages[0], 0)
+    assert seeds[0] == dropout_seed(recipe, recipe.stages[0], 0)
 
 
 @pytest.mark.train
@@ -200,7 +200,7 @@ def test_two_processes_of_disjoint_modalities_train_to_the_weights_of_one(mixtur
             "batch_size": 6,
             "micro_batch_tokens": 400,
         }
-        order = order_of(stage, sources, renderer, noise_seed(recipe, stage, 0))
+        order = order_of(stage, sources, renderer, dropout_seed(recipe, stage, 0))
         share = list(islice(StepDataset(sources, order, renderer, **options, rank=rank, world=2), stage.steps))
         seen.append({kind for step in share for batch in step.batches for kind in batch.media})
         passes.append([len(step.batches) for step in share])

@@ -104,14 +104,14 @@ def tower_fields(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is neither, or says nothing of the pixels that the tower was trained on.
     """
-    described = read_json(folder / "config.json")
-    if family_of(described) is None:
+    config_json = read_json(folder / "config.json")
+    if family_of(config_json) is None:
         return timm_fields(folder)
     file = folder / "preprocessor_config.json"
     if file.is_file() or not (folder / "processor_config.json").is_file():
-        return hf_vision_fields(described, read_json(file), str(folder))
+        return hf_vision_fields(config_json, read_json(file), str(folder))
     together = read_json(folder / "processor_config.json")
-    return hf_vision_fields(described, together.get("image_processor", together), str(folder))
+    return hf_vision_fields(config_json, together.get("image_processor", together), str(folder))
 
 
 def tower_weights(folder: Path, config: TimmConfig) -> dict[str, Tensor]:
@@ -125,18 +125,18 @@ def tower_weights(folder: Path, config: TimmConfig) -> dict[str, Tensor]:
     return hf_vision_weights(load_weights(folder, pickles=config.pickles), config, str(folder))
 
 
-def hf_vision_fields(described: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> dict[str, Any]:
+def hf_vision_fields(config_json: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of a TimmConfig that a transformers config fixes.
 
     Args:
-        described: a tower's config, or one that holds it as vision_config.
+        config_json: a tower's config, or one that holds it as vision_config.
         preprocessor: the content of preprocessor_config.json.
         where: what an error begins with.
     Raises:
         UserError: if it is another family's, or a value of it has no counterpart.
     """
-    vision = described.get("vision_config", described)
-    family = family_of({"model_type": vision.get("model_type", described.get("model_type"))})
+    vision = config_json.get("vision_config", config_json)
+    family = family_of({"model_type": vision.get("model_type", config_json.get("model_type"))})
     if family is None:
         raise UserError(
             f"{where}: the tower {vision.get('model_type')!r} is not read; known: {', '.join(ARCHITECTURES)}"

@@ -62,8 +62,8 @@ def open_clip_fields(folder: Path) -> dict[str, Any]:
         UserError: if its tower is no plain ViT, or it says nothing of its pixels.
     """
     file = folder / "open_clip_config.json"
-    described = read_json(file)
-    pixels, vision = described.get("preprocess_cfg", {}), described.get("model_cfg", {}).get("vision_cfg", {})
+    config_json = read_json(file)
+    pixels, vision = config_json.get("preprocess_cfg", {}), config_json.get("model_cfg", {}).get("vision_cfg", {})
     absent = [name for name in ("mean", "std") if not pixels.get(name)]
     if absent:
         raise UserError(f"{file}: has no {absent[0]}, so the tower's pixels are unknown; write it into preprocess_cfg")
@@ -75,7 +75,7 @@ def open_clip_fields(folder: Path) -> dict[str, Any]:
     if crop not in CROPS:
         raise UserError(f"{file}: resize_mode={crop} is not known; known: {', '.join(CROPS)}")
     build = _timm_backed if vision.get("timm_model_name") else _native
-    architecture, args = build(vision, bool(described["model_cfg"].get("quick_gelu")), file)
+    architecture, args = build(vision, bool(config_json["model_cfg"].get("quick_gelu")), file)
     return fill_from_tower(
         {
             "architecture": architecture,

@@ -21,14 +21,14 @@ def timm_fields(folder: Path) -> dict[str, Any]:
         UserError: if it is another, or says nothing of the pixels that the tower was trained on.
     """
     file = folder / "config.json"
-    described = read_json(file)
-    if "architecture" not in described:
-        kind = described.get("model_type")
+    config_json = read_json(file)
+    if "architecture" not in config_json:
+        kind = config_json.get("model_type")
         raise UserError(
             f"{file}: names no architecture of timm, and its model_type {kind!r} is no CLIP or SigLIP; take "
             "timm's copy of this tower, from huggingface.co/timm"
         )
-    pixels = {**described, **described.get("pretrained_cfg", {})}  # which lay beside it once
+    pixels = {**config_json, **config_json.get("pretrained_cfg", {})}  # which lay beside it once
     absent = [name for name in ("mean", "std", "interpolation", "input_size", "crop_pct") if not pixels.get(name)]
     if absent:
         raise UserError(f"{file}: has no {absent[0]}, so the tower's pixels are unknown; write it into pretrained_cfg")
@@ -37,8 +37,8 @@ def timm_fields(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file}: input_size {height}x{width} is no square; take a tower of square pictures")
     return fill_from_tower(
         {
-            "architecture": described["architecture"],
-            "model_args": {k: v for k, v in described.get("model_args", {}).items() if k != "num_classes"},
+            "architecture": config_json["architecture"],
+            "model_args": {k: v for k, v in config_json.get("model_args", {}).items() if k != "num_classes"},
             "image_size": height,
             "mean": pixels["mean"],
             "std": pixels["std"],

@@ -12,8 +12,8 @@ from torch import Tensor
 from mmgpt.arguments import place, several
 from mmgpt.checkpoints.golden import make_golden, verify_golden
 from mmgpt.checkpoints.hf_decoders import describe, family_of, family_rules, write_decoder
-from mmgpt.checkpoints.hf_multimodal import OWN
-from mmgpt.checkpoints.hf_multimodal_tables import FORMS, TARGETS, Target
+from mmgpt.checkpoints.hf_multimodal import EXTRA_CONFIG
+from mmgpt.checkpoints.hf_multimodal_tables import EXPORT_FORMATS, FORMAT_OF_MODEL_TYPE, ExportFormat
 from mmgpt.checkpoints.save_load import find_model, load_bundle, save_bundle, unique_weights
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.files import read_json, save_weights, write_folder, write_json
@@ -61,7 +61,7 @@ def convert(
     if source:
         folder = find_model(path, revision)
         kind = str(read_json(folder / "config.json").get("model_type"))
-        found = "mmgpt" if kind == "mmgpt" else FORMS.get(kind, "hf-lm")
+        found = "mmgpt" if kind == "mmgpt" else FORMAT_OF_MODEL_TYPE.get(kind, "hf-lm")
         if found != source:
             raise UserError(f"{folder}: model_type is {kind!r}, which is {found}, not {source}; leave --from out")
     wanted = Quantization(scheme=pick_scheme(quantize), layers=several("layers", layers)) if quantize else None
@@ -82,7 +82,7 @@ def export(bundle: ModelBundle, folder: Path, form: str) -> None:
     """
     faults = faults_of(bundle, form)
     if faults:
-        able = [name for name in ("hf-lm", *TARGETS) if name != form and not faults_of(bundle, name)]
+        able = [name for name in ("hf-lm", *EXPORT_FORMATS) if name != form and not faults_of(bundle, name)]
         told = "; ".join(faults)
         raise UserError(f"{form} has no place for {told}; this model can be {' or '.join([*able, 'mmgpt'])}")
 
@@ -92,7 +92,7 @@ def export(bundle: ModelBundle, folder: Path, form: str) -> None:
         elif form == "hf-lm":
             _write_language_model(bundle, draft)
         else:
-            _write_multimodal(bundle, draft, TARGETS[form])
+            _write_multimodal(bundle, draft, EXPORT_FORMATS[form])
         golden = make_golden(bundle)
         write_json(draft / "golden.json", golden)
         verify_golden(load_bundle(draft), golden, str(folder))
@@ -114,7 +114,7 @@ def faults_of(bundle: ModelBundle, form: str) -> list[str]:
     media = list(config.encoders)
     if form == "hf-lm":
         return [f"encoders of {' and '.join(media)}"] if media else []
-    target = TARGETS[form]
+    target = EXPORT_FORMATS[form]
     faults = [] if family in target.families else [f"a decoder of {family}, but for {' or '.join(target.families)}"]
     if media != [target.modality]:
         return [*faults, f"encoders of {' and '.join(media) or 'nothing'}, but for one of {target.modality}"]
@@ -125,17 +125,17 @@ def faults_of(bundle: ModelBundle, form: str) -> list[str]:
         faults.append(str(error))
     given = config.adapters[target.modality]
     plain = given.model_copy(update={"inner": None}) if getattr(given, "inner", None) == config.decoder.width else given
-    wanted = target.adapter.model_copy(update={name: getattr(plain, name, None) for name in target.free})
+    wanted = target.adapter.model_copy(update={name: getattr(plain, name, None) for name in target.unconstrained})
     if plain != wanted:
         faults.append(f"an adapter of kind {given.kind} as it is set here, but for {_in_words(target)}")
-    wrap = bundle.wraps.get(target.modality, ("", ""))
+    wrap = bundle.media_markup.get(target.modality, ("", ""))
     if target.wrap and wrap != target.wrap:
         wanted_wrap = " and ".join(map(repr, target.wrap))
         faults.append(f"media in {' and '.join(map(repr, wrap))}, but in wraps of {wanted_wrap}")
     return faults
 
 
-def _in_words(target: Target) -> str:
+def _in_words(target: ExportFormat) -> str:
     adapter = target.adapter.model_dump(exclude_defaults=True)
     return "{" + ", ".join(f"{name}: {value}" for name, value in adapter.items()) + "}"
 
@@ -146,14 +146,14 @@ def _write_language_model(bundle: ModelBundle, folder: Path) -> None:
     _write_talk(bundle, folder, bundle.tokenizer, {})
 
 
-def _write_multimodal(bundle: ModelBundle, folder: Path, target: Target) -> None:
+def _write_multimodal(bundle: ModelBundle, folder: Path, target: ExportFormat) -> None:
     config, modality = bundle.model.config, target.modality
     encoder, decoder = config.encoders[modality], config.decoder
     weights = unique_weights(bundle.model)
     tower, pixels, beside = target.tower.describe(encoder)
     dtype = weights["decoder.embedding.weight"].dtype
     slot = bundle.tokenizer.special(PLACEHOLDER_TOKENS[modality])
-    described = {
+    config_json = {
         "architectures": [target.architecture],
         "model_type": target.kinds[0],
         "text_config": describe(decoder, bundle.model.vocab_size, dtype, _special_ids(bundle)),
@@ -165,8 +165,8 @@ def _write_multimodal(bundle: ModelBundle, folder: Path, target: Target) -> None
     }
     adapter = config.adapters[modality]
     if adapter.kind == "fold":
-        described["scale_factor"] = adapter.stride
-    write_json(folder / "config.json", described)
+        config_json["scale_factor"] = adapter.stride
+    write_json(folder / "config.json", config_json)
     text, medium, joint = (
         _under(part, weights) for part in ("decoder.", f"encoders.{modality}.", f"adapters.{modality}.")
     )
@@ -182,7 +182,7 @@ def _write_multimodal(bundle: ModelBundle, folder: Path, target: Target) -> None
     count = config.media_specs()[modality].num_tokens(encoder.max_shape)
     write_json(folder / "processor_config.json", _processor(target, encoder, count))
     tokenizer = bundle.tokenizer.renamed(PLACEHOLDER_TOKENS[modality], target.slot)
-    before, after = ("", "") if target.wrap else bundle.wraps.get(modality, ("", ""))
+    before, after = ("", "") if target.wrap else bundle.media_markup.get(modality, ("", ""))
     _write_talk(bundle, folder, tokenizer, {modality: before + target.slot + after})
 
 
@@ -191,7 +191,7 @@ def _under(part: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(part): weight for name, weight in weights.items() if name.startswith(part)}
 
 
-def _processor(target: Target, encoder: Any, count: int) -> dict[str, Any]:
+def _processor(target: ExportFormat, encoder: Any, count: int) -> dict[str, Any]:
     settings: dict[str, Any] = {"processor_class": target.processor}
     if target.processor == "LlavaProcessor":
         drops = bool(encoder.prefix_tokens) and encoder.tokens == "patch"
@@ -227,5 +227,5 @@ def _write_talk(bundle: ModelBundle, folder: Path, tokenizer: Tokenizer, media: 
     write_json(folder / "tokenizer_config.json", settings)
     (folder / "chat_template.jinja").write_text(to_jinja(template, begin, bundle.system, media), encoding="utf-8")
     write_json(folder / "generation_config.json", {"do_sample": False, "max_new_tokens": 64, **ids})
-    own = {"template": bundle.template, "system": bundle.system, "wraps": bundle.wraps}
-    write_json(folder / OWN, own)
+    own = {"template": bundle.template, "system": bundle.system, "media_markup": bundle.media_markup}
+    write_json(folder / EXTRA_CONFIG, own)

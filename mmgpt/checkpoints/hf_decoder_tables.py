@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mmgpt.weight_names import Rule
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-Described = Mapping[str, Any]  # a config.json, with the family's defaults for what it leaves out
+ConfigJson = Mapping[str, Any]  # a config.json, with the family's defaults for what it leaves out
 
 
 def _rules(names: Mapping[str, str | tuple[str, ...]], transposed: tuple[str, ...] = ()) -> tuple[Rule, ...]:
@@ -106,33 +106,33 @@ class Family(NamedTuple):
     keys: dict[str, str] = _LLAMA_KEYS
     activation: tuple[str, dict[str, str]] = ("hidden_act", _GATES)
     only: dict[str, tuple[Any, ...]] = {}
-    layer_types: Callable[[Described], list[str]] | None = None
+    layer_types: Callable[[ConfigJson], list[str]] | None = None
     body: str = "model."
     rules: tuple[Rule, ...] = _rules(_LLAMA_NAMES)
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
 
 
-def _later_slide(described: Described) -> list[str]:
-    depth, first = described["num_hidden_layers"], described["max_window_layers"]
+def _later_slide(config_json: ConfigJson) -> list[str]:
+    depth, first = config_json["num_hidden_layers"], config_json["max_window_layers"]
     return [SLIDING if layer >= first else FULL for layer in range(depth)]
 
 
-def _evens_slide(described: Described) -> list[str]:
-    return [FULL if layer % 2 else SLIDING for layer in range(described["num_hidden_layers"])]
+def _evens_slide(config_json: ConfigJson) -> list[str]:
+    return [FULL if layer % 2 else SLIDING for layer in range(config_json["num_hidden_layers"])]
 
 
-def _all_slide(described: Described) -> list[str]:
-    return [SLIDING] * int(described["num_hidden_layers"])
+def _all_slide(config_json: ConfigJson) -> list[str]:
+    return [SLIDING] * int(config_json["num_hidden_layers"])
 
 
-def _unrotated_slide(described: Described) -> list[str]:
-    return [FULL if rotated else SLIDING for rotated in rotated_layers(described)]
+def _unrotated_slide(config_json: ConfigJson) -> list[str]:
+    return [FULL if rotated else SLIDING for rotated in rotated_layers(config_json)]
 
 
-def rotated_layers(described: Described) -> list[int]:
+def rotated_layers(config_json: ConfigJson) -> list[int]:
     """SmolLM3's list with 1 for every layer that has rotary positions and 0 for every one that has none."""
-    depth, interval = described["num_hidden_layers"], described["no_rope_layer_interval"]
-    return described.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(depth)]
+    depth, interval = config_json["num_hidden_layers"], config_json["no_rope_layer_interval"]
+    return config_json.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(depth)]
 
 
 _PLAIN = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgpt.checkpoints.hf_decoder_tables import FAMILIES, FULL, SLIDING, Described, Family, rotated_layers
+from mmgpt.checkpoints.hf_decoder_tables import FAMILIES, FULL, SLIDING, ConfigJson, Family, rotated_layers
 from mmgpt.config import UserError, build, did_you_mean
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
 from mmgpt.model.decoder import Decoder
@@ -43,9 +43,9 @@ ROPE_OTHERS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "orig
 
 def decoder_fields(folder: Path) -> dict[str, Any]:
     """The fields of a DecoderConfig that a checkpoint's folder fixes; see `fields_of`."""
-    described = read_json(folder / "config.json")
-    text = described.get("text_config")
-    return fields_of(text if isinstance(text, dict) else described, str(folder / "config.json"))
+    config_json = read_json(folder / "config.json")
+    text = config_json.get("text_config")
+    return fields_of(text if isinstance(text, dict) else config_json, str(folder / "config.json"))
 
 
 def decoder_weights(folder: Path, config: DecoderConfig) -> dict[str, Tensor]:
@@ -53,22 +53,22 @@ def decoder_weights(folder: Path, config: DecoderConfig) -> dict[str, Tensor]:
     return weights_of(load_weights(folder, pickles=config.pickles), config, str(folder))
 
 
-def fields_of(described: Mapping[str, Any], where: str) -> dict[str, Any]:
+def fields_of(config_json: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of a DecoderConfig that a config.json (or the part of one about text) fixes.
 
     Args:
-        described: what config.json holds.
+        config_json: what config.json holds.
         where: what an error begins with.
     Raises:
         UserError: if its family is not known, or one of its settings is not supported.
     """
-    kind = described.get("model_type")
+    kind = config_json.get("model_type")
     if kind not in FAMILIES:
         raise UserError(
             f"{where}: model_type={kind!r} is no known family of decoders; {did_you_mean(str(kind), FAMILIES)}"
         )
     family = FAMILIES[kind]
-    given = {**family.defaults, **described}
+    given = {**family.defaults, **config_json}
     absent = [key for key in family.keys if key not in given]
     if absent:
         raise UserError(f"{where}: has no {absent[0]}; take the config.json that came with the weights")
@@ -99,14 +99,14 @@ def _among(value: Any, name: str, known: Sequence[Any] | Mapping[Any, Any], wher
     return value
 
 
-def _read_bias(given: Described, where: str) -> bool | str:
+def _read_bias(given: ConfigJson, where: str) -> bool | str:
     attention, mlp = given["attention_bias"], given.get("mlp_bias", False)
     if mlp and not attention:
         raise UserError(f"{where}: mlp_bias=True is not supported without attention_bias=True")
     return bool(mlp) or ("attention" if attention else False)
 
 
-def _read_rope(given: Described, where: str) -> dict[str, Any]:
+def _read_rope(given: ConfigJson, where: str) -> dict[str, Any]:
     stated: dict[str, Any] = given.get("rope_parameters") or given.get("rope_scaling") or {}
     kind = stated.get("rope_type") or stated.get("type") or "default"
     _among(kind, "rope_type", ["default", *ROPE_KEYS], where)
@@ -131,7 +131,7 @@ def _read_rope(given: Described, where: str) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": {"kind": kind, **scaling}}
 
 
-def _yarn_attention_factor(settings: Described) -> float:
+def _yarn_attention_factor(settings: ConfigJson) -> float:
     """How much sharper scores become, by YaRN's rule and by DeepSeek's variant of it with two factors."""
 
     def factor(weight: float) -> float:
@@ -141,7 +141,7 @@ def _yarn_attention_factor(settings: Described) -> float:
     return factor(above) / factor(below) if above and below else factor(1.0)
 
 
-def _read_layers(given: Described, family: Family, where: str) -> dict[str, Any]:
+def _read_layers(given: ConfigJson, family: Family, where: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if "no_rope_layer_interval" in family.defaults:
         fields["unrotated_layers"] = [layer for layer, rotated in enumerate(rotated_layers(given)) if not rotated]

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights, family_rules, fields_of
-from mmgpt.checkpoints.hf_multimodal_tables import FORMS, TARGETS, Target
-from mmgpt.checkpoints.pretrained_parts import rows_of, tokenizer_of
+from mmgpt.checkpoints.hf_multimodal_tables import EXPORT_FORMATS, FORMAT_OF_MODEL_TYPE, ExportFormat
+from mmgpt.checkpoints.pretrained_parts import tokenizer_of, vocab_size_of
 from mmgpt.config import UserError, build
 from mmgpt.files import first_of, load_weights, read_json
 from mmgpt.inputs.templates import read_template
@@ -20,7 +20,7 @@ from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.meta import on_meta_device
 from mmgpt.weight_names import to_ours
 
-OWN = "mmgpt.json"  # beside an export: what its form has no place for
+EXTRA_CONFIG = "mmgpt.json"  # beside an export: what its form has no place for
 LLAMA = {  # transformers' LlamaConfig, whose values the config.json of LLaVA-1.5 leaves out
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -44,7 +44,7 @@ def read_language_model(folder: Path) -> tuple[ModelBundle, dict[str, Tensor]]:
     assert tokenizer is not None  # the decoder is pretrained
     own = _own(folder)
     with on_meta_device():
-        bundle = new_bundle(config, tokenizer, own["template"], rows_of(folder))
+        bundle = new_bundle(config, tokenizer, own["template"], vocab_size_of(folder))
     bundle.system = own["system"]
     weights = decoder_weights(folder, config.decoder)
     return bundle, {f"decoder.{name}": weight for name, weight in weights.items()}
@@ -56,63 +56,63 @@ def read_multimodal(folder: Path) -> tuple[ModelBundle, dict[str, Tensor]]:
     Raises:
         UserError: if a part is none that mmgpt has, or files are absent or damaged, or weights are left over.
     """
-    described = read_json(folder / "config.json")
+    config_json = read_json(folder / "config.json")
     where = str(folder / "config.json")
-    target = TARGETS[FORMS[described["model_type"]]]
+    target = EXPORT_FORMATS[FORMAT_OF_MODEL_TYPE[config_json["model_type"]]]
     own = _own(folder)
-    encoder = {**target.tower.read(folder, described), **own.get("encoder", {})}
-    stride = {"stride": described["scale_factor"]} if "scale_factor" in described else {}
+    encoder = {**target.tower.read(folder, config_json), **own.get("encoder", {})}
+    stride = {"stride": config_json["scale_factor"]} if "scale_factor" in config_json else {}
     tree = {
-        "decoder": _decoder(described, where),
+        "decoder": _decoder(config_json, where),
         "encoders": {target.modality: encoder},
         "adapters": {target.modality: {**target.adapter.model_dump(), **stride}},
     }
     config = build(ModelConfig, tree, where)
-    tokenizer, rows = Tokenizer.load(folder), described["text_config"].get("vocab_size", 32_000)
-    number = _slot(described, target, where)
+    tokenizer, rows = Tokenizer.load(folder), config_json["text_config"].get("vocab_size", 32_000)
+    number = _slot(config_json, target, where)
     slot = tokenizer.core.id_to_token(number)
     if slot is None:
         raise UserError(f"{folder}: its tokenizer has no token {number}, which stands for a medium in config.json")
     with on_meta_device():
         bundle = new_bundle(config, tokenizer.renamed(slot, PLACEHOLDER_TOKENS[target.modality]), own["template"], rows)
-    bundle.system, bundle.wraps = own["system"], _wraps(own, target)
+    bundle.system, bundle.media_markup = own["system"], _media_markup(own, target)
     return bundle, _weights(load_weights(folder), config, target, str(folder))
 
 
 def _own(folder: Path) -> dict[str, Any]:
     """Template, system turn and more, from our file beside an export, or as far as its chat template tells."""
-    if (folder / OWN).is_file():
-        return read_json(folder / OWN)
+    if (folder / EXTRA_CONFIG).is_file():
+        return read_json(folder / EXTRA_CONFIG)
     template, system = read_template(folder)
     return {"template": template, "system": system}
 
 
-def _wraps(own: Mapping[str, Any], target: Target) -> dict[str, tuple[str, str]]:
+def _media_markup(own: Mapping[str, Any], target: ExportFormat) -> dict[str, tuple[str, str]]:
     """The markup around a medium; LLaVA-1.5's template writes a line's end after a picture."""
-    given = own.get("wraps")
+    given = own.get("media_markup", own.get("wraps"))
     if given is None:
         wrap = target.wrap or (("", "\n") if own["template"] == "vicuna" else ("", ""))
         given = {target.modality: wrap} if any(wrap) else {}
     return {modality: (before, after) for modality, (before, after) in given.items()}
 
 
-def _decoder(described: Mapping[str, Any], where: str) -> dict[str, Any]:
-    text = described.get("text_config")
+def _decoder(config_json: Mapping[str, Any], where: str) -> dict[str, Any]:
+    text = config_json.get("text_config")
     if not isinstance(text, dict):
         raise UserError(f"{where}: has no text_config; take the config.json that came with the weights")
-    tied = {"tie_word_embeddings": described["tie_word_embeddings"]} if "tie_word_embeddings" in described else {}
+    tied = {"tie_word_embeddings": config_json["tie_word_embeddings"]} if "tie_word_embeddings" in config_json else {}
     return fields_of({**(LLAMA if text.get("model_type") == "llama" else {}), **tied, **text}, where)
 
 
-def _slot(described: Mapping[str, Any], target: Target, where: str) -> int:
+def _slot(config_json: Mapping[str, Any], target: ExportFormat, where: str) -> int:
     keys = {target.slot_key, target.slot_key.replace("_index", "_id")}
-    found = [described[key] for key in keys if isinstance(described.get(key), int)]
+    found = [config_json[key] for key in keys if isinstance(config_json.get(key), int)]
     if not found:
         raise UserError(f"{where}: has no {target.slot_key}; take the config.json that came with the weights")
     return int(found[0])
 
 
-def _weights(given: Mapping[str, Tensor], config: ModelConfig, target: Target, where: str) -> dict[str, Tensor]:
+def _weights(given: Mapping[str, Tensor], config: ModelConfig, target: ExportFormat, where: str) -> dict[str, Tensor]:
     """All of a checkpoint's weights by our names."""
     modality = target.modality
     named = {_as_on_the_hub(name, target): weight for name, weight in given.items()}
@@ -122,7 +122,7 @@ def _weights(given: Mapping[str, Tensor], config: ModelConfig, target: Target, w
         text.pop(f"{target.head}.weight", None)
     joints = [rule.theirs for rule in target.rules]
     joint = {name: weight for name, weight in named.items() if name in joints}
-    own = (target.body, target.head, target.tower.root)
+    own = (target.body, target.head, target.tower.weight_prefix)
     left = [name for name in named if name not in joints and not name.startswith(own)]
     if left:
         raise UserError(
@@ -136,7 +136,7 @@ def _weights(given: Mapping[str, Tensor], config: ModelConfig, target: Target, w
     }
 
 
-def _as_on_the_hub(name: str, target: Target) -> str:
+def _as_on_the_hub(name: str, target: ExportFormat) -> str:
     """A weight's name as it was before transformers 4.52, and is on the hub; later releases write either."""
     for later, before in (("model.language_model.", target.body), ("lm_head.", f"{target.head}.")):
         if name.startswith(later):

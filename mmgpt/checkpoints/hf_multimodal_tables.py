@@ -23,7 +23,7 @@ from mmgpt.files import read_json
 from mmgpt.model.adapters import AdapterConfig, FoldConfig, LinearConfig, MLPConfig
 from mmgpt.weight_names import Rule, to_theirs
 
-Described = dict[str, Any]
+ConfigJson = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Tower:
     Attributes:
         kind: the encoder's kind here.
         part: where config.json has its settings.
-        root: what the names of its weights begin with; `prefix` as they are written.
+        weight_prefix: what the names of its weights begin with; `prefix` as they are written.
         describe: its settings, those of its preprocessor, and what config.json says of it beside them; UserError if
             the form has no such encoder.
         read: an encoder's config as a mapping, from the folder and its config.json.
@@ -43,16 +43,16 @@ class Tower:
 
     kind: str
     part: str
-    root: str
+    weight_prefix: str
     prefix: str
-    describe: Callable[[Any], tuple[Described, Described, Described]]
-    read: Callable[[Path, Described], Described]
+    describe: Callable[[Any], tuple[ConfigJson, ConfigJson, ConfigJson]]
+    read: Callable[[Path, ConfigJson], ConfigJson]
     pack: Callable[[Mapping[str, Tensor], Any, str], dict[str, Tensor]]
     unpack: Callable[[Mapping[str, Tensor], Any, str], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Target:
+class ExportFormat:
     """A form: one tower, one adapter, one language model.
 
     Attributes:
@@ -62,7 +62,7 @@ class Target:
         modality: what its tower reads.
         slot: its name for a medium's placeholder; config.json has the id at `slot_key`.
         families: of language models that it is known with.
-        adapter: the only adapter it has, up to the fields in `free`; `rules` name its weights.
+        adapter: the only adapter it has, up to the fields in `unconstrained`; `rules` name its weights.
         body: what the names of the decoder's weights begin with; `head` is that of its output layer.
         wrap: the markup around a medium that its processor always writes; None where its template may write any.
     """
@@ -75,7 +75,7 @@ class Target:
     slot_key: str
     families: tuple[str, ...]
     adapter: AdapterConfig
-    free: tuple[str, ...]
+    unconstrained: tuple[str, ...]
     rules: tuple[Rule, ...]
     tower: Tower
     body: str
@@ -83,7 +83,7 @@ class Target:
     wrap: tuple[str, str] | None = None
 
 
-def _llava_tower(encoder: Any) -> tuple[Described, Described, Described]:
+def _llava_tower(encoder: Any) -> tuple[ConfigJson, ConfigJson, ConfigJson]:
     vision, pixels = _picture_tower(encoder)
     if encoder.layer == -1 and encoder.post_norm:
         raise UserError("an encoder whose last norm is taken; hf-llava takes a block's output, as with layer: -2")
@@ -97,7 +97,7 @@ def _llava_tower(encoder: Any) -> tuple[Described, Described, Described]:
     return vision, pixels, beside
 
 
-def _smolvlm_tower(encoder: Any) -> tuple[Described, Described, Described]:
+def _smolvlm_tower(encoder: Any) -> tuple[ConfigJson, ConfigJson, ConfigJson]:
     vision, pixels = _picture_tower(encoder)
     if encoder.layer != -1 or not encoder.post_norm or encoder.prefix_tokens or encoder.crop != "squash":
         raise UserError(
@@ -116,7 +116,7 @@ def _smolvlm_tower(encoder: Any) -> tuple[Described, Described, Described]:
     return {**vision, "model_type": "idefics3_vision"}, pixels, {}
 
 
-def _picture_tower(encoder: Any) -> tuple[Described, Described]:
+def _picture_tower(encoder: Any) -> tuple[ConfigJson, ConfigJson]:
     if encoder.kind != "timm":
         raise UserError(f"a {encoder.kind} encoder, not a CLIP or SigLIP tower of kind timm")
     if encoder.tiles or encoder.max_patches:
@@ -125,27 +125,27 @@ def _picture_tower(encoder: Any) -> tuple[Described, Described]:
     return hf_vision_config(encoder)
 
 
-def _read_llava(folder: Path, described: Described) -> Described:
+def _read_llava(folder: Path, config_json: ConfigJson) -> ConfigJson:
     pixels = read_json(folder / "preprocessor_config.json")
-    strategy = described.get("vision_feature_select_strategy", "default")
+    strategy = config_json.get("vision_feature_select_strategy", "default")
     return {
         "kind": "timm",
-        **hf_vision_fields(described, pixels, str(folder)),
-        "layer": described.get("vision_feature_layer", -2),
+        **hf_vision_fields(config_json, pixels, str(folder)),
+        "layer": config_json.get("vision_feature_layer", -2),
         "post_norm": False,
         "tokens": "patch" if strategy == "default" else "all",
     }
 
 
-def _read_smolvlm(folder: Path, described: Described) -> Described:
-    vision = {**described["vision_config"], "model_type": "siglip_vision_model"}
+def _read_smolvlm(folder: Path, config_json: ConfigJson) -> ConfigJson:
+    vision = {**config_json["vision_config"], "model_type": "siglip_vision_model"}
     pixels = read_json(folder / "preprocessor_config.json")
     side = vision["image_size"]
     squashed = {**pixels, "do_resize": True, "size": {"height": side, "width": side}}
     return {"kind": "timm", **hf_vision_fields(vision, squashed, str(folder))}
 
 
-def _whisper_tower(encoder: Any) -> tuple[Described, Described, Described]:
+def _whisper_tower(encoder: Any) -> tuple[ConfigJson, ConfigJson, ConfigJson]:
     if encoder.kind != "whisper":
         raise UserError(f"a {encoder.kind} encoder, not a whisper one")
     if encoder.max_seconds * encoder.rate > encoder.window:
@@ -154,7 +154,7 @@ def _whisper_tower(encoder: Any) -> tuple[Described, Described, Described]:
     return whisper_config_dict(encoder), whisper_preprocessor_dict(encoder), {}
 
 
-def _read_whisper(folder: Path, described: Described) -> Described:
+def _read_whisper(folder: Path, config_json: ConfigJson) -> ConfigJson:
     fields = whisper_fields(folder)
     return {"kind": "whisper", **fields, "max_seconds": 2 * fields["positions"] * fields["hop"] / fields["rate"]}
 
@@ -163,12 +163,14 @@ def _pack_whisper(weights: Mapping[str, Tensor], encoder: Any, prefix: str) -> d
     return to_theirs(weights, whisper_rules(prefix))
 
 
-def _picture(root: str, inside: str, describe: Any, read: Any) -> Tower:
-    return Tower("timm", "vision_config", root, root + inside, describe, read, to_hf_vision, hf_vision_weights)
+def _picture(weight_prefix: str, inside: str, describe: Any, read: Any) -> Tower:
+    return Tower(
+        "timm", "vision_config", weight_prefix, weight_prefix + inside, describe, read, to_hf_vision, hf_vision_weights
+    )
 
 
-TARGETS: dict[str, Target] = {
-    "hf-llava": Target(
+EXPORT_FORMATS: dict[str, ExportFormat] = {
+    "hf-llava": ExportFormat(
         kinds=("llava",),
         architecture="LlavaForConditionalGeneration",
         processor="LlavaProcessor",
@@ -177,7 +179,7 @@ TARGETS: dict[str, Target] = {
         slot_key="image_token_index",
         families=("llama", "mistral", "qwen2"),
         adapter=MLPConfig(kind="mlp"),
-        free=(),
+        unconstrained=(),
         rules=tuple(
             Rule(f"multi_modal_projector.{theirs}.{kind}", f"project.{ours}.{kind}")
             for theirs, ours in (("linear_1", 0), ("linear_2", 2))
@@ -187,7 +189,7 @@ TARGETS: dict[str, Target] = {
         body="language_model.model.",
         head="language_model.lm_head",
     ),
-    "hf-smolvlm": Target(
+    "hf-smolvlm": ExportFormat(
         kinds=("idefics3", "smolvlm"),
         architecture="Idefics3ForConditionalGeneration",
         processor="Idefics3Processor",
@@ -196,14 +198,14 @@ TARGETS: dict[str, Target] = {
         slot_key="image_token_id",
         families=("llama",),
         adapter=FoldConfig(kind="fold", layers=1),
-        free=("stride",),
+        unconstrained=("stride",),
         rules=(Rule("model.connector.modality_projection.proj.weight", "project.weight"),),
         tower=_picture("model.vision_model.", "", _smolvlm_tower, _read_smolvlm),
         body="model.text_model.",
         head="lm_head",
         wrap=("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
     ),
-    "hf-qwen2-audio": Target(
+    "hf-qwen2-audio": ExportFormat(
         kinds=("qwen2_audio",),
         architecture="Qwen2AudioForConditionalGeneration",
         processor="Qwen2AudioProcessor",
@@ -212,7 +214,7 @@ TARGETS: dict[str, Target] = {
         slot_key="audio_token_index",
         families=("qwen2",),
         adapter=LinearConfig(kind="linear"),
-        free=(),
+        unconstrained=(),
         rules=tuple(Rule(f"multi_modal_projector.linear.{kind}", f"project.{kind}") for kind in ("weight", "bias")),
         tower=Tower(
             "whisper",
@@ -228,4 +230,4 @@ TARGETS: dict[str, Target] = {
         head="language_model.lm_head",
     ),
 }
-FORMS = {kind: name for name, target in TARGETS.items() for kind in target.kinds}
+FORMAT_OF_MODEL_TYPE = {kind: name for name, target in EXPORT_FORMATS.items() for kind in target.kinds}

@@ -20,9 +20,10 @@ from mmgpt.files import check_weights, read_json
 from mmgpt.inputs.templates import read_template
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.config import ModelConfig
+from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import MultimodalModel
 
-FREE = {"context", "dropout", "max_patches"}  # what a recipe may set otherwise than the checkpoint
+UNCHECKED_FIELDS = {"context", "dropout", "max_patches"}  # what a recipe may set otherwise than the checkpoint
 ROWS_MULTIPLE = 64  # rows of an embedding that grew: what matrix products like
 
 
@@ -32,7 +33,7 @@ def folder_of(part: PretrainedConfig) -> Path:
     return fetch(part.pretrained, part.revision, part.pickles)
 
 
-def resolve(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
+def fill_from_checkpoint(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A recipe's `model` with the fields that outside checkpoints fix filled in.
 
     Args:
@@ -45,7 +46,7 @@ def resolve(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
     decoder = tree.get("decoder")
     if _begins_outside(decoder):
         place = f"{where}: model.decoder"
-        filled["decoder"] = _fill(decoder, decoder_fields(_fetch(decoder, place)), place)
+        filled["decoder"] = _fill(decoder, decoder_fields(_fetch(decoder, place)), DecoderConfig, place)
     encoders = tree.get("encoders")
     if isinstance(encoders, Mapping):
         filled["encoders"] = {
@@ -79,16 +80,18 @@ def _fill_encoder(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     readers = {name: one.fields for name, one in ENCODERS.items() if one.fields}
     if kind not in readers:
         raise UserError(f"{where}.kind={kind} does not begin from a checkpoint; {did_you_mean(kind, readers)}")
-    return _fill(part, readers[kind](_fetch(part, where)), where)
+    return _fill(part, readers[kind](_fetch(part, where)), ENCODERS[kind].config, where)
 
 
-def _fill(part: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    for name, value in part.items():
-        if name in fields and name not in FREE and _plain(value) != _plain(fields[name]):
+def _fill(part: Mapping[str, Any], fields: Mapping[str, Any], cls: type[Config], where: str) -> dict[str, Any]:
+    given = {cls.renamed.get(name, name) for name in part}
+    for old, value in part.items():
+        name = cls.renamed.get(old, old)
+        if name in fields and name not in UNCHECKED_FIELDS and _plain(value) != _plain(fields[name]):
             raise UserError(
                 f"{where}.{name}={value} disagrees with {part['pretrained']}, where it is {fields[name]}; leave it out"
             )
-    return {**fields, **part}
+    return {**{name: value for name, value in fields.items() if name not in given}, **part}
 
 
 def _plain(value: Any) -> Any:
@@ -105,7 +108,7 @@ def tokenizer_of(config: ModelConfig) -> Tokenizer | None:
     if not config.decoder.pretrained:
         return None
     folder = folder_of(config.decoder)
-    tokenizer, rows = Tokenizer.load(folder), rows_of(folder)
+    tokenizer, rows = Tokenizer.load(folder), vocab_size_of(folder)
     if len(tokenizer) > rows:
         raise UserError(
             f"{folder}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows; "
@@ -114,7 +117,7 @@ def tokenizer_of(config: ModelConfig) -> Tokenizer | None:
     return tokenizer
 
 
-def rows_of(folder: Path) -> int:
+def vocab_size_of(folder: Path) -> int:
     """Rows of the embedding of an outside language model."""
     config = read_json(folder / "config.json")
     rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
@@ -123,11 +126,11 @@ def rows_of(folder: Path) -> int:
     return rows
 
 
-def rows_for(config: ModelConfig, tokenizer: Tokenizer) -> int:
+def embedding_rows(config: ModelConfig, tokenizer: Tokenizer) -> int:
     """Rows of a model's embedding: a checkpoint's own while they suffice, else the next multiple of 64."""
     if not config.decoder.pretrained:
         return len(tokenizer)
-    rows = rows_of(folder_of(config.decoder))
+    rows = vocab_size_of(folder_of(config.decoder))
     return rows if len(tokenizer) <= rows else -(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
@@ -149,7 +152,7 @@ def load_parts(model: MultimodalModel, new_tokens: Sequence[int] = ()) -> dict[s
         weights = decoder_weights(folder_of(decoder), decoder)
         for name in ("embedding.weight", "head.weight"):
             if name in weights:
-                weights[name] = grown(weights[name], model.vocab_size, new_tokens)
+                weights[name] = resize_embedding(weights[name], model.vocab_size, new_tokens)
         if decoder.tied:
             weights["head.weight"] = weights["embedding.weight"]
         read["decoder"] = weights
@@ -173,7 +176,7 @@ def _source_of(config: ModelConfig, part: str) -> str:
     return f"{own.pretrained}{f'@{own.revision}' if own.revision else ''}"
 
 
-def grown(weight_VD: Tensor, rows: int, new_tokens: Sequence[int]) -> Tensor:
+def resize_embedding(weight_VD: Tensor, rows: int, new_tokens: Sequence[int]) -> Tensor:
     """An embedding or output layer with `rows` rows; new tokens' and added rows are the mean of the others."""
     is_new = torch.zeros(rows, dtype=torch.bool)
     is_new[len(weight_VD) :] = True

@@ -4,6 +4,7 @@ The folder has the Hugging Face look: config.json, model.safetensors (sharded pa
 tokenizer.json, processor_config.json, generation_config.json, golden.json, README.md.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from torch import Tensor
 from mmgpt.arguments import place
 from mmgpt.checkpoints.golden import make_golden, verify_golden
 from mmgpt.checkpoints.hf_multimodal import read_language_model, read_multimodal
-from mmgpt.checkpoints.hf_multimodal_tables import FORMS
+from mmgpt.checkpoints.hf_multimodal_tables import FORMAT_OF_MODEL_TYPE
 from mmgpt.checkpoints.hub import fetch, is_name
 from mmgpt.checkpoints.model_card import card_text
-from mmgpt.config import UserError, build
+from mmgpt.config import UserError, build, old_spellings_allowed
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
 from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import Tokenizer
@@ -33,20 +34,20 @@ def save_bundle(bundle: ModelBundle, folder: Path, with_golden: bool = True) -> 
     """Write a bundle's files into an existing folder."""
     model = bundle.model
     save_weights(unique_weights(model), folder)
-    described = {
+    config_json = {
         "model_type": "mmgpt",
         "format_version": 1,
         "vocab_size": model.vocab_size,
         "num_tokens": len(bundle.tokenizer),
         "template": bundle.template,
         "system": bundle.system,
-        "wraps": bundle.wraps,
+        "media_markup": bundle.media_markup,
         "new_tokens": bundle.new_tokens,
         "model": model.config.model_dump(mode="json"),
     }
     if bundle.quantization:
-        described["quantization"] = bundle.quantization.model_dump(mode="json")
-    write_json(folder / "config.json", described)
+        config_json["quantization"] = bundle.quantization.model_dump(mode="json")
+    write_json(folder / "config.json", config_json)
     bundle.tokenizer.save(folder)
     sizes = {
         m: {"kind": c.kind, "num_tokens": model.config.media_specs()[m].num_tokens(c.max_shape)}
@@ -84,12 +85,12 @@ def load_bundle(
         UserError: if files are absent or damaged, or weights are missing, unexpected or of another shape.
     """
     folder = find_model(path, revision)
-    described = read_json(folder / "config.json")
-    kind = described.get("model_type")
+    config_json = read_json(folder / "config.json")
+    kind = config_json.get("model_type")
     if kind == "mmgpt":
-        bundle, weights = _read_own(folder, described)
+        bundle, weights = _read_own(folder, config_json)
     else:
-        bundle, weights = read_multimodal(folder) if kind in FORMS else read_language_model(folder)
+        bundle, weights = read_multimodal(folder) if kind in FORMAT_OF_MODEL_TYPE else read_language_model(folder)
     if bundle.quantization:
         check_device(bundle.quantization.scheme, torch.device(device))
     kept = numbers_of(bundle.model)
@@ -103,26 +104,35 @@ def load_bundle(
     return bundle
 
 
-def _read_own(folder: Path, described: dict[str, Any]) -> tuple[ModelBundle, dict[str, Tensor]]:
+def _read_own(folder: Path, config_json: dict[str, Any]) -> tuple[ModelBundle, dict[str, Tensor]]:
     """A folder that `save_bundle` wrote: its bundle on the meta device, and its weights."""
-    if "model" not in described:
+    if "model" not in config_json:
         raise UserError(f"{folder / 'config.json'}: has no model; take the config.json that was saved with the weights")
-    absent = [key for key in ("vocab_size", "template") if key not in described]
-    if absent or described["template"] not in TEMPLATES:
-        fault = f"has no {absent[0]}" if absent else f"names the template {described['template']!r}, which is not known"
+    absent = [key for key in ("vocab_size", "template") if key not in config_json]
+    if absent or config_json["template"] not in TEMPLATES:
+        fault = (
+            f"has no {absent[0]}" if absent else f"names the template {config_json['template']!r}, which is not known"
+        )
         raise UserError(f"{folder / 'config.json'}: {fault}; take the config.json that was saved with the weights")
-    config = build(ModelConfig, described["model"], str(folder / "config.json"))
+    with old_spellings_allowed():
+        config = build(ModelConfig, config_json["model"], str(folder / "config.json"))
     tokenizer = Tokenizer.load(folder)
-    num_tokens = described.get("num_tokens", described["vocab_size"])
+    num_tokens = config_json.get("num_tokens", config_json["vocab_size"])
     if len(tokenizer) != num_tokens:
         raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {num_tokens}")
     with on_meta_device():
-        bundle = new_bundle(config, tokenizer, described["template"], described["vocab_size"])
-        if "quantization" in described:
-            bundle.quantize(build(Quantization, described["quantization"], f"{folder / 'config.json'}: quantization"))
-    bundle.system, bundle.new_tokens = described.get("system"), tuple(described.get("new_tokens", ()))
-    bundle.wraps = {modality: (before, after) for modality, (before, after) in described.get("wraps", {}).items()}
+        bundle = new_bundle(config, tokenizer, config_json["template"], config_json["vocab_size"])
+        if "quantization" in config_json:
+            bundle.quantize(build(Quantization, config_json["quantization"], f"{folder / 'config.json'}: quantization"))
+    bundle.system, bundle.new_tokens = config_json.get("system"), tuple(config_json.get("new_tokens", ()))
+    bundle.media_markup = media_markup_of(config_json)
     return bundle, load_weights(folder)
+
+
+def media_markup_of(config_json: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Markup before and after each medium of a modality; the release before called it `wraps`."""
+    markup = config_json.get("media_markup", config_json.get("wraps", {}))
+    return {modality: (before, after) for modality, (before, after) in markup.items()}
 
 
 def widen(model: MultimodalModel) -> None:

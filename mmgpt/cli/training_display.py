@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from mmgpt.training.warm_start import told_in_words
+from mmgpt.training.warm_start import describe
 
 
 class TrainingDisplay:
@@ -53,13 +53,13 @@ class TrainingDisplay:
         """Show one line of the log, or a tick."""
         event, stage = record.get("event"), record["stage"]
         if event == "stage":
-            self.bars.console.print(freeze_table(stage, record))
+            self.bars.console.print(parameter_table_view(stage, record))
         elif event == "pretrained":
             for part, origin in record["parts"].items():
                 told = f"{part} begins from {origin['from']}: {origin['parameters']:,} parameters"
                 self.bars.console.print(told, markup=False, highlight=False)
         elif event == "start":
-            self.bars.console.print(told_in_words(record), markup=False, highlight=False)
+            self.bars.console.print(describe(record), markup=False, highlight=False)
         elif event == "skipped":
             told = f"{stage}: skipped a sample: {record['reason']}"
             self.bars.console.print(told, style="yellow", markup=False, highlight=False)
@@ -111,7 +111,7 @@ def in_clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def freeze_table(stage: str, record: dict[str, Any]) -> Table:
+def parameter_table_view(stage: str, record: dict[str, Any]) -> Table:
     """What trains in a stage: part, parameters, peak learning rate, memory of weights, gradients and optimizer."""
     title = f"{stage} ({record['objective']})"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmgpt import arguments
 from mmgpt.arguments import several, whole
 from mmgpt.config import UserError
-from mmgpt.distributed import place as place_of_process
+from mmgpt.distributed import rank_and_world_size
 from mmgpt.evaluation.answer_cache import Answers
 from mmgpt.evaluation.models.model import Model, open_model
 from mmgpt.evaluation.results import Evaluation, environment, rescore
@@ -61,7 +61,7 @@ def evaluate(
         FloatingPointError: if the model's logits are not numbers, with the item's key.
         TimeoutError: if another process stopped to answer.
     """
-    rank, world = place or place_of_process()
+    rank, world = place or rank_and_world_size()
     own_seeds, wanted, modes = _seeds(seeds, seed), _shots(shots), _blind_modes(blind)
     _check(limit, world, out)
     batch_size, data_root = whole("batch_size", batch_size, least=1), arguments.place("data_root", data_root)

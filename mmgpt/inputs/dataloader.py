@@ -55,7 +55,7 @@ class StepDataset(IterableDataset[StepBatches | UserError]):
         order: of the draws; the stream ends with it.
         micro_batch_tokens: padded tokens that a micro-batch holds at most.
         micro_batch_media: media of one modality that a micro-batch, and a packed row, holds at most.
-        row_tokens: pack samples into rows of up to so many tokens; None gives each a row of its own.
+        pack_length: pack samples into rows of up to so many tokens; None gives each a row of its own.
         start: the first step.
         position: of its draws, as the step before told it; None walks there from the first draw.
     """
@@ -70,18 +70,18 @@ class StepDataset(IterableDataset[StepBatches | UserError]):
         batch_size: int,
         micro_batch_tokens: int,
         micro_batch_media: int | None = None,
-        row_tokens: int | None = None,
+        pack_length: int | None = None,
         start: int = 0,
         position: SamplerState | None = None,
         word_dropout: float = 0.0,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.sources, self.order, self.renderer, self.objective = list(sources), order, renderer, objective
         self.batch_size, self.micro_batch_tokens = batch_size, micro_batch_tokens
         self.start, self.position = start, position
-        self.micro_batch_media, self.row_tokens = micro_batch_media, row_tokens
-        self.word_dropout, self.rank, self.world = word_dropout, rank, world
+        self.micro_batch_media, self.pack_length = micro_batch_media, pack_length
+        self.word_dropout, self.rank, self.world_size = word_dropout, rank, world_size
 
     def __iter__(self) -> Iterator[StepBatches | UserError]:
         worker = get_worker_info()
@@ -105,7 +105,7 @@ class StepDataset(IterableDataset[StepBatches | UserError]):
     ) -> StepBatches:
         rendered, faults = [], []
         counts = {source.name: Counter[str]() for source in self.sources}
-        numbered = list(enumerate(drawn, start=step * self.batch_size))[self.rank :: self.world]
+        numbered = list(enumerate(drawn, start=step * self.batch_size))[self.rank :: self.world_size]
         over_network = any(source.is_remote for source in self.sources)
         samples = (pool.map if over_network else map)(self._read, (draw for _, draw in numbered))
         for (number, (which, _)), sample in zip(numbered, samples, strict=True):
@@ -135,8 +135,8 @@ class StepDataset(IterableDataset[StepBatches | UserError]):
             yield self.renderer.render(part, self.objective, sample_number, self.word_dropout)
 
     def _batches(self, rendered: list[Rendered]) -> list[Batch]:
-        if self.row_tokens:
-            rows = pack(rendered, self.row_tokens, self.micro_batch_media)
+        if self.pack_length:
+            rows = pack(rendered, self.pack_length, self.micro_batch_media)
         else:
             rows = [[one] for one in rendered]
         groups = split_into_micro_batches(rows, self.micro_batch_tokens, self.micro_batch_media)

@@ -39,7 +39,7 @@ class Renderer:
         specs: what each modality of the model needs; a part of any other modality is refused.
         context: the most tokens a row may take.
         system: the system turn of conversations that come without one; None for none.
-        wraps: markup before and after each medium of a modality.
+        media_markup: markup before and after each medium of a modality.
         video: makes pictures and a sound of a video.
     """
 
@@ -48,7 +48,7 @@ class Renderer:
     specs: Mapping[str, MediaSpec]
     context: int
     system: str | None = None
-    wraps: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    media_markup: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     video: VideoReader | None = None
 
     def render(
@@ -286,7 +286,7 @@ class Renderer:
         spec = self.specs[part.modality]
         values = spec.preprocess(part, rng)
         medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name(), group=part.group)
-        before, after = map(self.tokenizer.encode_markup, self.wraps.get(part.modality, ("", "")))
+        before, after = map(self.tokenizer.encode_markup, self.media_markup.get(part.modality, ("", "")))
         return [MediumPlaceholders(medium, self.tokenizer.special(PLACEHOLDER_TOKENS[part.modality]), before, after)]
 
     def _with_pair(self, rendered: Rendered, sample: Sample) -> Rendered:

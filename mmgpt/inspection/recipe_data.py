@@ -14,7 +14,7 @@ from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, Tokenizer
 from mmgpt.training.recipe import Recipe, StageConfig, open_recipe
 from mmgpt.training.run_tokenizer import make_tokenizer
-from mmgpt.training.warm_start import talk_of
+from mmgpt.training.warm_start import chat_settings
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,11 @@ def open_data(
     tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, readable)
     for modality in recipe.model.encoders:
         tokenizer.special(PLACEHOLDER_TOKENS[modality])
-    template, system, wraps = talk_of(recipe)
+    template, system, media_markup = chat_settings(recipe)
     specs, context = recipe.model.media_specs(), recipe.model.decoder.context
-    renderer = Renderer(tokenizer, TEMPLATES[template], specs, context, system, wraps, recipe.model.video_reader())
+    renderer = Renderer(
+        tokenizer, TEMPLATES[template], specs, context, system, media_markup, recipe.model.video_reader()
+    )
     wanted = names if stage is None else [stage]
     return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
 

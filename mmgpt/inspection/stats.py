@@ -24,7 +24,7 @@ from mmgpt.inputs.trimming import TooLong
 from mmgpt.inspection.recipe_data import RecipeData, spread_indexes
 from mmgpt.training.data_mix import open_stream, steps_of
 from mmgpt.training.recipe import StageConfig
-from mmgpt.training.stage import noise_seed
+from mmgpt.training.stage import dropout_seed
 
 MAX_STEPS = 20  # of a stage, drawn to measure how fast they come
 
@@ -55,7 +55,7 @@ def data_stats(
 def _stage(data: RecipeData, stage: StageConfig, limit: int, seed: int, on_progress: OnProgress) -> Record:
     sources = data.sources[stage.name]
     steps = steps_of(stage, sources)
-    stream = open_stream(stage, sources, data.renderer, noise_seed(data.recipe, stage, 0))
+    stream = open_stream(stage, sources, data.renderer, dropout_seed(data.recipe, stage, 0))
     drawn = stream.order.counts(steps * stage.batch_size)
     records = []
     for item, source, count in zip(stage.data, sources, drawn, strict=True):

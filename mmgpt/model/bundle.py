@@ -25,7 +25,7 @@ class ModelBundle:
         card: what is known of the model's origin.
         limits: a recipe's, for its training; they are not saved, and prompts are held to the defaults.
         system: the system turn of conversations that come without one.
-        wraps: markup before and after each medium of a modality.
+        media_markup: markup before and after each medium of a modality.
         new_tokens: ids that were added to the tokenizer of the decoder's checkpoint.
         quantization: of the model's weights, which then answer but do not learn.
     """
@@ -36,7 +36,7 @@ class ModelBundle:
     card: dict[str, str] = field(default_factory=dict)
     limits: Limits = LIMITS
     system: str | None = None
-    wraps: dict[str, tuple[str, str]] = field(default_factory=dict)
+    media_markup: dict[str, tuple[str, str]] = field(default_factory=dict)
     new_tokens: tuple[int, ...] = ()
     quantization: Quantization | None = None
 
@@ -56,7 +56,7 @@ class ModelBundle:
 
     def fingerprint(self) -> str:
         """A hash of the weights and of all settings that answers depend on, the same wherever they are stored."""
-        settings = [self.template, self.system, sorted(self.wraps.items()), str(self.quantization)]
+        settings = [self.template, self.system, sorted(self.media_markup.items()), str(self.quantization)]
         described = json.dumps([self.model.config.model_dump(mode="json"), settings, self.tokenizer.core.to_str()])
         found = hashlib.sha256(described.encode())
         for name, weight in sorted(self.model.state_dict().items()):
@@ -71,7 +71,7 @@ class ModelBundle:
         specs = config.media_specs(self.limits)
         template, context = TEMPLATES[self.template], config.decoder.context
         video = config.video_reader(self.limits)
-        return Renderer(self.tokenizer, template, specs, context, self.system, self.wraps, video)
+        return Renderer(self.tokenizer, template, specs, context, self.system, self.media_markup, video)
 
 
 def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: int | None = None) -> ModelBundle:

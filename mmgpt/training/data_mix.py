@@ -52,11 +52,11 @@ def order_of(stage: StageConfig, sources: Sequence[Source], renderer: Renderer, 
     """
     limits = limits_of(stage, sources)
     weights = [item.weight for item in stage.data]
-    temperature = stage.temperature or (1.0 if stage.epochs else None)
-    if temperature:
+    mixture_temperature = stage.mixture_temperature or (1.0 if stage.epochs else None)
+    if mixture_temperature:
         sizes = [limit or len(source) for limit, source in zip(limits, sources, strict=True)]
-        weights = [weight * size ** (1 / temperature) for weight, size in zip(weights, sizes, strict=True)]
-    if stage.count_by == "tokens" and len(sources) > 1:
+        weights = [weight * size ** (1 / mixture_temperature) for weight, size in zip(weights, sizes, strict=True)]
+    if stage.weight_unit == "tokens" and len(sources) > 1:
         tokens = [mean_tokens(source, renderer, stage.objective) for source in sources]
         weights = [weight / mean for weight, mean in zip(weights, tokens, strict=True)]
     ends = [item.steps and item.steps * stage.batch_size for item in stage.data]
@@ -70,7 +70,7 @@ def open_stream(
     seed: int,
     start: int = 0,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     position: SamplerState | None = None,
 ) -> StepDataset:
     """The steps of a stage from `start` on, where the draws are at `position`, or a rank's share of them."""
@@ -82,10 +82,10 @@ def open_stream(
         batch_size=stage.batch_size,
         micro_batch_tokens=stage.micro_batch_tokens,
         micro_batch_media=stage.micro_batch_media,
-        row_tokens=stage.row_tokens,
+        pack_length=stage.pack_length,
         start=start,
         position=position,
         word_dropout=stage.word_dropout,
         rank=rank,
-        world=world,
+        world_size=world_size,
     )

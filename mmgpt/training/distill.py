@@ -63,7 +63,7 @@ def open_teacher(
     bundle = load_bundle(path, device)
     _check_tokens(path, bundle.tokenizer, student.tokenizer)
     ours, theirs = student.model.config, bundle.model.config
-    for name in ("template", "system", "wraps"):
+    for name in ("template", "system", "media_markup"):
         own, other = getattr(student, name), getattr(bundle, name)
         if own != other:
             raise UserError(

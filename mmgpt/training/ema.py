@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """Exponential moving average: after each step, average = decay x average + (1 - decay) x weight.
 
     It begins at the weights before the first step, and reaches back over about 1 / (1 - decay) steps.
@@ -24,6 +24,6 @@ class Average:
         torch._foreach_lerp_(list(self.values.values()), self.weights, 1 - self.decay)
 
     @torch.no_grad()
-    def become_weights(self) -> None:
+    def copy_to_model(self) -> None:
         """Put the averages in the place of the weights."""
         torch._foreach_copy_(self.weights, list(self.values.values()))

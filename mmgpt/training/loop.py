@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from mmgpt.arguments import place
-from mmgpt.checkpoints.pretrained_parts import load_parts, rows_for
+from mmgpt.checkpoints.pretrained_parts import embedding_rows, load_parts
 from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import UserError, to_yaml
 from mmgpt.datasets.readers.registry import open_source
-from mmgpt.distributed import Ranks, join_ranks
+from mmgpt.distributed import ProcessGroup, init_distributed
 from mmgpt.files import read_json, write_file, write_folder
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.locking import hold
@@ -27,7 +27,7 @@ from mmgpt.training.recipe import Recipe, open_recipe
 from mmgpt.training.run_tokenizer import make_tokenizer, new_tokens
 from mmgpt.training.same_data import same_data
 from mmgpt.training.stage import StageRun
-from mmgpt.training.warm_start import talk_of, warm_start
+from mmgpt.training.warm_start import chat_settings, warm_start
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,19 @@ def train(
     recipe = open_recipe(recipe, overrides)
     run = Path("runs") / recipe.name if out is None else place("out", out)
     data_root = place("data_root", data_root)
-    train_state.check_same_recipe(run, to_yaml(recipe))
+    train_state.check_same_recipe(run, recipe)
     if not train_state.is_finished(run, [stage.name for stage in recipe.stages]):
-        with join_ranks(device) as ranks, contextlib.ExitStack() as held:
+        with init_distributed(device) as ranks, contextlib.ExitStack() as held:
             ranks.on_main(lambda: held.enter_context(hold(run / ".lock")))
             _train(recipe, run, data_root, ranks, on_record)
     return Run(run, recipe)
 
 
-def _check_stages(recipe: Recipe, ranks: Ranks) -> None:
+def _check_stages(recipe: Recipe, ranks: ProcessGroup) -> None:
     for stage in recipe.stages:
-        if stage.batch_size < ranks.world:
+        if stage.batch_size < ranks.world_size:
             raise UserError(
-                f"stage {stage.name}: batch_size={stage.batch_size} is less than the {ranks.world} processes that "
+                f"stage {stage.name}: batch_size={stage.batch_size} is less than the {ranks.world_size} processes that "
                 "share each step; start fewer, or raise it"
             )
         if stage.lora:
@@ -88,11 +88,11 @@ def _check_stages(recipe: Recipe, ranks: Ranks) -> None:
             warn_of_slow_bf16(f"stages.{stage.name}.precision bfloat16", ranks.device, "write float32")
 
 
-def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: Ranks, on_record: OnRecord) -> None:
+def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: ProcessGroup, on_record: OnRecord) -> None:
     _check_stages(recipe, ranks)
     names = [stage.name for stage in recipe.stages]
     start = train_state.newest(run, names)
-    talk_of(recipe, start.folder if start else None)  # a start that is not there is told now
+    chat_settings(recipe, start.folder if start else None)  # a start that is not there is told now
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
     data = same_data(sources, start, ranks)
     for stage in recipe.stages:
@@ -132,10 +132,10 @@ def _make_model(recipe: Recipe, run: Path, start: train_state.ResumePoint | None
     torch.manual_seed(recipe.seed)
     tokenizer = Tokenizer.load(run)
     known = read_json(start.folder / "config.json") if start else {}
-    template, system, wraps = talk_of(recipe, start.folder if start else None)
-    rows = known["vocab_size"] if start else rows_for(recipe.model, tokenizer)
+    template, system, media_markup = chat_settings(recipe, start.folder if start else None)
+    rows = known["vocab_size"] if start else embedding_rows(recipe.model, tokenizer)
     bundle = new_bundle(recipe.model, tokenizer, template, rows)
-    bundle.system, bundle.wraps = system, wraps
+    bundle.system, bundle.media_markup = system, media_markup
     bundle.new_tokens = tuple(known["new_tokens"]) if start else new_tokens(recipe, tokenizer)
     bundle.card, bundle.limits = recipe.card(), recipe.limits
     return bundle
@@ -146,8 +146,8 @@ def _load_origins(bundle: ModelBundle, recipe: Recipe) -> Iterator[Record]:
     parts = load_parts(bundle.model, bundle.new_tokens)
     if parts:
         yield {"event": "pretrained", "parts": parts, "new_tokens": len(bundle.new_tokens)}
-    if recipe.start:
-        yield warm_start(bundle, recipe.start)
+    if recipe.init_from:
+        yield warm_start(bundle, recipe.init_from)
 
 
 def _keep_freed_memory() -> None:

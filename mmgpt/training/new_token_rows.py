@@ -11,7 +11,7 @@ from mmgpt.config import UserError
 from mmgpt.training.optim import NEW_ROWS, matches
 
 
-def hold_old_rows(model: nn.Module, patterns: Sequence[str], new_tokens: Sequence[int]) -> dict[str, RemovableHandle]:
+def freeze_old_rows(model: nn.Module, patterns: Sequence[str], new_tokens: Sequence[int]) -> dict[str, RemovableHandle]:
     """Take the gradient from all but the new rows of what only patterns with `[new]` name; `remove()` undoes it.
 
     A row without a gradient has no moments either, and tables of tokens never decay, so that it stays as it is under

@@ -46,7 +46,7 @@ def check_patterns(names: Sequence[str], patterns: Sequence[str]) -> None:
 def make_optimizers(model: nn.Module, stage: StageConfig) -> list[Optimizer]:
     """The optimizers of a stage; each group carries its `peak` rate and its `part` for the freeze table."""
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    rates = rates_of(model, stage)
+    rates = learning_rates_of(model, stage)
     matrices = _matrices(model, stage.optimizer.muon_convolutions)
     groups: dict[str, list[dict[str, Any]]] = {"muon": [], "rest": []}
     by_rate: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
@@ -70,7 +70,7 @@ def make_optimizers(model: nn.Module, stage: StageConfig) -> list[Optimizer]:
     return optimizers
 
 
-def rates_of(model: nn.Module, stage: StageConfig) -> dict[str, float]:
+def learning_rates_of(model: nn.Module, stage: StageConfig) -> dict[str, float]:
     """The peak AdamW rate of each parameter: the last glob that names it, else the stage's; less in lower layers.
 
     Raises:
@@ -78,7 +78,7 @@ def rates_of(model: nn.Module, stage: StageConfig) -> dict[str, float]:
     """
     plain = {name: name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}  # without adapters
     check_patterns(list(plain.values()), list(stage.learning_rates))
-    shares = layer_shares(list(plain), stage.layer_decay) if stage.layer_decay else {}
+    shares = layerwise_lr_decay(list(plain), stage.layer_decay) if stage.layer_decay else {}
     rates: dict[str, float] = {}
     for name, known_as in plain.items():
         own = [rate for pattern, rate in stage.learning_rates.items() if matches(known_as, pattern)]
@@ -86,7 +86,7 @@ def rates_of(model: nn.Module, stage: StageConfig) -> dict[str, float]:
     return rates
 
 
-def layer_shares(names: Sequence[str], decay: float) -> dict[str, float]:
+def layerwise_lr_decay(names: Sequence[str], decay: float) -> dict[str, float]:
     """The share of its rate at which each parameter of decoder and encoders learns (BEiT, arXiv:2106.08254).
 
     What stands above a part's blocks has all of it, the last block `decay`, each one below `decay` times as much as
@@ -130,7 +130,7 @@ def _matrices(model: nn.Module, convolutions: bool) -> set[str]:
     }
 
 
-def freeze_table(
+def parameter_table(
     model: nn.Module, stage: StageConfig, held: Collection[str] = (), new_tokens: Sequence[int] = ()
 ) -> list[dict[str, Any]]:
     """A row a part: parameters, how many learn, their peak rates, and bytes of weights, gradients and states.
@@ -141,7 +141,7 @@ def freeze_table(
         held: the weights of which the rows of `new_tokens` alone learn.
         new_tokens: ids of the added tokens.
     """
-    rates = rates_of(model, stage)
+    rates = learning_rates_of(model, stage)
     rows: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name)
@@ -156,7 +156,7 @@ def freeze_table(
     return list(rows.values())
 
 
-def share_of_peak(config: ScheduleConfig, steps: int) -> Callable[[int], float]:
+def lr_schedule(config: ScheduleConfig, steps: int) -> Callable[[int], float]:
     """The schedule: step (from 0) -> share of the peak learning rate."""
 
     def share(step: int) -> float:
@@ -173,7 +173,7 @@ def share_of_peak(config: ScheduleConfig, steps: int) -> Callable[[int], float]:
     return share
 
 
-def set_rates(optimizers: Sequence[Optimizer], share: float) -> None:
+def set_learning_rates(optimizers: Sequence[Optimizer], share: float) -> None:
     """Set every group to a share of its peak rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -1,12 +1,12 @@
 """Recipes: one YAML is one run. Stages differ in data, in what trains and how fast, never in code."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from mmgpt.checkpoints.pretrained_parts import chat_of, resolve
+from mmgpt.checkpoints.pretrained_parts import chat_of, fill_from_checkpoint
 from mmgpt.config import Config, Seed, UserError, apply_overrides, build, did_you_mean, find_config, read_yaml
 from mmgpt.datasets.media import LIMITS, Limits
 from mmgpt.datasets.readers.registry import AnySource
@@ -49,6 +49,11 @@ class ScheduleConfig(Config):
 class StageConfig(Config):
     """One stage of training."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "row_tokens": "pack_length",
+        "count_by": "weight_unit",
+        "temperature": "mixture_temperature",
+    }
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     objective: Objective = "respond"
     auxiliary: dict[AuxiliaryKind, PositiveFloat] = {}  # losses of heads, with their weights, added to the objective's
@@ -59,15 +64,15 @@ class StageConfig(Config):
     data: list[AnySource] = Field(min_length=1)
     steps: PositiveInt | None = None  # updates; either these or epochs
     epochs: PositiveFloat | None = None  # times that each source is gone through
-    count_by: Literal["samples", "tokens"] = "samples"  # what the sources' weights are shares of
-    temperature: PositiveFloat | None = (
+    weight_unit: Literal["samples", "tokens"] = "samples"  # what the sources' weights are shares of
+    mixture_temperature: PositiveFloat | None = (
         None  # multiplies a weight by the source's size ** (1 / temperature); 1 for epochs
     )
     word_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of targets that later ones read as the mask token
     batch_size: PositiveInt = 32  # samples a step, with all their branches
     micro_batch_tokens: PositiveInt = 8192  # padded tokens that pass through the model at a time
     micro_batch_media: PositiveInt | None = None  # media of one modality at a time
-    row_tokens: PositiveInt | None = None  # pack samples into rows of so many tokens; else rows of like lengths
+    pack_length: PositiveInt | None = None  # pack samples into rows of so many tokens; else rows of like lengths
     learning_rate: PositiveFloat = 3e-3
     learning_rates: dict[str, PositiveFloat] = {}  # globs with rates of their own; the last match counts
     layer_decay: float | None = Field(default=None, gt=0, le=1)  # of rates from each block to the one below
@@ -125,13 +130,20 @@ class StageConfig(Config):
 class Recipe(Config):
     """A whole run."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"start": "init_from", "wraps": "media_markup"}
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: Seed = 0
-    start: str | None = None  # a run, checkpoint or exported folder whose weights it begins with, as far as they fit
-    tokenizer: TokenizerConfig | None = None  # that of start or of a pretrained decoder, else one trained on its texts
-    template: TemplateName | None = None  # that of start or of a pretrained decoder, else chatml
+    init_from: str | None = (
+        None  # a run, checkpoint or exported folder whose weights it begins with, as far as they fit
+    )
+    tokenizer: TokenizerConfig | None = (
+        None  # that of init_from or of a pretrained decoder, else one trained on its texts
+    )
+    template: TemplateName | None = None  # that of init_from or of a pretrained decoder, else chatml
     system: str | None = None  # the system turn of conversations that come without one; as for template
-    wraps: dict[str, tuple[str, str]] = {}  # markup before and after each medium of a modality; that of start
+    media_markup: dict[
+        str, tuple[str, str]
+    ] = {}  # markup before and after each medium of a modality; that of init_from
     model: ModelConfig
     stages: list[StageConfig] = Field(min_length=1)
     limits: Limits = LIMITS  # of the media it trains on
@@ -147,8 +159,8 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _wraps_have_media(self) -> Self:
-        for modality in self.wraps.keys() - self.model.encoders.keys():
+    def _markup_has_media(self) -> Self:
+        for modality in self.media_markup.keys() - self.model.encoders.keys():
             raise ValueError(
                 f"wraps.{modality}: the model has no such encoder; {did_you_mean(modality, PLACEHOLDER_TOKENS)}"
             )
@@ -199,6 +211,6 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     tree, where = apply_overrides(read_yaml(path), overrides), str(find_config(path))
     if isinstance(tree.get("model"), dict):
-        tree["model"] = resolve(tree["model"], where)
+        tree["model"] = fill_from_checkpoint(tree["model"], where)
         tree = {**chat_of(tree["model"]), **tree}
     return build(Recipe, tree, where)

@@ -11,7 +11,7 @@ from mmgpt.datasets.source import Source
 from mmgpt.inputs.templates import TEMPLATES, special_tokens
 from mmgpt.inputs.tokenizer import END, MASK, PLACEHOLDER_TOKENS, Tokenizer, TokenizerConfig
 from mmgpt.training.recipe import Recipe
-from mmgpt.training.warm_start import talk_of
+from mmgpt.training.warm_start import chat_settings
 
 
 def make_tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenizer:
@@ -40,7 +40,7 @@ def given_tokenizer(recipe: Recipe) -> Tokenizer | None:
         )
     if recipe.tokenizer:
         return Tokenizer.load(recipe.tokenizer.path) if recipe.tokenizer.path else None
-    return Tokenizer.load(find_model(recipe.start)) if recipe.start else brought
+    return Tokenizer.load(find_model(recipe.init_from)) if recipe.init_from else brought
 
 
 def new_tokens(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -51,14 +51,14 @@ def new_tokens(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def needed_tokens(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
     """The special tokens that a recipe's template, media and stages use."""
-    template, _, wraps = talk_of(recipe)
+    template, _, media_markup = chat_settings(recipe)
     masks = any(stage.objective == "masked" or stage.word_dropout for stage in recipe.stages)
     end = [] if END in tokenizer.special_ids else [END]
     return [
         *end,
         *(token for token in TEMPLATES[template].tokens if token != END),
         *(PLACEHOLDER_TOKENS[modality] for modality in recipe.model.encoders),
-        *special_tokens("".join(chain(*wraps.values()))),
+        *special_tokens("".join(chain(*media_markup.values()))),
         *([MASK] if masks else []),
     ]
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from mmgpt.config import UserError
 from mmgpt.datasets.fingerprint import Fingerprint, difference
 from mmgpt.datasets.source import Source
-from mmgpt.distributed import Ranks
+from mmgpt.distributed import ProcessGroup
 from mmgpt.files import read_json
 from mmgpt.training.train_state import ResumePoint
 
 Data = dict[str, list[tuple[str, Fingerprint]]]  # of each stage its sources: name and fingerprint
 
 
-def same_data(sources: Mapping[str, Sequence[Source]], start: ResumePoint | None, ranks: Ranks) -> Data:
+def same_data(sources: Mapping[str, Sequence[Source]], start: ResumePoint | None, ranks: ProcessGroup) -> Data:
     """The fingerprints of the sources of each stage, for the checkpoints to come.
 
     Args:
@@ -29,7 +29,7 @@ def same_data(sources: Mapping[str, Sequence[Source]], start: ResumePoint | None
         found = _first_difference(data, other, list(data))
         if found:
             raise UserError(
-                f"process {rank} of {ranks.world} reads other data, {found} (then: process {ranks.rank}); "
+                f"process {rank} of {ranks.world_size} reads other data, {found} (then: process {ranks.rank}); "
                 "give all machines the same files"
             )
     return data
@@ -42,7 +42,7 @@ def _check(start: ResumePoint, data: Data) -> None:
     if found:
         raise UserError(
             f"{start.folder}: the data have changed since, {found}; put them back, "
-            f"or choose another --out, with start={start.folder} to begin with these weights"
+            f"or choose another --out, with init_from={start.folder} to begin with these weights"
         )
 
 

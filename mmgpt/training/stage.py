@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from mmgpt.config import UserError
 from mmgpt.datasets.mixture import SamplerState
 from mmgpt.datasets.source import Source
-from mmgpt.distributed import Ranks
+from mmgpt.distributed import ProcessGroup
 from mmgpt.files import read_json
 from mmgpt.inputs.dataloader import StepBatches, StepDataset, iterate_steps
 from mmgpt.inputs.rendered import HeadKind
@@ -24,10 +24,10 @@ from mmgpt.run_log import OnRecord, Record, RunLog
 from mmgpt.training import lora, train_state
 from mmgpt.training.data_mix import open_stream, steps_of
 from mmgpt.training.distill import open_teacher
-from mmgpt.training.ema import Average
+from mmgpt.training.ema import EMA
 from mmgpt.training.interrupt import Interrupted, stop_signals
-from mmgpt.training.new_token_rows import hold_old_rows
-from mmgpt.training.optim import freeze_except, freeze_table, make_optimizers, set_rates, share_of_peak
+from mmgpt.training.new_token_rows import freeze_old_rows
+from mmgpt.training.optim import freeze_except, lr_schedule, make_optimizers, parameter_table, set_learning_rates
 from mmgpt.training.recipe import Recipe, StageConfig
 from mmgpt.training.same_data import Data
 from mmgpt.training.step import StepStats, train_step
@@ -37,7 +37,7 @@ COUNTS = ("samples", "skipped", "trimmed")
 
 
 @dataclass
-class _Interval:
+class LogWindow:
     """What has gathered since the last line of the log."""
 
     stats: list[StepStats] = field(default_factory=list)
@@ -56,24 +56,24 @@ class StageRun:
         sources: Sequence[Source],
         run: Path,
         log: RunLog,
-        ranks: Ranks,
+        ranks: ProcessGroup,
         on_record: OnRecord,
         data: Data,
     ) -> None:
         self.stage, self.bundle, self.folder = stage, bundle, run / stage.name
         self.log, self.ranks, self.on_record = log, ranks, on_record
-        self.seed, self.noise = noise_seed(recipe, stage, 0), noise_seed(recipe, stage, ranks.rank)
+        self.seed, self.noise = dropout_seed(recipe, stage, 0), dropout_seed(recipe, stage, ranks.rank)
         self.sources, self.data = sources, data
         self.totals: Counter[str] = Counter()
         self.position: SamplerState | None = None  # of the next step's draws
         self.faults: list[str] = []
         self.steps = steps_of(stage, sources)
-        self.share = share_of_peak(stage.schedule, self.steps)
+        self.share = lr_schedule(stage.schedule, self.steps)
         weights = stage.head_weights
         self.heads = {head.name: weights[head.kind] for head in recipe.model.heads if head.kind in weights}
         self.teacher = open_teacher(stage.teacher, stage.distill, bundle, ranks.device) if stage.teacher else None
         freeze_except(bundle.model, stage.train)
-        self.held = hold_old_rows(bundle.model, stage.train, bundle.new_tokens)
+        self.held = freeze_old_rows(bundle.model, stage.train, bundle.new_tokens)
         if stage.lora:
             torch.manual_seed(self.seed)
             lora.add_adapters(bundle.model, stage.lora)
@@ -87,9 +87,9 @@ class StageRun:
             state = read_json(at.folder / "trainer_state.json")
             self.totals.update(state["counts"])
             self.position = state["position"]
-        self.ranks.share_weights(self.bundle.model)
+        self.ranks.broadcast_weights(self.bundle.model)
         lora.check_magnitudes(self.bundle.model)
-        self.average = Average(self.bundle.model, self.stage.ema, averages) if self.stage.ema else None
+        self.average = EMA(self.bundle.model, self.stage.ema, averages) if self.stage.ema else None
         step = at.step if at else 0
         if step < self.steps:
             self._train(step)
@@ -103,11 +103,11 @@ class StageRun:
                     "step": 0,
                     "objective": self.stage.objective,
                     "of": self.steps,
-                    "parts": freeze_table(self.bundle.model, self.stage, self.held, self.bundle.new_tokens),
+                    "parts": parameter_table(self.bundle.model, self.stage, self.held, self.bundle.new_tokens),
                 }
             )
         steps = iterate_steps(self._stream(step), self.stage.workers)
-        interval = _Interval()
+        interval = LogWindow()
         with stop_signals() as asked_to_stop:
             while step < self.steps:
                 before = time.perf_counter()
@@ -123,7 +123,7 @@ class StageRun:
                 stops = self.ranks.any(bool(asked_to_stop))
                 if interval.stats and (step % self.stage.log_every == 0 or step == self.steps):
                     self._log(interval, data, step)
-                    interval = _Interval()
+                    interval = LogWindow()
                 if stops or step % self.stage.save_every == 0 or step == self.steps:
                     self._save(step)
                 if stops:
@@ -135,7 +135,7 @@ class StageRun:
     def _finish(self) -> None:
         """Leave a plain model behind, also where the last step was taken before a stop."""
         if self.average:
-            self.average.become_weights()
+            self.average.copy_to_model()
         for hook in self.held.values():
             hook.remove()
         if self.stage.lora:
@@ -145,12 +145,19 @@ class StageRun:
     def _stream(self, start: int) -> StepDataset:
         ranks = self.ranks
         return open_stream(
-            self.stage, self.sources, self.bundle.renderer, self.seed, start, ranks.rank, ranks.world, self.position
+            self.stage,
+            self.sources,
+            self.bundle.renderer,
+            self.seed,
+            start,
+            ranks.rank,
+            ranks.world_size,
+            self.position,
         )
 
     def _update(self, data: StepBatches, step: int) -> StepStats:
         torch.manual_seed(self.noise + step)
-        set_rates(self.optimizers, self.share(step))
+        set_learning_rates(self.optimizers, self.share(step))
         self.bundle.model.train()
         return train_step(
             self.bundle.model,
@@ -195,7 +202,7 @@ class StageRun:
                 f"max_skipped={self.stage.max_skipped}; first: {'; '.join(self.faults)}"
             )
 
-    def _log(self, interval: _Interval, data: StepBatches, step: int) -> None:
+    def _log(self, interval: LogWindow, data: StepBatches, step: int) -> None:
         seconds = time.perf_counter() - interval.started
         stats = interval.stats
         targets = sum(s.num_targets for s in stats)
@@ -228,7 +235,7 @@ class StageRun:
             return None
         peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()]
         parameters = sum(p.numel() for p in self.bundle.model.decoder.parameters())
-        return round(6 * parameters * tokens_per_second / (peaks[0] * self.ranks.world), 4) if peaks else None
+        return round(6 * parameters * tokens_per_second / (peaks[0] * self.ranks.world_size), 4) if peaks else None
 
     def _record(self, record: Record) -> None:
         if self.ranks.is_main:
@@ -252,6 +259,6 @@ class StageRun:
         self.ranks.on_main(write)
 
 
-def noise_seed(recipe: Recipe, stage: StageConfig, rank: int) -> int:
+def dropout_seed(recipe: Recipe, stage: StageConfig, rank: int) -> int:
     """What a rank's dropout and masks depend on in a stage: no two ranks may drop the same units in each step."""
     return zlib.crc32(f"{recipe.seed}/{stage.name}{f'/{rank}' if rank else ''}".encode())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from mmgpt.distributed import ALONE, Ranks
+from mmgpt.distributed import SINGLE_PROCESS, ProcessGroup
 from mmgpt.inputs.batch import Batch
 from mmgpt.model.loss import Loss
 from mmgpt.model.multimodal import MultimodalModel
@@ -42,7 +42,7 @@ def train_step(
     max_norm: float,
     precision: str = "float32",
     step: int = 0,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = SINGLE_PROCESS,
     sources: Sequence[str] = (),
     heads: Mapping[str, float] | None = None,
     teacher: Teacher | None = None,
@@ -63,7 +63,7 @@ def train_step(
     if targets == 0 and not any(counted):
         raise ValueError(f"no target tokens in {len(batches)} micro-batches; are all turns user turns?")
     counts = dict(zip(heads, counted, strict=True))
-    figures = _Figures([*heads, *(["distill"] if teacher else [])], sources)
+    figures = StepTotals([*heads, *(["distill"] if teacher else [])], sources)
     for batch in batches:
         with _autocast(model.device, precision):
             batch = batch.to(model.device)
@@ -73,7 +73,7 @@ def train_step(
                 objective = objective + nats * (heads[name] / counts[name])
         objective.backward()
         figures.add(batch, loss, float(objective.detach()))
-    ranks.sum_gradients(model.parameters())
+    ranks.all_reduce_gradients(model.parameters())
     learning = [p for p in model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
     check_finite(model, grad_norm, step)  # before clipping, which would spread one NaN over all gradients
@@ -95,7 +95,7 @@ def train_step(
     )
 
 
-class _Figures:
+class StepTotals:
     """Sums over the micro-batches of a step, by kind and name, which are the same on every rank."""
 
     def __init__(self, heads: Iterable[str], sources: Iterable[str]) -> None:
@@ -120,7 +120,7 @@ class _Figures:
             for kind, value in (("nats", float(own.sum())), ("targets", len(own))):
                 self.sums[kind, name] = self.sums.get((kind, name), 0.0) + value
 
-    def over(self, ranks: Ranks) -> dict[tuple[str, str], float]:
+    def over(self, ranks: ProcessGroup) -> dict[tuple[str, str], float]:
         """The sums over all ranks."""
         return dict(zip(self.sums, ranks.sum(list(self.sums.values())), strict=True))
 

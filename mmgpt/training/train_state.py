@@ -24,10 +24,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from mmgpt.checkpoints.save_load import save_bundle, set_weights
-from mmgpt.config import UserError
+from mmgpt.config import UserError, build, old_spellings_allowed, read_yaml, to_yaml
 from mmgpt.files import load_weights, write_folder
 from mmgpt.model.bundle import ModelBundle
 from mmgpt.training.lora import merged, unmerged_state
+from mmgpt.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def is_finished(run: Path, stages: Sequence[str]) -> bool:
     return True
 
 
-def check_same_recipe(run: Path, recipe: str) -> None:
+def check_same_recipe(run: Path, recipe: Recipe) -> None:
     """Refuse to go on with a run under another recipe.
 
     Raises:
@@ -193,9 +194,12 @@ def check_same_recipe(run: Path, recipe: str) -> None:
                 f"{run}: has no config.yaml, which says whose run {found} is of; copy it too, or choose another --out"
             )
         return
-    before = file.read_text(encoding="utf-8", errors="replace")
-    if before != recipe:
-        pairs = zip(before.splitlines(), recipe.splitlines(), strict=False)
+    before, now = file.read_text(encoding="utf-8", errors="replace"), to_yaml(recipe)
+    if before != now:  # perhaps in the spellings of an earlier release alone
+        with contextlib.suppress(UserError), old_spellings_allowed():
+            before = to_yaml(build(Recipe, read_yaml(file), str(file)))
+    if before != now:
+        pairs = zip(before.splitlines(), now.splitlines(), strict=False)
         old, new = next(((a.strip(), b.strip()) for a, b in pairs if a != b), ("its length", "another"))
         raise UserError(
             f"{run}: holds a run of another recipe (there {old!r}, now {new!r}); choose another --out, "

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mmgpt.checkpoints.save_load import TOKEN_TABLES, find_model, load_bundle, unique_weights
+from mmgpt.checkpoints.save_load import TOKEN_TABLES, find_model, load_bundle, media_markup_of, unique_weights
 from mmgpt.config import UserError
 from mmgpt.files import first_of, read_json
 from mmgpt.inputs.tokenizer import Tokenizer
@@ -13,17 +13,17 @@ from mmgpt.model.bundle import ModelBundle
 from mmgpt.training.recipe import Recipe
 
 
-def talk_of(recipe: Recipe, checkpoint: Path | None = None) -> tuple[str, str | None, dict[str, tuple[str, str]]]:
+def chat_settings(recipe: Recipe, checkpoint: Path | None = None) -> tuple[str, str | None, dict[str, tuple[str, str]]]:
     """Template, system turn and markup around media: a recipe's own, else those of its start, else chatml alone.
 
     Raises:
         UserError: if it has a start and there is no model; of a run that goes on, its own checkpoint will do.
     """
-    folder = checkpoint or (find_model(recipe.start) if recipe.start else None)
+    folder = checkpoint or (find_model(recipe.init_from) if recipe.init_from else None)
     start = read_json(folder / "config.json") if folder else {}
     template = recipe.template or start.get("template") or "chatml"
-    wraps = recipe.wraps or {kind: (before, after) for kind, (before, after) in start.get("wraps", {}).items()}
-    return template, start.get("system") if recipe.system is None else recipe.system, wraps
+    system = start.get("system") if recipe.system is None else recipe.system
+    return template, system, recipe.media_markup or media_markup_of(start)
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def warm_start(bundle: ModelBundle, path: str | Path) -> dict[str, Any]:
     source = load_bundle(path)
     if source.quantization:
         raise UserError(
-            f"start: {path} holds weights in {source.quantization.scheme}, which are for answering; "
+            f"init_from: {path} holds weights in {source.quantization.scheme}, which are for answering; "
             "start from the model they were quantised from"
         )
     theirs, ours = source.model.state_dict(), unique_weights(bundle.model)
@@ -63,7 +63,7 @@ def warm_start(bundle: ModelBundle, path: str | Path) -> dict[str, Any]:
     told["matched"] = len(ours) - len(told["absent"]) - len(told["misshapen"])
     if not told["matched"]:
         raise UserError(
-            f"start: {path} holds {len(theirs)} weights, and none has the name and shape of one of this model's; "
+            f"init_from: {path} holds {len(theirs)} weights, and none has the name and shape of one of this model's; "
             "give a model with a part like one of these, or leave start out"
         )
     if shared is not None:
@@ -77,7 +77,7 @@ def _shared_tokens(theirs: Tokenizer, ours: Tokenizer) -> dict[int, int] | None:
     return None if there == here else {place: there[token] for token, place in here.items() if token in there}
 
 
-def told_in_words(record: dict[str, Any]) -> str:
+def describe(record: dict[str, Any]) -> str:
     """A start's line of the log as a sentence."""
     words = f"starts from {record['from']}: {record['matched']} of {record['of']} weights"
     words += f", {record['parameters']:,} parameters"

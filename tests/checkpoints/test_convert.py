@@ -13,7 +13,7 @@ import transformers
 
 import mmgpt
 from mmgpt.checkpoints.convert import convert, export
-from mmgpt.checkpoints.hf_multimodal_tables import TARGETS
+from mmgpt.checkpoints.hf_multimodal_tables import EXPORT_FORMATS
 from mmgpt.checkpoints.save_load import load_bundle, save_bundle
 from mmgpt.config import UserError, build
 from mmgpt.encoders.registry import ENCODERS
@@ -28,7 +28,7 @@ from mmgpt.model.config import ModelConfig
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 DECODER = {"width": 64, "ffn_width": 96, "depth": 2, "heads": 4, "kv_heads": 2, "context": 512, "zero_init": False}
 FAMILY = {"llama": {}, "mistral": {"window": 40}, "qwen2": {"bias": "qkv"}}
-WRAP = TARGETS["hf-smolvlm"].wrap
+WRAP = EXPORT_FORMATS["hf-smolvlm"].wrap
 
 
 def picture() -> PIL.Image.Image:
@@ -73,7 +73,7 @@ def tower_of(kind: str, folder: Path) -> tuple[str, dict[str, Any]]:
 @pytest.fixture
 def make_form(tmp_path, tokenizer):
     def make(name: str, kind: str, family: str = "llama", template: str = "chatml", **changes: Any) -> Form:
-        target = TARGETS[name]
+        target = EXPORT_FORMATS[name]
         encoder, given = tower_of(kind, tmp_path / "tower")
         given |= {"post_norm": False} if name == "hf-llava" else {}
         fields = ENCODERS[encoder].fields(tmp_path / "tower")
@@ -87,7 +87,7 @@ def make_form(tmp_path, tokenizer):
         tokens = [*TEMPLATES[template].tokens, "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
         extended = tokenizer.extended(token for token in tokens if token != END)
         bundle = new_bundle(build(ModelConfig, tree, "tiny"), extended, template, 448)
-        bundle.wraps = {target.modality: target.wrap or ("<", ">\n")}
+        bundle.media_markup = {target.modality: target.wrap or ("<", ">\n")}
         for parameter_name, parameter in bundle.model.named_parameters():
             is_norm = parameter.dim() == 1 and "norm" in parameter_name and parameter_name.endswith("weight")
             torch.nn.init.normal_(parameter, mean=float(is_norm), std=0.1)
@@ -99,7 +99,7 @@ def make_form(tmp_path, tokenizer):
     return make
 
 
-FORMS = [
+FORMAT_OF_MODEL_TYPE = [
     ("hf-llava", "clip", {"family": "llama"}),
     ("hf-llava", "clip", {"family": "mistral", "tied": True}),
     ("hf-llava", "siglip", {"family": "qwen2", "template": "plain"}),
@@ -117,14 +117,14 @@ def prompt_of(form: Form) -> tuple[list[mmgpt.Message], Rendered]:
 def inputs_of(form: Form, folder: Any) -> Any:
     """What transformers' own processor makes of the same conversation."""
     processor = transformers.AutoProcessor.from_pretrained(folder)
-    kind = TARGETS[form.name].modality
+    kind = EXPORT_FORMATS[form.name].modality
     content = [{"type": kind}, {"type": "text", "text": "What is this?"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     media = {"images": [form.raw]} if kind == "image" else {"audio": [form.raw], "sampling_rate": 16_000}
     return processor(text=[text], return_tensors="pt", add_special_tokens=False, **media)
 
 
-@pytest.mark.parametrize(("name", "kind", "options"), FORMS)
+@pytest.mark.parametrize(("name", "kind", "options"), FORMAT_OF_MODEL_TYPE)
 @torch.no_grad()
 def test_an_export_has_the_same_prompt_logits_and_answer_in_transformers(name, kind, options, make_form, tmp_path):
     form = make_form(name, kind, **options)
@@ -141,7 +141,7 @@ def test_an_export_has_the_same_prompt_logits_and_answer_in_transformers(name, k
     assert model.chat(messages, max_new_tokens=24).tokens == answer
 
 
-@pytest.mark.parametrize(("name", "kind", "options"), FORMS)
+@pytest.mark.parametrize(("name", "kind", "options"), FORMAT_OF_MODEL_TYPE)
 def test_there_and_back_every_weight_is_bitwise_the_same(name, kind, options, make_form, tmp_path):
     form = make_form(name, kind, **options)
     export(form.bundle, tmp_path / "out", name)
@@ -150,7 +150,7 @@ def test_there_and_back_every_weight_is_bitwise_the_same(name, kind, options, ma
     ours, again = form.bundle.model.state_dict(), back.model.state_dict()
     assert ours.keys() == again.keys()
     assert all(torch.equal(again[key], weight) for key, weight in ours.items())
-    assert (back.template, back.system, back.wraps) == (form.bundle.template, None, form.bundle.wraps)
+    assert (back.template, back.system, back.media_markup) == (form.bundle.template, None, form.bundle.media_markup)
     export(back, tmp_path / "again", name)
     first, second = load_weights(tmp_path / "out"), load_weights(tmp_path / "again")
     assert first.keys() == second.keys()

@@ -70,7 +70,7 @@ def test_micro_batches_keep_to_their_tokens_and_hold_every_target_of_the_step(ma
 def test_the_shares_of_ranks_are_every_so_many_th_draw_and_together_the_step(make_stream):
     options = {"batch_size": 7, "word_dropout": 0.2, "micro_batch_tokens": 1, "start": 2}  # a sample a micro-batch
     whole = next(iterate_steps(make_stream(**options), 0))
-    shares = [next(iterate_steps(make_stream(**options, rank=rank, world=3), 0)) for rank in range(3)]
+    shares = [next(iterate_steps(make_stream(**options, rank=rank, world_size=3), 0)) for rank in range(3)]
     assert [sum(counts["samples"] for counts in share.counts.values()) for share in shares] == [3, 2, 2]
     rows = [sorted(batch.ids.tolist() for batch in step.batches) for step in (whole, *shares)]
     assert sorted(row for share in rows[1:] for row in share) == rows[0]

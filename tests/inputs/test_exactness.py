@@ -18,22 +18,22 @@ from mmgpt.datasets.mixture import MixtureSampler
 from mmgpt.datasets.readers.registry import MessagesConfig, TextConfig, open_source
 from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.shard_writer import Job, write_shards
-from mmgpt.datasets.worlds.world import WorldConfig
+from mmgpt.datasets.worlds.world_size import WorldConfig
 from mmgpt.inputs.dataloader import StepDataset, iterate_steps
 
 KILLS = 20
 KILL_SEED = 4
 STEPS = 90
 LIMITS = [None, 30, None, 14, None]  # two of the sources end on the way
-OPTIONS = {"objective": "respond", "batch_size": 5, "micro_batch_tokens": 800, "row_tokens": 300, "word_dropout": 0.1}
+OPTIONS = {"objective": "respond", "batch_size": 5, "micro_batch_tokens": 800, "pack_length": 300, "word_dropout": 0.1}
 
 
 @pytest.fixture(scope="module")
 def five_sources(tmp_path_factory):
     """Shards, a file of messages with pictures, a text, and two worlds."""
     folder = tmp_path_factory.mktemp("five")
-    world = WorldConfig(reader="world", name="scenes", size=9)
-    write_shards(Job(world, folder, folder / "shards", max_bytes=20_000))
+    world_size = WorldConfig(reader="world", name="scenes", size=9)
+    write_shards(Job(world_size, folder, folder / "shards", max_bytes=20_000))
     for number in range(4):
         PIL.Image.effect_noise((20 + number, 24), 60).save(folder / f"{number}.png")
     talk = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "noise"}]
@@ -122,11 +122,11 @@ def _kill_group(pid: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_two_ranks_see_every_sample_exactly_once_an_epoch(workers, five_sources, make_bundle):
     sizes = [len(source) for source in five_sources]
-    options = {**OPTIONS, "word_dropout": 0.0, "row_tokens": None, "micro_batch_tokens": 1}
+    options = {**OPTIONS, "word_dropout": 0.0, "pack_length": None, "micro_batch_tokens": 1}
     seen = Counter()
     for rank in range(2):
         order = MixtureSampler(sizes, sizes, 3, limits=sizes)
-        stream = StepDataset(five_sources, order, make_bundle().renderer, **options, rank=rank, world=2)
+        stream = StepDataset(five_sources, order, make_bundle().renderer, **options, rank=rank, world_size=2)
         for step in iterate_steps(stream, workers):
             seen.update((batch.source_names[0], str(batch.ids.tolist())) for batch in step.batches)
     alone = Counter(
@@ -139,14 +139,14 @@ def test_two_ranks_see_every_sample_exactly_once_an_epoch(workers, five_sources,
 
 def test_other_numbers_of_ranks_go_on_without_a_sample_twice_or_dropped(five_sources, make_bundle):
     sizes = [len(source) for source in five_sources]
-    options = {**OPTIONS, "word_dropout": 0.0, "row_tokens": None, "micro_batch_tokens": 1}
+    options = {**OPTIONS, "word_dropout": 0.0, "pack_length": None, "micro_batch_tokens": 1}
 
-    def rows(start: int, steps: int, world: int) -> Counter:
+    def rows(start: int, steps: int, world_size: int) -> Counter:
         found = Counter()
-        for rank in range(world):
+        for rank in range(world_size):
             order = MixtureSampler(sizes, sizes, 3, limits=sizes)
             stream = StepDataset(
-                five_sources, order, make_bundle().renderer, **options, start=start, rank=rank, world=world
+                five_sources, order, make_bundle().renderer, **options, start=start, rank=rank, world_size=world_size
             )
             for step in islice(iterate_steps(stream, 0), steps):
                 found.update(str(batch.ids.tolist()) for batch in step.batches)

@@ -113,7 +113,7 @@ def test_tokens_are_added_once_at_the_end(tokenizer):
 )
 def test_the_jinja_program_writes_what_is_rendered(template, system, make_bundle):
     bundle = make_bundle(template=template)
-    renderer = replace(bundle.renderer, system=system, wraps={"image": ("<", ">")})
+    renderer = replace(bundle.renderer, system=system, media_markup={"image": ("<", ">")})
     slots, begin = f"<{PLACEHOLDER_TOKENS['image'] * 4}>", TEMPLATES[template].begin or ""
     program = to_jinja(TEMPLATES[template], begin, system, {"image": slots})
     messages = (

@@ -10,7 +10,7 @@ from mmgpt.inputs.rendered import IGNORED
 from mmgpt.inspection.recipe_data import open_data
 from mmgpt.inspection.stats import data_stats, summary, write_stats
 from mmgpt.training.data_mix import open_stream
-from mmgpt.training.stage import noise_seed
+from mmgpt.training.stage import dropout_seed
 
 ASKED = {"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What is it?"}]}
 
@@ -66,7 +66,7 @@ def test_the_figures_of_a_source_are_those_counted_by_hand(data):
 
 def test_the_stream_is_as_full_as_its_micro_batches(data):
     stage = data.stages[0]
-    stream = open_stream(stage, data.sources["stage0"], data.renderer, noise_seed(data.recipe, stage, 0))
+    stream = open_stream(stage, data.sources["stage0"], data.renderer, dropout_seed(data.recipe, stage, 0))
     batches = [
         batch for step in islice(iterate_steps(stream, 0), 1, 3) for batch in step.batches
     ]  # the first is not timed

@@ -202,7 +202,7 @@ def test_a_quantised_folder_is_not_quantised_again_exported_or_trained(folder, t
     with pytest.raises(UserError, match="hf-lm has no place for weights in int8; this model can be mmgpt"):
         convert(out, tmp_path / "hf", to="hf-lm")
     with pytest.raises(UserError, match="holds weights in int8, which are for answering; start from the model"):
-        train(make_recipe(start=str(out)), out=tmp_path / "run", device="cpu")
+        train(make_recipe(init_from=str(out)), out=tmp_path / "run", device="cpu")
 
 
 def test_layers_without_gradients_say_so():

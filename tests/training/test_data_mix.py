@@ -76,10 +76,10 @@ def test_steps_of_sources_that_end_before_the_stage_or_stand_beside_epochs_are_r
 
 def test_a_temperature_lies_between_the_sizes_and_even_shares():
     assert shares(10, 1000, steps=5) == [0.5, 0.5]
-    assert shares(10, 1000, steps=5, temperature=1.0) == pytest.approx([10 / 1010, 1000 / 1010])
-    assert shares(10, 1000, steps=5, temperature=2.0) == pytest.approx([1 / 11, 10 / 11])
-    assert shares(10, 1000, steps=5, temperature=1e9) == pytest.approx([0.5, 0.5])
-    assert shares((10, {"weight": 3.0}), 10, steps=5, temperature=1.0) == pytest.approx([0.75, 0.25])
+    assert shares(10, 1000, steps=5, mixture_temperature=1.0) == pytest.approx([10 / 1010, 1000 / 1010])
+    assert shares(10, 1000, steps=5, mixture_temperature=2.0) == pytest.approx([1 / 11, 10 / 11])
+    assert shares(10, 1000, steps=5, mixture_temperature=1e9) == pytest.approx([0.5, 0.5])
+    assert shares((10, {"weight": 3.0}), 10, steps=5, mixture_temperature=1.0) == pytest.approx([0.75, 0.25])
 
 
 def test_weights_of_tokens_give_sources_equal_tokens(make_bundle):
@@ -91,7 +91,7 @@ def test_weights_of_tokens_give_sources_equal_tokens(make_bundle):
             "data": [long.model_dump(), short.model_dump()],
             "steps": 60,
             "batch_size": 4,
-            "count_by": "tokens",
+            "weight_unit": "tokens",
         }
     )
     sources = [open_source(item) for item in stage.data]
@@ -110,7 +110,7 @@ def test_a_stage_ends_by_steps_or_by_epochs_and_not_by_both_or_neither(options):
 @pytest.mark.train
 def test_a_stage_of_epochs_in_packed_rows_trains_to_its_end_on_all_its_samples(make_recipe, tmp_path):
     data = [{"reader": "world", "name": "scenes", "size": 5}, {"reader": "world", "name": "stories", "size": 8}]
-    recipe = make_recipe({"data": data, "steps": None, "epochs": 2, "row_tokens": 300, "batch_size": 4})
+    recipe = make_recipe({"data": data, "steps": None, "epochs": 2, "pack_length": 300, "batch_size": 4})
     run = train(recipe, out=tmp_path / "run")
     lines = [line for line in read_log(run.folder / "log.jsonl") if "loss" in line]
     assert lines[-1]["step"] == math.ceil(2 * 13 / 4)

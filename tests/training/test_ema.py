@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mmgpt.config import UserError
-from mmgpt.training.ema import Average
+from mmgpt.training.ema import EMA
 from mmgpt.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,14 +18,14 @@ def test_an_average_has_its_closed_form_and_leaves_out_what_is_frozen():
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)
     seen = [model.weight.detach().clone()]
-    average = Average(model, 0.75)
+    average = EMA(model, 0.75)
     for _ in range(4):
         with torch.no_grad():
             model.weight.add_(torch.randn(2, 3))
         seen.append(model.weight.detach().clone())
         average.update()
     bias = model.bias.detach().clone()
-    average.become_weights()
+    average.copy_to_model()
     shares = [0.75**4, *(0.25 * 0.75 ** (4 - step) for step in range(1, 5))]
     assert sum(shares) == pytest.approx(1)
     torch.testing.assert_close(model.weight.detach(), sum(s * w for s, w in zip(shares, seen, strict=True)))

@@ -7,7 +7,7 @@ from mmgpt.inputs.batch import collate
 from mmgpt.run_log import read_log
 from mmgpt.training import loop
 from mmgpt.training.loop import train
-from mmgpt.training.new_token_rows import hold_old_rows
+from mmgpt.training.new_token_rows import freeze_old_rows
 from mmgpt.training.optim import freeze_except, make_optimizers
 from mmgpt.training.recipe import StageConfig
 from mmgpt.training.step import train_step
@@ -31,7 +31,7 @@ def test_new_rows_learn_and_no_other_row_moves_a_bit(kind, tied, make_bundle, sc
     new = sorted({token for token in batch.ids[0].tolist() if token > 20})[:2]  # of text
     patterns = ["decoder.embedding[new]", "adapters.*"] + ([] if tied else ["decoder.head[new]"])
     freeze_except(model, patterns)
-    hold_old_rows(model, patterns, new)
+    freeze_old_rows(model, patterns, new)
     options = {"optimizer": {"kind": kind, "weight_decay": 0.5}, "learning_rate": 0.1}
     stage = StageConfig(name="s", data=[{"reader": "world", "name": "scenes"}], steps=9, **options)
     optimizers = make_optimizers(model, stage)
@@ -52,7 +52,7 @@ def test_the_gradient_of_a_new_row_is_what_it_is_where_all_learn_and_the_norm_co
     expected = model.decoder.embedding.weight.grad[row].clone()
     model.zero_grad()
     freeze_except(model, ["decoder.embedding[new]"])
-    hooks = hold_old_rows(model, ["decoder.embedding[new]"], [row])
+    hooks = freeze_old_rows(model, ["decoder.embedding[new]"], [row])
     model(batch).total.backward()
     torch.testing.assert_close(model.decoder.embedding.weight.grad[row], expected)
     assert model.decoder.embedding.weight.grad.norm() == pytest.approx(expected.norm().item(), rel=1e-5)
@@ -64,7 +64,7 @@ def test_the_gradient_of_a_new_row_is_what_it_is_where_all_learn_and_the_norm_co
 
 def test_a_table_that_another_pattern_names_too_learns_whole(make_bundle):
     model = make_bundle().model
-    assert hold_old_rows(model, ["decoder.*", "decoder.embedding[new]"], [3]) == {}
+    assert freeze_old_rows(model, ["decoder.*", "decoder.embedding[new]"], [3]) == {}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_table_that_another_pattern_names_too_learns_whole(make_bundle):
 )
 def test_rows_that_are_not_there_are_refused(pattern, new, told, make_bundle):
     with pytest.raises(UserError, match=told):
-        hold_old_rows(make_bundle().model, [pattern], new)
+        freeze_old_rows(make_bundle().model, [pattern], new)
 
 
 @pytest.mark.train

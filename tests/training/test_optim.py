@@ -8,7 +8,7 @@ from torch.optim import SGD, AdamW
 
 from mmgpt.config import UserError
 from mmgpt.training.muon import Muon
-from mmgpt.training.optim import freeze_except, layer_shares, make_optimizers, set_rates, share_of_peak
+from mmgpt.training.optim import freeze_except, layerwise_lr_decay, lr_schedule, make_optimizers, set_learning_rates
 from mmgpt.training.recipe import ScheduleConfig, StageConfig
 
 
@@ -117,14 +117,14 @@ def test_rates_decay_from_each_block_to_the_one_below(kind, make_bundle):
 def test_the_blocks_of_several_stages_are_one_stack():
     part = "encoders.image.swin"
     names = ["patch_embed.w", "layers_0.blocks.0.w", "down.w", "layers_1.blocks.0.w", "layers_1.blocks.1.w", "norm.w"]
-    shares = layer_shares(["adapters.image.layers.0.w", *(f"{part}.{name}" for name in names)], 0.5)
+    shares = layerwise_lr_decay(["adapters.image.layers.0.w", *(f"{part}.{name}" for name in names)], 0.5)
     assert shares == dict(
         zip((f"{part}.{name}" for name in names), (1 / 16, 1 / 8, 1 / 8, 1 / 4, 1 / 2, 1), strict=True)
     )
 
 
 def test_a_part_without_blocks_learns_at_the_full_rate():
-    assert layer_shares(["encoders.image.conv.w", "encoders.image.norm.w"], 0.5) == {
+    assert layerwise_lr_decay(["encoders.image.conv.w", "encoders.image.norm.w"], 0.5) == {
         "encoders.image.conv.w": 1.0,
         "encoders.image.norm.w": 1.0,
     }
@@ -151,7 +151,7 @@ def test_only_inner_matrices_decay(kind, make_bundle):
 def test_a_step_of_adamw_is_the_closed_form_of_its_first_step(make_bundle):
     model = make_bundle().model
     optimizers = make_optimizers(model, stage(learning_rate=0.01, optimizer={"weight_decay": 0.1}))
-    set_rates(optimizers, 0.5)
+    set_learning_rates(optimizers, 0.5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -172,7 +172,7 @@ def test_a_step_of_adamw_is_the_closed_form_of_its_first_step(make_bundle):
     ],
 )
 def test_schedules_have_their_closed_form_values(kind, expected):
-    share = share_of_peak(ScheduleConfig(kind=kind, warmup=4, decay=0.6, floor=0.1), 100)
+    share = lr_schedule(ScheduleConfig(kind=kind, warmup=4, decay=0.6, floor=0.1), 100)
     assert {step: share(step) for step in expected} == pytest.approx(expected)
 
 
@@ -184,7 +184,7 @@ def test_schedules_have_their_closed_form_values(kind, expected):
     steps=st.integers(1, 60),
 )
 def test_a_schedule_stays_between_nothing_and_the_peak(kind, warmup, decay, floor, steps):
-    share = share_of_peak(ScheduleConfig(kind=kind, warmup=warmup, decay=decay, floor=floor), steps)
+    share = lr_schedule(ScheduleConfig(kind=kind, warmup=warmup, decay=decay, floor=floor), steps)
     shares = [share(step) for step in range(steps)]
     assert all(0 < one <= 1 + 1e-9 or (one == 0 and floor == 0) for one in shares)
     assert shares[:warmup] == sorted(shares[:warmup])
@@ -194,7 +194,7 @@ def test_a_schedule_stays_between_nothing_and_the_peak(kind, warmup, decay, floo
 def test_set_rates_sets_every_group_to_a_share_of_its_own_peak(make_bundle):
     model = make_bundle().model
     optimizers = make_optimizers(model, stage(optimizer={"kind": "muon"}, learning_rates={"encoders.*": 1e-4}))
-    set_rates(optimizers, 0.3)
+    set_learning_rates(optimizers, 0.3)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     assert len({group["peak"] for group in groups}) > 2
     assert all(group["lr"] == pytest.approx(0.3 * group["peak"]) for group in groups)

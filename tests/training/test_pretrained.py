@@ -8,7 +8,7 @@ import transformers
 import yaml
 
 import mmgpt
-from mmgpt.checkpoints.pretrained_parts import grown, load_parts
+from mmgpt.checkpoints.pretrained_parts import load_parts, resize_embedding
 from mmgpt.config import UserError
 from mmgpt.files import load_weights, save_weights
 from mmgpt.inputs.tokenizer import Tokenizer
@@ -97,10 +97,10 @@ def test_the_rows_of_new_tokens_are_the_mean_and_the_embedding_grows_to_a_multip
 
 def test_growing_keeps_what_is_there_and_counts_no_new_row_into_the_mean():
     weight = torch.randn(6, 4)
-    larger = grown(weight, 8, [5])
+    larger = resize_embedding(weight, 8, [5])
     assert torch.equal(larger[:5], weight[:5])
     assert torch.allclose(larger[5:], weight[:5].mean(dim=0).expand(3, -1))
-    assert grown(weight, 6, []) is weight
+    assert resize_embedding(weight, 6, []) is weight
 
 
 def test_a_stopped_run_goes_on_without_reading_the_checkpoints_weights_again(write_recipe, tmp_path, llama):

@@ -106,7 +106,7 @@ def test_where_tokenizers_differ_rows_go_by_token(make_bundle, save):
 def test_a_start_of_which_nothing_fits_is_refused(make_bundle, save):
     folder = save(make_bundle(image=None, width=16))
     bundle = make_bundle(width=32, norm_scale=False)
-    with pytest.raises(UserError, match=r"start: .*source holds \d+ weights, and none has the name and shape"):
+    with pytest.raises(UserError, match=r"init_from: .*source holds \d+ weights, and none has the name and shape"):
         warm_start(bundle, folder)
 
 
@@ -114,7 +114,7 @@ def test_a_start_of_which_nothing_fits_is_refused(make_bundle, save):
 def test_a_run_begins_with_its_starts_weights_tokenizer_and_template(make_recipe, tmp_path):
     train(make_recipe({"steps": 2}), out=tmp_path / "first", device="cpu")
     untouched = {"steps": 1, "train": ["adapters.*"]}
-    changes = {"start": str(tmp_path / "first"), "tokenizer": None, "template": None}
+    changes = {"init_from": str(tmp_path / "first"), "tokenizer": None, "template": None}
     recipe = make_recipe(untouched, **changes, seed=5)
     shown = io.StringIO()
     display = TrainingDisplay(Console(file=shown, width=300))
@@ -134,7 +134,7 @@ def test_a_run_begins_with_its_starts_weights_tokenizer_and_template(make_recipe
 def test_a_tokenizer_or_template_that_the_recipe_names_comes_before_the_starts(make_recipe, tmp_path):
     train(make_recipe({"steps": 1}), out=tmp_path / "first", device="cpu")
     own = {"tokenizer": {"vocab_size": 280, "num_samples": 20}, "template": "chatml"}
-    train(make_recipe({"steps": 1}, start=str(tmp_path / "first"), **own), out=tmp_path / "second", device="cpu")
+    train(make_recipe({"steps": 1}, init_from=str(tmp_path / "first"), **own), out=tmp_path / "second", device="cpu")
     loaded = load_bundle(tmp_path / "second")
     assert (len(loaded.tokenizer), loaded.template) == (280, "chatml")
     assert read_log(tmp_path / "second" / "log.jsonl")[0]["tokens"]["of"] == 280
@@ -143,7 +143,7 @@ def test_a_tokenizer_or_template_that_the_recipe_names_comes_before_the_starts(m
 @pytest.mark.train
 def test_stopped_and_resumed_is_straight_and_starts_once(make_recipe, tmp_path):
     train(make_recipe({"steps": 2}), out=tmp_path / "first", device="cpu")
-    inherited = {"start": str(tmp_path / "first"), "tokenizer": None, "template": None}
+    inherited = {"init_from": str(tmp_path / "first"), "tokenizer": None, "template": None}
     recipe = make_recipe({"steps": 4, "save_every": 1}, **inherited, seed=5)
     train(recipe, out=tmp_path / "straight", device="cpu")
 
@@ -162,7 +162,7 @@ def test_stopped_and_resumed_is_straight_and_starts_once(make_recipe, tmp_path):
 
 @pytest.mark.parametrize("template", [None, "plain"])
 def test_a_start_that_is_not_there_stops_a_run_before_its_folder_is_made(template, make_recipe, tmp_path):
-    recipe = make_recipe(start=str(tmp_path / "absent"), template=template)
+    recipe = make_recipe(init_from=str(tmp_path / "absent"), template=template)
     with pytest.raises(UserError, match=r"absent: no such folder; give a run"):
         train(recipe, out=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ import transformers
 
 import mmgpt
 from mmgpt.checkpoints.convert import export
-from mmgpt.checkpoints.hf_multimodal_tables import TARGETS
+from mmgpt.checkpoints.hf_multimodal_tables import EXPORT_FORMATS
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message
@@ -60,12 +60,12 @@ def both(tokenizer, tmp_path_factory):
             modality, kind, given = save_tower(form, folder / "tower")
             fields = ENCODERS[kind].fields(folder / "tower")
             encoder = {"kind": kind, **fields, "pretrained": str(folder / "tower"), **given}
-            tree |= {"encoders": {modality: encoder}, "adapters": {modality: TARGETS[form].adapter.model_dump()}}
+            tree |= {"encoders": {modality: encoder}, "adapters": {modality: EXPORT_FORMATS[form].adapter.model_dump()}}
         extended = tokenizer.extended(token for token in TEMPLATES["chatml"].tokens if token != END)
         torch.manual_seed(0)
         bundle = new_bundle(build(ModelConfig, tree, "tiny"), extended, "chatml", 448)
         if form != "hf-lm":
-            bundle.wraps = {modality: TARGETS[form].wrap or ("<", ">\n")}
+            bundle.media_markup = {modality: EXPORT_FORMATS[form].wrap or ("<", ">\n")}
         for name, weight in bundle.model.named_parameters():
             is_norm = weight.dim() == 1 and "norm" in name and name.endswith("weight")
             torch.nn.init.normal_(weight, mean=float(is_norm), std=0.15)
