@@ -30,8 +30,8 @@ from mmgpt.datasets.sample import Message, Part, Sample, Text
 from mmgpt.datasets.source import Source, SourceConfig
 from mmgpt.locking import hold
 
-PROBES = 64  # samples that are measured to choose how many fill a shard
-FULL = 0.8  # of the greatest size is what a shard is planned to hold
+NUM_MEASURED_SAMPLES = 64  # samples that are measured to choose how many fill a shard
+PLANNED_SHARE_OF_SHARD = 0.8  # of the greatest size is what a shard is planned to hold
 END = 2 * BLOCK  # bytes that close a tar
 
 CountTokens = Callable[[str], int]
@@ -186,7 +186,7 @@ def _plan(job: Job, source: Source) -> _Plan:
     indexes = job.indexes(source)
     if not len(indexes):
         raise UserError(f"{source.name}: no sample is left to write")
-    step = max(1, len(indexes) // PROBES)
+    step = max(1, len(indexes) // NUM_MEASURED_SAMPLES)
     sizes = []
     for index in indexes[::step]:
         try:
@@ -194,7 +194,7 @@ def _plan(job: Job, source: Source) -> _Plan:
         except MediaError:
             continue
     mean = sum(sizes) / len(sizes) if sizes else job.max_bytes
-    per_block = max(1, int(FULL * job.max_bytes / mean))
+    per_block = max(1, int(PLANNED_SHARE_OF_SHARD * job.max_bytes / mean))
     told = job.config.model_dump_json() + json.dumps([job.max_bytes, len(indexes), per_block, job.skip_bad])
     told += json.dumps(source.fingerprint())
     told += "" if job.kept is None else hashlib.sha256(repr(job.kept).encode()).hexdigest()

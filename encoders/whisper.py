@@ -25,7 +25,7 @@ from mmgpt.encoders.feature_grids import FeatureGrid
 from mmgpt.encoders.mel import slaney_filters
 from mmgpt.encoders.one_thread import in_one_thread
 
-TOP = 8000.0  # Hz, of the highest mel band at any rate
+HIGHEST_BAND_HZ = 8000.0  # Hz, of the highest mel band at any rate
 Count = TypeVar("Count", int, Tensor)
 
 
@@ -186,7 +186,7 @@ def log_mel_of(samples_PS: Tensor, config: WhisperConfig) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _front_end(rate: int, fft: int, bands: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.hann_window(fft).to(device), slaney_filters(rate, fft, bands, TOP).to(device)
+    return torch.hann_window(fft).to(device), slaney_filters(rate, fft, bands, HIGHEST_BAND_HZ).to(device)
 
 
 def _sinusoids(length: int, width: int) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from mmgpt.errors import did_you_mean
 
-LONGEST = 60  # characters of a value that are shown
+MAX_SHOWN_CHARACTERS = 60  # characters of a value that are shown
 SECTIONS = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping of keys to values"),
     **dict.fromkeys(("list_type", "tuple_type"), "a list"),
@@ -95,7 +95,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple) and any(isinstance(one, Mapping | BaseModel | list | tuple) for one in value):
         return " is a list"
     text = repr(value)
-    return f"={text if len(text) <= LONGEST else text[: LONGEST - 3] + '...'}"
+    return f"={text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 3] + '...'}"
 
 
 def _remedy(kind: str, value: Any) -> str:

@@ -28,7 +28,7 @@ from torch import nn
 from mmgpt.generation.compiled_step import compiled_step
 from mmgpt.generation.decode import decode_one, prefill
 from mmgpt.generation.engine import Engine
-from mmgpt.generation.generate import Asked, answer
+from mmgpt.generation.generate import GenerationRequest, generate
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
@@ -129,8 +129,8 @@ class Case:
         config = GenerateConfig(max_new_tokens=count, speculation=way.speculation)
         step = self.compiled if way.is_compiled else decode_one
         engine = Engine(self.models[way.scheme], Silent(), NO_END, step)
-        asked = [Asked(lambda one=one: one, config, 0) for one in self.prompts]
-        return [reply.tokens for reply in answer(engine, asked, self.batch)]
+        asked = [GenerationRequest(lambda one=one: one, config, 0) for one in self.prompts]
+        return [reply.tokens for reply in generate(engine, asked, self.batch)]
 
     def peer(self, count: int) -> None:
         """Their generate, with so many tokens forced."""
@@ -232,13 +232,13 @@ def bench_shots(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         ]
 
         def reused(model: MultimodalModel = model, asked: list[Rendered] = asked) -> None:
-            list(Engine(model, Silent(), NO_END).answer([(one, FEW) for one in asked], 8))
+            list(Engine(model, Silent(), NO_END).generate([(one, FEW) for one in asked], 8))
 
         def read_again(model: MultimodalModel = model, asked: list[Rendered] = asked) -> None:
             engine = Engine(model, Silent(), NO_END)
             engine.reader.prefixes.limit = engine.reader.features.limit = 0
             for one in asked:
-                list(engine.answer([(one, FEW)], 1))
+                list(engine.generate([(one, FEW)], 1))
 
         found = in_turns({"ours": reused, "theirs": read_again}, options.rounds)
         yield {
@@ -281,7 +281,7 @@ def bench_queue(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         for at in (0, half):  # in turns, half of the queue each
             part = requests[at : at + half]
             started = time.perf_counter()
-            list(engine.answer(part, rows))
+            list(engine.generate(part, rows))
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
             seconds[0] += time.perf_counter() - started
             started = time.perf_counter()

@@ -11,7 +11,7 @@ from mmgpt.datasets.media.waveform import Waveform, check_length, check_samples,
 # FFmpeg also knows playlists, which name other files and addresses for it to open.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,ogg,asf"
 SOUNDS = f"{CONTAINERS},aac,amr"
-SLACK = 0.5  # seconds that a file may end before its header says
+MAX_SECONDS_MISSING = 0.5  # seconds that a file may end before its header says
 
 
 def open_container(av: Any, payload: bytes, formats: str = CONTAINERS) -> Any:
@@ -64,7 +64,7 @@ def decode_sound(av: Any, name: str, payload: bytes, limits: Limits, start: floa
                 check_length(name, held, rate, limits)
     if first is None:
         return None
-    if start is None and not is_guess and stated > held / rate + SLACK:
+    if start is None and not is_guess and stated > held / rate + MAX_SECONDS_MISSING:
         raise MediaError(f"{name}: truncated, {held / rate:.2f} of {stated:.2f} s; replace or remove it")
     late = 0 if start is None else round((first - start) * rate)
     check_length(name, held + max(0, late), rate, limits)

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 
 from mmgpt.config import UserError
-from mmgpt.datasets.media.ffmpeg import SLACK, decode_sound, open_container, use_one_thread
+from mmgpt.datasets.media.ffmpeg import MAX_SECONDS_MISSING, decode_sound, open_container, use_one_thread
 from mmgpt.datasets.media.formats import kind_of
 from mmgpt.datasets.media.image import DAMAGE, Image, check_pixels, open_picture, to_rgb
 from mmgpt.datasets.media.levels import to_levels, white_of
@@ -24,7 +24,7 @@ from mmgpt.datasets.media.waveform import Waveform
 
 ANIMATED = ("GIF", "WEBP", "PNG")
 UNTIMED = 100  # milliseconds that browsers show a frame which states none
-TICK = 1e-6  # seconds; time stamps nearer than this are the same
+SAME_TIMESTAMP_SECONDS = 1e-6  # seconds; time stamps nearer than this are the same
 
 Shown = tuple[float, Callable[[], PIL.Image.Image]]  # when a frame begins, in seconds, and what makes a picture of it
 
@@ -163,7 +163,7 @@ class _Moving:
         self.check_seconds(seconds)
         if not self.selection.decode_frames:
             return []
-        at_rate = max(1, math.ceil(seconds * rate - TICK))
+        at_rate = max(1, math.ceil(seconds * rate - SAME_TIMESTAMP_SECONDS))
         count = most if count is None and most is not None and at_rate > most else count
         number = count or at_rate
         self.check_frames(number, size)
@@ -198,7 +198,7 @@ def _pick(shown: Iterable[Shown], timestamps: list[float]) -> list[PIL.Image.Ima
     picked: list[PIL.Image.Image] = []
     on_screen: Callable[[], PIL.Image.Image] | None = None
     for begins, make in shown:
-        due = bisect_left(timestamps, begins - TICK) - len(picked)
+        due = bisect_left(timestamps, begins - SAME_TIMESTAMP_SECONDS) - len(picked)
         if on_screen and due:
             picked += [on_screen()] * due
         if len(picked) == len(timestamps):
@@ -302,7 +302,7 @@ class _Container(_Moving):
                     begins.append(time)
                     self.check_count(len(begins))
             self.check_count(len(begins))
-            if stated > ends + SLACK:
+            if stated > ends + MAX_SECONDS_MISSING:
                 raise MediaError(f"{self.name}: truncated, {ends:.2f} of {stated:.2f} s; replace or remove it")
             start, gaps = min(begins), len(begins) - 1
             # the last frame stays as long as the others do on average: packets tell that in the order of decoding only

@@ -25,7 +25,7 @@ from mmgpt.datasets.source import SourceConfig, resolve
 
 # What the formats say besides. Sources: cocodataset.org/#format-data, nocaps.org, visualqa.org/download.html,
 # okvqa.allenai.org, and the splits of arXiv:1412.2306 as they are distributed.
-KNOWN = {
+UNREAD_KEYS = {
     "images": ("width", "height", "license", "flickr_url", "coco_url", "date_captured", "open_images_id", "domain"),
     "captions": ("id",),
     "karpathy": ("imgid", "sentids", "cocoid", "filepath"),
@@ -74,8 +74,15 @@ class CocoCaptionsSource(TableSource):
 
 def _coco_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path) -> list[Row]:
     try:
-        _check(tree["images"], ("id", "file_name", *KNOWN["images"], *config.tags), config.ignore, f"{path}: images")
-        _check(tree["annotations"], ("image_id", "caption", *KNOWN["captions"]), config.ignore, f"{path}: annotations")
+        _check(
+            tree["images"], ("id", "file_name", *UNREAD_KEYS["images"], *config.tags), config.ignore, f"{path}: images"
+        )
+        _check(
+            tree["annotations"],
+            ("image_id", "caption", *UNREAD_KEYS["captions"]),
+            config.ignore,
+            f"{path}: annotations",
+        )
         images = {
             key: {"file": image["file_name"], **{tag: image[tag] for tag in config.tags}}
             for key, image in _by_key(tree["images"], "id", path).items()
@@ -93,10 +100,10 @@ def _karpathy_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path)
         present = {image["split"] for image in tree["images"]}
         if config.split not in present:
             raise UserError(f"{path}: holds no split {config.split!r}; {did_you_mean(config.split, present)}")
-        own = ("filename", "split", "sentences", *KNOWN["karpathy"])
+        own = ("filename", "split", "sentences", *UNREAD_KEYS["karpathy"])
         _check(tree["images"], own, config.ignore, f"{path}: images")
         for image in tree["images"]:
-            _check(image["sentences"], ("raw", *KNOWN["sentences"]), config.ignore, f"{path}: sentences")
+            _check(image["sentences"], ("raw", *UNREAD_KEYS["sentences"]), config.ignore, f"{path}: sentences")
         wanted = {config.split, "restval"} if config.split == "train" and config.restval else {config.split}
         return [
             {
@@ -149,8 +156,10 @@ class VqaSource(TableSource):
 def _vqa_rows(questions: Path, annotations: Path, ignore: Sequence[str]) -> list[Row]:
     asked, answered = _read_json(questions, "questions")["questions"], _read_json(annotations, "annotations")
     try:
-        _check(asked, ("image_id", "question", "question_id", *KNOWN["questions"]), ignore, f"{questions}: questions")
-        _check(answered["annotations"], ("answers", *KNOWN["annotations"]), ignore, f"{annotations}: annotations")
+        _check(
+            asked, ("image_id", "question", "question_id", *UNREAD_KEYS["questions"]), ignore, f"{questions}: questions"
+        )
+        _check(answered["annotations"], ("answers", *UNREAD_KEYS["annotations"]), ignore, f"{annotations}: annotations")
         by_question = _by_key(answered["annotations"], "question_id", annotations)
         absent = [one["question_id"] for one in asked if one["question_id"] not in by_question]
         if absent:
@@ -158,7 +167,7 @@ def _vqa_rows(questions: Path, annotations: Path, ignore: Sequence[str]) -> list
                 f"{annotations}: no answers to {len(absent)} questions of {questions.name}: {absent[:3]}..."
             )
         for one in answered["annotations"]:
-            _check(one["answers"], ("answer", *KNOWN["answers"]), ignore, f"{annotations}: answers")
+            _check(one["answers"], ("answer", *UNREAD_KEYS["answers"]), ignore, f"{annotations}: answers")
         return [_vqa_row(one, by_question[one["question_id"]], annotations) for one in asked]
     except (KeyError, TypeError, IndexError) as error:
         raise _misshapen(

@@ -42,7 +42,7 @@ RULES = [
     Rule("transformer.resblocks.{}.ls_2.gamma", "blocks.{}.ls2.gamma"),
 ]
 POOLING = (r"proj", r"attn_pool.*")
-KNOWN = {  # keys of a vision_cfg that are read, or that change nothing of the features
+READ_VISION_KEYS = {  # keys of a vision_cfg that are read, or that change nothing of the features
     *("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value", "no_ln_pre"),
     *("patch_dropout", "pos_embed_type", "output_tokens", "pool_type", "attn_pooler_queries", "attn_pooler_heads"),
     *("attentional_pool", "final_ln_after_pool"),
@@ -91,7 +91,7 @@ def open_clip_fields(folder: Path) -> dict[str, Any]:
 
 
 def _native(vision: dict[str, Any], quick_gelu: bool, file: Path) -> tuple[str, dict[str, Any]]:
-    unknown = [name for name, value in vision.items() if name not in KNOWN and value]
+    unknown = [name for name, value in vision.items() if name not in READ_VISION_KEYS and value]
     if unknown or isinstance(vision.get("layers"), list):
         what = f"{unknown[0]}={vision[unknown[0]]}" if unknown else f"layers={vision['layers']}, a ResNet"
         raise UserError(f"{file}: vision_cfg has {what}, which is not read; take a tower that is a plain ViT")

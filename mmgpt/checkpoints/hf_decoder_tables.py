@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mmgpt.weight_names import Rule
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 ConfigJson = Mapping[str, Any]  # a config.json, with the family's defaults for what it leaves out
 
 
@@ -114,19 +114,19 @@ class Family(NamedTuple):
 
 def _later_slide(config_json: ConfigJson) -> list[str]:
     depth, first = config_json["num_hidden_layers"], config_json["max_window_layers"]
-    return [SLIDING if layer >= first else FULL for layer in range(depth)]
+    return [SLIDING_ATTENTION if layer >= first else FULL_ATTENTION for layer in range(depth)]
 
 
 def _evens_slide(config_json: ConfigJson) -> list[str]:
-    return [FULL if layer % 2 else SLIDING for layer in range(config_json["num_hidden_layers"])]
+    return [FULL_ATTENTION if layer % 2 else SLIDING_ATTENTION for layer in range(config_json["num_hidden_layers"])]
 
 
 def _all_slide(config_json: ConfigJson) -> list[str]:
-    return [SLIDING] * int(config_json["num_hidden_layers"])
+    return [SLIDING_ATTENTION] * int(config_json["num_hidden_layers"])
 
 
 def _unrotated_slide(config_json: ConfigJson) -> list[str]:
-    return [FULL if rotated else SLIDING for rotated in rotated_layers(config_json)]
+    return [FULL_ATTENTION if rotated else SLIDING_ATTENTION for rotated in rotated_layers(config_json)]
 
 
 def rotated_layers(config_json: ConfigJson) -> list[int]:

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgpt.checkpoints.hf_decoder_tables import FAMILIES, FULL, SLIDING, ConfigJson, Family, rotated_layers
+from mmgpt.checkpoints.hf_decoder_tables import (
+    FAMILIES,
+    FULL_ATTENTION,
+    SLIDING_ATTENTION,
+    ConfigJson,
+    Family,
+    rotated_layers,
+)
 from mmgpt.config import UserError, build, did_you_mean
 from mmgpt.files import check_weights, load_weights, read_json, save_weights, write_json
 from mmgpt.model.decoder import Decoder
@@ -149,10 +156,10 @@ def _read_layers(given: ConfigJson, family: Family, where: str) -> dict[str, Any
     kinds = given.get("layer_types") if family is not FAMILIES["mistral"] else None  # which ignores it
     kinds = kinds or family.layer_types(given)
     for kind in kinds:
-        _among(kind, "layer_types", [FULL, SLIDING], where)
-    if given.get("use_sliding_window", True) and given["sliding_window"] is not None and SLIDING in kinds:
+        _among(kind, "layer_types", [FULL_ATTENTION, SLIDING_ATTENTION], where)
+    if given.get("use_sliding_window", True) and given["sliding_window"] is not None and SLIDING_ATTENTION in kinds:
         fields["window"] = given["sliding_window"]
-        fields["global_layers"] = [layer for layer, kind in enumerate(kinds) if kind == FULL]
+        fields["global_layers"] = [layer for layer, kind in enumerate(kinds) if kind == FULL_ATTENTION]
     return fields
 
 
@@ -298,7 +305,7 @@ def _layer_settings(config: DecoderConfig, family: Family) -> dict[str, Any]:
     is_local = [config.is_local(layer) for layer in range(config.depth)]
     settings: dict[str, Any] = {"sliding_window": config.window}
     if family is not FAMILIES["mistral"]:
-        settings["layer_types"] = [SLIDING if local else FULL for local in is_local]
+        settings["layer_types"] = [SLIDING_ATTENTION if local else FULL_ATTENTION for local in is_local]
     if "use_sliding_window" in family.defaults:
         settings["use_sliding_window"] = config.window is not None
     if "max_window_layers" in family.defaults:  # all that transformers looked at before 4.53

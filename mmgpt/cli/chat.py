@@ -13,7 +13,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.media import MEDIA
 from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.assistant import Assistant
-from mmgpt.generation.prompts import fit_talk, read_prompt
+from mmgpt.generation.prompts import parse_prompt, truncate_conversation
 from mmgpt.inputs.rendered import RenderContext
 
 HELP = (
@@ -78,7 +78,7 @@ class _Talk:
         """Look at a medium once, so that a wrong path is told before the question is written."""
         if not path:
             raise UserError(f"/{kind} needs a path; {HELP}")
-        turns = read_prompt([Message("user", (MEDIA[kind](path),))], self.assistant.bundle.limits)  # type: ignore[arg-type]
+        turns = parse_prompt([Message("user", (MEDIA[kind](path),))], self.assistant.bundle.limits)  # type: ignore[arg-type]
         self.assistant.renderer.prompt(turns, showing=self.showing)
         self.waiting += turns[0].parts
 
@@ -102,7 +102,7 @@ class _Talk:
         question = Message.of("user", *self.waiting, line)
         room = self.options["max_new_tokens"]
         talked = [*self.system, *self.history, question]
-        fitted = fit_talk(self.assistant.renderer, talked, room=room, showing=self.showing)
+        fitted = truncate_conversation(self.assistant.renderer, talked, room=room, showing=self.showing)
         if fitted.left_out:
             self.console.print(fitted.told(), style="dim", highlight=False)
         text = self._show(self.assistant.stream(fitted.messages, **self.options))

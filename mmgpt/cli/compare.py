@@ -35,7 +35,7 @@ def compare(
         f"{row.task}, {row.shots} shots: {row.only_a:,} samples only in A, {row.only_b:,} only in B; left out"
         for row in partial.values()
     ]
-    for note in [*notes, *found.alone]:
+    for note in [*notes, *found.unmatched]:
         out_console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -16,21 +16,21 @@ import numpy as np
 
 from mmgpt.datasets.media import Image, Media
 from mmgpt.datasets.sample import Message, Text
-from mmgpt.evaluation.predict import Answer
-from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.predict import Prediction
+from mmgpt.evaluation.tasks.item import TaskItem
 from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.files import name_disk_errors
 
-PARTS = "parts"  # the folder of an evaluation's answers
+ANSWER_FOLDER = "parts"  # the folder of an evaluation's answers
 
 
-def digest_of(fingerprint: str, config: TaskConfig, number: int, item: Item, messages: tuple[Message, ...]) -> str:
+def digest_of(fingerprint: str, config: TaskConfig, number: int, item: TaskItem, messages: tuple[Message, ...]) -> str:
     """A hash of all that an answer depends on: model, prompt with the content of its media, kind, choices, options.
 
     Raises:
         MediaError: if a medium cannot be read.
     """
-    options: dict[str, Any] = {"normalise": config.normalise, "raw": config.raw, "choices": item.choices}
+    options: dict[str, Any] = {"normalise": config.length_normalise, "raw": config.plain_text, "choices": item.choices}
     if config.kind == "generate":
         options = config.generate.model_dump(mode="json")
         options["seed"] = config.generate.seed + number if config.generate.temperature > 0 else None
@@ -75,7 +75,7 @@ def _hash_of_file(path: str, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Answers:
+class AnswerCache:
     """Answers by digest: those of earlier evaluations, and those of this one as they are given.
 
     Attributes:
@@ -91,18 +91,18 @@ class Answers:
             fingerprint: of the model.
             rank: of this process, which names its files.
         """
-        self.rank, self.known = rank, dict[str, Answer]()
+        self.rank, self.known = rank, dict[str, Prediction]()
         self.offsets = dict[Path, int]()  # bytes read of each file, whole lines
-        self.parts = Path(out) / PARTS if out is not None else None
+        self.parts = Path(out) / ANSWER_FOLDER if out is not None else None
         self.part: IO[bytes] | None = None
         self.shared: Path | None = None
-        self.borrowed = set[str]()  # digests that the cache holds and the parts do not
+        self.from_cache_only = set[str]()  # digests that the cache holds and the parts do not
         if cache is not None:
             of_model = hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
             folder = Path(cache)
             folder.mkdir(parents=True, exist_ok=True)
             for file in sorted(folder.glob(f"{of_model}-*.jsonl")):
-                self.borrowed |= self._read(file)
+                self.from_cache_only |= self._read(file)
             self.shared = folder / f"{of_model}-{socket.gethostname()}-{os.getpid()}.jsonl"
         if self.parts is not None:
             self.parts.mkdir(parents=True, exist_ok=True)
@@ -123,14 +123,14 @@ class Answers:
             os.truncate(own, self.offsets[own])  # a line that a kill cut off
             self.part = own.open("ab")
 
-    def find(self, digest: str, key: str) -> Answer | None:
+    def find(self, digest: str, key: str) -> Prediction | None:
         """What was answered before, now also in the parts if the cache alone had it."""
-        if digest in self.borrowed:
-            self.borrowed.discard(digest)
+        if digest in self.from_cache_only:
+            self.from_cache_only.discard(digest)
             self._write(self.part, _line(digest, key, self.known[digest]))
         return self.known.get(digest)
 
-    def add(self, digest: str, key: str, answer: Answer) -> None:
+    def add(self, digest: str, key: str, answer: Prediction) -> None:
         """Keep an answer; `key` is its item's, for readers of the file."""
         self.known[digest] = answer
         line = _line(digest, key, answer)
@@ -143,7 +143,7 @@ class Answers:
         """Read what other processes have written since."""
         if self.parts is not None:
             for file in sorted(self.parts.glob("*.jsonl")):
-                self.borrowed -= self._read(file)
+                self.from_cache_only -= self._read(file)
 
     def close(self) -> None:
         """Close the file of this process's part."""
@@ -169,14 +169,14 @@ class Answers:
         for line in content[:whole].splitlines():
             try:
                 row = json.loads(line)
-                self.known[row["digest"]] = Answer(row["prediction"], tuple(row.get("logprobs", ())))
+                self.known[row["digest"]] = Prediction(row["prediction"], tuple(row.get("logprobs", ())))
                 found.add(row["digest"])
             except (ValueError, KeyError, TypeError):  # damaged: it is answered again
                 continue
         return found
 
 
-def _line(digest: str, key: str, answer: Answer) -> bytes:
+def _line(digest: str, key: str, answer: Prediction) -> bytes:
     row: dict[str, Any] = {"digest": digest, "key": key, "prediction": answer.prediction}
     if answer.logprobs:
         row["logprobs"] = answer.logprobs

@@ -20,8 +20,8 @@ from mmgpt.evaluation.metrics.intervals import percentiles, resampled_sums
 from mmgpt.evaluation.results import Folder, Record, answered_of, open_folder
 
 PERMUTATIONS = 9999
-AT_ONCE = 1 << 22  # numbers
-MANY = 4000  # discordant pairs, with which the normal curve is as good
+MAX_NUMBERS_PER_CHUNK = 1 << 22  # numbers
+NORMAL_APPROXIMATION_FROM = 4000  # discordant pairs, with which the normal curve is as good
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; `alone` names what only one evaluation has."""
+    """What `compare` found; `unmatched` names what only one evaluation has."""
 
     a: str
     b: str
     rows: list[Compared]
-    alone: list[str]
+    unmatched: list[str]
 
     def to_dict(self) -> Record:
         """The comparison as JSON has it."""
@@ -74,21 +74,21 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
     """
     first, second = open_folder(a), open_folder(b)
     rows: list[Compared] = []
-    alone: list[str] = []
+    unmatched: list[str] = []
     for one in first.results:
         other = second.result(one["task"], one["shots"])
         if other is None:
-            alone.append(f"{one['task']}, {one['shots']} shots: only in {a}")
+            unmatched.append(f"{one['task']}, {one['shots']} shots: only in {a}")
             continue
         common = [metric for metric in one["metrics"] if metric in other["metrics"]]
         rows += _compared(first, second, one, other, common)
         odd = sorted({*one["metrics"]} ^ {*other["metrics"]})
-        alone += [f"{one['task']}, {metric}: only in {a if metric in one['metrics'] else b}" for metric in odd]
+        unmatched += [f"{one['task']}, {metric}: only in {a if metric in one['metrics'] else b}" for metric in odd]
     missing = [one for one in second.results if first.result(one["task"], one["shots"]) is None]
-    alone += [f"{one['task']}, {one['shots']} shots: only in {b}" for one in missing]
+    unmatched += [f"{one['task']}, {one['shots']} shots: only in {b}" for one in missing]
     if not rows:
-        raise UserError(f"{a} and {b} have no task with the same shots and metric in common; " + "; ".join(alone))
-    return Comparison(first.model, second.model, rows, alone)
+        raise UserError(f"{a} and {b} have no task with the same shots and metric in common; " + "; ".join(unmatched))
+    return Comparison(first.model, second.model, rows, unmatched)
 
 
 def _compared(first: Folder, second: Folder, one: Record, other: Record, metrics: Sequence[str]) -> list[Compared]:
@@ -111,7 +111,7 @@ def _compared(first: Folder, second: Folder, one: Record, other: Record, metrics
     found = []
     for name in metrics:
         metric = METRICS[name]
-        test = paired_test(metric, metric.statistics(answers_a), metric.statistics(answers_b))
+        test = paired_test(metric, metric.sample_stats(answers_a), metric.sample_stats(answers_b))
         found.append(Compared(task, shots, name, **counts, **test))
     return found
 
@@ -139,10 +139,10 @@ def paired_test(metric: Metric, a_NS: Floats, b_NS: Floats) -> Record:
         a_NS, b_NS: of the same samples under A and B.
     """
     count, size = a_NS.shape
-    a, b = (metric.figure(side_NS.sum(axis=0), count) for side_NS in (a_NS, b_NS))
+    a, b = (metric.compute(side_NS.sum(axis=0), count) for side_NS in (a_NS, b_NS))
     sums_R2S = resampled_sums(np.concatenate([a_NS, b_NS], axis=1))
-    drawn_R = [metric.figure(sums[size:], count) - metric.figure(sums[:size], count) for sums in sums_R2S]
-    is_binary = metric.is_share and size == 1 and bool(np.isin([a_NS, b_NS], (0, 1)).all())
+    drawn_R = [metric.compute(sums[size:], count) - metric.compute(sums[:size], count) for sums in sums_R2S]
+    is_binary = metric.is_mean_of_scores and size == 1 and bool(np.isin([a_NS, b_NS], (0, 1)).all())
     if is_binary:
         test, p_value = "mcnemar", mcnemar(int((a_NS > b_NS).sum()), int((a_NS < b_NS).sum()))
     else:
@@ -167,7 +167,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     It is the exact binomial one, but over 4,000 such samples, where the normal curve is as good.
     """
     discordant, least = only_a + only_b, min(only_a, only_b)
-    if discordant > MANY:
+    if discordant > NORMAL_APPROXIMATION_FROM:
         return math.erfc(max(0.0, abs(only_a - only_b) - 1) / math.sqrt(2 * discordant))
     ways, total = 1, 0
     for wins in range(least + 1):
@@ -186,10 +186,10 @@ def _permutation(metric: Metric, a_NS: Floats, b_NS: Floats, difference: float) 
     gap_NS, a_S, b_S = b_NS - a_NS, a_NS.sum(axis=0), b_NS.sum(axis=0)
     as_far, done = 0, 0
     while done < PERMUTATIONS:
-        size = min(PERMUTATIONS - done, max(1, AT_ONCE // count))
+        size = min(PERMUTATIONS - done, max(1, MAX_NUMBERS_PER_CHUNK // count))
         moved_PS = rng.integers(0, 2, (size, count), dtype=np.int8) @ gap_NS
         for moved_S in moved_PS:
-            gap = metric.figure(b_S - moved_S, count) - metric.figure(a_S + moved_S, count)
+            gap = metric.compute(b_S - moved_S, count) - metric.compute(a_S + moved_S, count)
             as_far += abs(gap) >= difference - 1e-12
         done += size
     return (as_far + 1) / (PERMUTATIONS + 1)

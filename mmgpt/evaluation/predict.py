@@ -12,18 +12,18 @@ from typing import NamedTuple
 
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message, Text
-from mmgpt.evaluation.metrics import METRICS, Answered
+from mmgpt.evaluation.metrics import METRICS, ScoredPrediction
 from mmgpt.evaluation.models.model import Model
 from mmgpt.evaluation.models.plain_text import choose_plain
-from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.item import TaskItem
 from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.generation.assistant import Assistant
 
-CALL = 16  # batches that a model which does not tell its replies one by one is given in a call
+BATCHES_PER_CALL = 16  # batches that a model which does not tell its replies one by one is given in a call
 ITEMS_FAULT = (UserError, FloatingPointError, MemoryError)  # what a model raises of a single prompt
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """What was answered: a text, and the log-probabilities that the kind has."""
 
     prediction: str
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Question:
+class PromptedItem:
     """An item as it is asked: its number in the task, and its prompt.
 
     Attributes:
@@ -39,15 +39,15 @@ class Question:
     """
 
     number: int
-    item: Item
+    item: TaskItem
     messages: tuple[Message, ...]
     digest: str = field(default="", compare=False)
 
 
-Kind = Callable[[Model, TaskConfig, Sequence[Question], int], Iterator[Answer]]
+Kind = Callable[[Model, TaskConfig, Sequence[PromptedItem], int], Iterator[Prediction]]
 
 
-def check_items(config: TaskConfig, items: Sequence[Item]) -> None:
+def check_items(config: TaskConfig, items: Sequence[TaskItem]) -> None:
     """See that a task's items can be asked in its kind.
 
     Raises:
@@ -68,18 +68,20 @@ def check_items(config: TaskConfig, items: Sequence[Item]) -> None:
             raise UserError(f"{item.key}: kind=classify needs the same choices for every item; use kind=choose")
 
 
-def _check_references(config: TaskConfig, item: Item) -> None:
+def _check_references(config: TaskConfig, item: TaskItem) -> None:
     """See that the metrics can read what is right, before all is asked."""
     for name in config.metrics:
         check = METRICS[name].check
         try:
             if check is not None:
-                check(Answered("", item.references, item.choices))
+                check(ScoredPrediction("", item.references, item.choices))
         except UserError as error:
             raise UserError(f"task {config.name}, {item.key}: {error}") from None
 
 
-def answers(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:
+def answers(
+    model: Model, config: TaskConfig, questions: Sequence[PromptedItem], batch_size: int
+) -> Iterator[Prediction]:
     """The answer to each question in their order; those before one that cannot be answered are all given.
 
     Raises:
@@ -100,16 +102,18 @@ def answers(model: Model, config: TaskConfig, questions: Sequence[Question], bat
         yield from answers(model, config, rest[first:], batch_size)
 
 
-def room_of(config: TaskConfig, item: Item) -> int:
+def room_of(config: TaskConfig, item: TaskItem) -> int:
     """The most tokens that an item's answer takes; a choice has no more than bytes, and the end token."""
     if config.kind == "generate":
         return config.generate.max_new_tokens
     return max((len(choice.encode()) for choice in item.choices), default=0) + 1
 
 
-def _generate(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:
+def _generate(
+    model: Model, config: TaskConfig, questions: Sequence[PromptedItem], batch_size: int
+) -> Iterator[Prediction]:
     options = config.generate.model_dump()
-    step = len(questions) if isinstance(model, Assistant) else CALL * batch_size
+    step = len(questions) if isinstance(model, Assistant) else BATCHES_PER_CALL * batch_size
     for at in range(0, len(questions), step):
         some = questions[at : at + step]
         talks = [question.messages for question in some]
@@ -117,39 +121,45 @@ def _generate(model: Model, config: TaskConfig, questions: Sequence[Question], b
         if config.generate.temperature > 0:  # conversation i draws with seed + i; an item's draws are its number's
             each = [{"seed": config.generate.seed + one.number - place} for place, one in enumerate(some)]
         ask = model.replies if isinstance(model, Assistant) else model.chat
-        yield from (Answer(reply.text) for reply in ask(talks, batch_size=batch_size, each=each, **options))
+        yield from (Prediction(reply.text) for reply in ask(talks, batch_size=batch_size, each=each, **options))
 
 
-def _choose(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:
+def _choose(
+    model: Model, config: TaskConfig, questions: Sequence[PromptedItem], batch_size: int
+) -> Iterator[Prediction]:
     for at in range(0, len(questions), batch_size):
         some = questions[at : at + batch_size]
         # Some benchmarks offer a choice twice; it is scored once, and but in raw text without white space around it.
-        spelled = str if config.raw else str.strip
+        spelled = str if config.plain_text else str.strip
         choices = [list(dict.fromkeys(map(spelled, one.item.choices))) for one in some]
         talks = [one.messages for one in some]
-        if config.raw:
-            chosen = choose_plain(model, talks, choices, normalise=config.normalise)
+        if config.plain_text:
+            chosen = choose_plain(model, talks, choices, normalise=config.length_normalise)
         else:
-            chosen = model.choose(talks, choices, normalise=config.normalise, batch_size=batch_size)
+            chosen = model.choose(talks, choices, normalise=config.length_normalise, batch_size=batch_size)
         for one, offered, choice in zip(some, choices, chosen, strict=True):
             places = [offered.index(spelled(own)) for own in one.item.choices]
             logprobs = _numbers([choice.logprobs[place] for place in places])
-            yield Answer(one.item.choices[places.index(choice.index)], logprobs)
+            yield Prediction(one.item.choices[places.index(choice.index)], logprobs)
 
 
-def _classify(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:
+def _classify(
+    model: Model, config: TaskConfig, questions: Sequence[PromptedItem], batch_size: int
+) -> Iterator[Prediction]:
     for answer in _choose(model, config, questions, batch_size):
         best = max(answer.logprobs)
         total = best + math.log(sum(math.exp(one - best) for one in answer.logprobs))
-        yield Answer(answer.prediction, tuple(one - total for one in answer.logprobs))
+        yield Prediction(answer.prediction, tuple(one - total for one in answer.logprobs))
 
 
-def _score(model: Model, config: TaskConfig, questions: Sequence[Question], batch_size: int) -> Iterator[Answer]:
+def _score(
+    model: Model, config: TaskConfig, questions: Sequence[PromptedItem], batch_size: int
+) -> Iterator[Prediction]:
     for at in range(0, len(questions), batch_size):
         some = questions[at : at + batch_size]
         contexts = ["".join(message.text for message in one.messages) for one in some]
         for logprobs in model.score_texts(contexts, [one.item.reference for one in some]):
-            yield Answer("", _numbers(logprobs))
+            yield Prediction("", _numbers(logprobs))
 
 
 def _numbers(logprobs: Sequence[float]) -> tuple[float, ...]:

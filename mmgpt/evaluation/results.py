@@ -16,10 +16,10 @@ import torch
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.evaluation.ids import id_text
-from mmgpt.evaluation.metrics import METRICS, Answered, Floats, summary
-from mmgpt.evaluation.predict import Answer
-from mmgpt.evaluation.tasks.few_shot import Prompt
-from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.metrics import METRICS, Floats, ScoredPrediction, interval
+from mmgpt.evaluation.predict import Prediction
+from mmgpt.evaluation.tasks.few_shot import FewShotPrompt
+from mmgpt.evaluation.tasks.item import TaskItem
 from mmgpt.evaluation.tasks.task import TaskConfig
 from mmgpt.files import write_file
 
@@ -107,22 +107,22 @@ def _shots_of(result: Record) -> Any:
     return named if "-seed" in named else result["shots"]
 
 
-def answered(item: Item, answer: Answer) -> Answered:
+def answered(item: TaskItem, answer: Prediction) -> ScoredPrediction:
     """An answer beside what is known about the right one."""
-    return Answered(answer.prediction, item.references, item.choices, answer.logprobs, dict(item.tags))
+    return ScoredPrediction(answer.prediction, item.references, item.choices, answer.logprobs, dict(item.tags))
 
 
-def statistics_of(config: TaskConfig, some: Sequence[Answered]) -> dict[str, Floats]:
+def statistics_of(config: TaskConfig, some: Sequence[ScoredPrediction]) -> dict[str, Floats]:
     """The statistics (N, S) of each metric of a task."""
-    return {name: METRICS[name].statistics(some) for name in config.metrics}
+    return {name: METRICS[name].sample_stats(some) for name in config.metrics}
 
 
-def summaries(statistics: Mapping[str, Floats]) -> Record:
+def intervals(statistics: Mapping[str, Floats]) -> Record:
     """Figure, standard error and interval of each metric."""
-    return {name: summary(METRICS[name], found_NS) for name, found_NS in statistics.items()}
+    return {name: interval(METRICS[name], found_NS) for name, found_NS in statistics.items()}
 
 
-def groups(statistics: Mapping[str, Floats], items: Sequence[Item]) -> Record:
+def groups(statistics: Mapping[str, Floats], items: Sequence[TaskItem]) -> Record:
     """The same by each value of each tag, with the number of samples that have it."""
     places: dict[str, dict[str, list[int]]] = {}
     for number, item in enumerate(items):
@@ -130,14 +130,14 @@ def groups(statistics: Mapping[str, Floats], items: Sequence[Item]) -> Record:
             places.setdefault(tag, {}).setdefault(value, []).append(number)
     return {
         tag: {
-            value: {"n": len(own), **summaries({name: found_NS[own] for name, found_NS in statistics.items()})}
+            value: {"n": len(own), **intervals({name: found_NS[own] for name, found_NS in statistics.items()})}
             for value, own in sorted(values.items())
         }
         for tag, values in places.items()
     }
 
 
-def sample_row(item: Item, prompt: Prompt, answer: Answer, scores: Mapping[str, float]) -> Record:
+def sample_row(item: TaskItem, prompt: FewShotPrompt, answer: Prediction, scores: Mapping[str, float]) -> Record:
     """All that is known of a sample: enough to score it again without the model."""
     row: Record = {
         "key": item.key,
@@ -164,7 +164,7 @@ def over_seeds(rows: Sequence[Record]) -> Record:
     }
 
 
-def answered_of(row: Record) -> Answered:
+def answered_of(row: Record) -> ScoredPrediction:
     """A sample's row as metrics take it.
 
     Raises:
@@ -175,7 +175,7 @@ def answered_of(row: Record) -> Answered:
         raise UserError(f"{row['key']}: its prediction is {row.get('prediction')!r}, not a text; evaluate it again")
     if not isinstance(references, list) or not references or not all(isinstance(one, str) for one in references):
         raise UserError(f"{row['key']}: its references are {references!r}, not a list of texts")
-    return Answered(
+    return ScoredPrediction(
         row["prediction"],
         tuple(references),
         tuple(row.get("choices", ())),
@@ -228,7 +228,7 @@ def rescore(samples: Path, metrics: Sequence[str] = ()) -> Record:
     if not names:
         raise UserError(f"{samples}: its samples have no scores; name the metrics to compute")
     some = [answered_of(row) for row in rows]
-    return summaries({name: METRICS[name].statistics(some) for name in names})
+    return intervals({name: METRICS[name].sample_stats(some) for name in names})
 
 
 def environment() -> dict[str, Any]:

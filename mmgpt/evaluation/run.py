@@ -8,10 +8,10 @@ from mmgpt import arguments
 from mmgpt.arguments import several, whole
 from mmgpt.config import UserError
 from mmgpt.distributed import rank_and_world_size
-from mmgpt.evaluation.answer_cache import Answers
+from mmgpt.evaluation.answer_cache import AnswerCache
 from mmgpt.evaluation.models.model import Model, open_model
 from mmgpt.evaluation.results import Evaluation, environment, rescore
-from mmgpt.evaluation.scorer import OnProgress, OnScore, Scorer, Setting
+from mmgpt.evaluation.scorer import EvalContext, OnProgress, OnScore, Scorer
 from mmgpt.evaluation.tasks.few_shot import Shots
 from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task
 from mmgpt.locking import hold
@@ -68,8 +68,8 @@ def evaluate(
     opened = _open_tasks(tasks, data_root, with_pool=bool(blind) or any(one.count for one in wanted))
     under_test = _opened(model)
     fingerprint = under_test.fingerprint() if out is not None or cache is not None else ""
-    kept = Answers(out, cache, fingerprint, rank)
-    setting = Setting(under_test, fingerprint, kept, rank, world, batch_size, modes, on_progress, on_score)
+    kept = AnswerCache(out, cache, fingerprint, rank)
+    setting = EvalContext(under_test, fingerprint, kept, rank, world, batch_size, modes, on_progress, on_score)
     found = Evaluation(under_test.name, environment())
     with contextlib.closing(kept), _alone_in(out, rank):
         for task in opened:

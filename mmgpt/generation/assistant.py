@@ -14,11 +14,11 @@ from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message, Part
 from mmgpt.generation.compiled_step import compiled_step
 from mmgpt.generation.decode import Reply, text_of
-from mmgpt.generation.embedding import Pool, embed
+from mmgpt.generation.embedding import Pooling, embed
 from mmgpt.generation.engine import Engine
-from mmgpt.generation.generate import Asked, answer
+from mmgpt.generation.generate import GenerationRequest, generate
 from mmgpt.generation.loglikelihood import score, windows
-from mmgpt.generation.prompts import fit_talk, read_prompt
+from mmgpt.generation.prompts import parse_prompt, truncate_conversation
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.generation.speculative import check_draft
 from mmgpt.inputs.choices import without_space
@@ -46,9 +46,9 @@ class Assistant:
     def __init__(self, bundle: ModelBundle, name: str = "model", compile: bool = False) -> None:
         self.bundle, self.name = bundle, name
         self.model, self.tokenizer, self.renderer = bundle.model, bundle.tokenizer, bundle.renderer
-        self.end = bundle.tokenizer.special(bundle.renderer.template.end)
+        self.eos_token_id = bundle.tokenizer.special(bundle.renderer.template.end)
         step = compiled_step(bundle.model) if compile else None
-        self.engine = Engine(bundle.model, bundle.tokenizer, self.end, step)
+        self.engine = Engine(bundle.model, bundle.tokenizer, self.eos_token_id, step)
 
     def chat(
         self,
@@ -113,33 +113,33 @@ class Assistant:
         if draft is not None:
             check_draft(self.tokenizer, draft.tokenizer)
         asked = [
-            Asked(partial(self._prompt, one, key, config, trim), config, config.seed + i)
+            GenerationRequest(partial(self._prompt, one, key, config, trim), config, config.seed + i)
             for i, (one, key, config) in enumerate(zip(conversations, keys, configs, strict=True))
         ]
-        return answer(self.engine, asked, batch_size, draft.model if draft else None)
+        return generate(self.engine, asked, batch_size, draft.model if draft else None)
 
     def _prompt(self, messages: Sequence[Any], key: str, config: GenerateConfig, trim: bool) -> Rendered:
-        talk = read_prompt(messages)
+        talk = parse_prompt(messages)
         if not trim:
             return self.renderer.prompt(talk, key)
-        return fit_talk(self.renderer, talk, room=config.max_new_tokens, key=key).prompt
+        return truncate_conversation(self.renderer, talk, room=config.max_new_tokens, key=key).prompt
 
-    def excess(self, messages: Sequence[Any], room: int) -> int:
+    def tokens_over_context(self, messages: Sequence[Any], room: int) -> int:
         """By how many tokens a conversation with an answer of `room` tokens is over the context; it fits below 1.
 
         Raises:
             UserError: if a message is wrong or a medium cannot be used.
         """
         try:
-            return len(self.renderer.prompt(read_prompt(messages)).ids) + room - self.renderer.context
+            return len(self.renderer.prompt(parse_prompt(messages)).ids) + room - self.renderer.context
         except TooLong as error:
-            return error.excess + room - 1
+            return error.tokens_over + room - 1
 
     def fingerprint(self) -> str:
         """A hash of the weights and of all settings that answers depend on."""
         return self.bundle.fingerprint()
 
-    def embed(self, prompts: Sequence[Any], pool: Pool = "decoder", *, batch_size: int = 32) -> Tensor:
+    def embed(self, prompts: Sequence[Any], pool: Pooling = "decoder", *, batch_size: int = 32) -> Tensor:
         """A vector of length 1 for each prompt, a text, a medium or a list of both: float32 (N, D); see `embed`."""
         return embed(self.bundle, prompts, pool, batch_size=batch_size)
 
@@ -164,7 +164,7 @@ class Assistant:
         for name, is_set in whole.items():
             if is_set:
                 raise UserError(f"{name} is for whole answers, and a stream tells its own as it goes; leave it out")
-        return self._pieces(self.renderer.prompt(read_prompt(messages)), config)
+        return self._pieces(self.renderer.prompt(parse_prompt(messages)), config)
 
     def _pieces(self, prompt: Rendered, config: GenerateConfig) -> Generator[str, None, int]:
         told = 0
@@ -220,7 +220,7 @@ class Assistant:
         for at in range(0, len(conversations), batch_size):
             rows = range(at, min(at + batch_size, len(conversations)))
             texts = {i: without_space(lists[i]) for i in rows}
-            rendered = [self.renderer.choices(read_prompt(conversations[i]), texts[i], f"prompt {i}") for i in rows]
+            rendered = [self.renderer.choices(parse_prompt(conversations[i]), texts[i], f"prompt {i}") for i in rows]
             for i, logprobs in zip(rows, self._score(list(map(_split, rendered))), strict=True):
                 scores = [sum(one) / (len(one) if normalise else 1) for one in logprobs]
                 best = max(range(len(scores)), key=scores.__getitem__)
@@ -292,8 +292,10 @@ class Assistant:
         asked = []
         for number, (ids, own) in enumerate(zip(contexts, each, strict=True)):
             config = self._options(dict(own))
-            asked.append(Asked(partial(_plain, list(ids), [], f"text {number}"), config, config.seed + number))
-        return list(answer(self.engine, asked, batch_size))
+            asked.append(
+                GenerationRequest(partial(_plain, list(ids), [], f"text {number}"), config, config.seed + number)
+            )
+        return list(generate(self.engine, asked, batch_size))
 
     def _options(self, options: dict[str, Any]) -> GenerateConfig:
         return build(GenerateConfig, options, "generation options")
@@ -301,8 +303,8 @@ class Assistant:
     def _score(self, pairs: Sequence[tuple[Rendered, list[list[int]]]]) -> list[list[list[float]]]:
         """Log-probabilities of the tokens of each continuation of each prompt."""
         with self.engine.lock:
-            self.engine.reader.refresh()
-            return score(self.engine.reader, [prompt for prompt, _ in pairs], [ends for _, ends in pairs])
+            self.engine.prefiller.refresh()
+            return score(self.engine.prefiller, [prompt for prompt, _ in pairs], [ends for _, ends in pairs])
 
 
 def _plain(ids: list[int], media: list[Medium], key: str) -> Rendered:

@@ -49,10 +49,10 @@ class _Search:
     live: list[Beam] = field(default_factory=lambda: [Beam()])
     found: list[Beam] = field(default_factory=list)
 
-    def advance(self, candidates: Sequence[Beam], end: int) -> bool:
+    def advance(self, candidates: Sequence[Beam], eos_token_id: int) -> bool:
         """Take a step's candidates, likeliest first; True if the search goes on."""
         length = len(candidates[0].tokens)
-        ends = [beam.tokens[-1] == end or length == self.room for beam in candidates]
+        ends = [beam.tokens[-1] == eos_token_id or length == self.room for beam in candidates]
         for beam, is_end in zip(candidates[: self.num_beams], ends, strict=False):
             if is_end:
                 score = beam.total / length**self.length_penalty
@@ -72,11 +72,11 @@ def beam_search(
     num_beams: int,
     length_penalty: float,
     max_new_tokens: int,
-    end: int,
+    eos_token_id: int,
 ) -> list[list[Beam]]:
     """The up to `num_beams` best answers to each prompt, best first.
 
-    An answer ends at token `end`, at the budget or at the context's end.
+    An answer ends at token `eos_token_id`, at the budget or at the context's end.
 
     Raises:
         UserError: if the vocabulary is too small for so many beams.
@@ -91,7 +91,7 @@ def beam_search(
     while True:
         check_logits(logits_BV)
         steps = [
-            (search, at, search.advance(candidates, end))
+            (search, at, search.advance(candidates, eos_token_id))
             for at, (search, candidates) in enumerate(zip(going, _candidates(logits_BV, going), strict=True))
         ]
         width = len(logits_BV) // len(going)  # 1 after the prompts were read, then K

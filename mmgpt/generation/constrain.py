@@ -24,7 +24,7 @@ JSON_STYLE = {  # as json.dumps writes; free whitespace would let a model go on 
     "key_separator": ": ",
 }
 BOUNDS = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))
-STEP = 1e-6
+EXCLUSIVE_BOUND_STEP = 1e-6
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -46,7 +46,7 @@ class Constraint(Config):
         return self
 
 
-class Guide:
+class GrammarMask:
     """The constraint of one answer: which tokens may come next, given those so far."""
 
     def __init__(self, matcher: Any) -> None:
@@ -77,8 +77,8 @@ class Guide:
         self.matcher.consume_token(token)
 
 
-def make_guide(constraint: Constraint, tokenizer: Tokenizer, end: int) -> Guide:
-    """The guide of a new answer, which may stop with token `end` when the constraint is met and not before.
+def make_grammar_mask(constraint: Constraint, tokenizer: Tokenizer, eos_token_id: int) -> GrammarMask:
+    """The guide of a new answer, which may stop with token `eos_token_id` when the constraint is met and not before.
 
     Raises:
         UserError: if llguidance is absent, does not know the tokenizer's kind, cannot read the constraint, or nothing
@@ -87,7 +87,7 @@ def make_guide(constraint: Constraint, tokenizer: Tokenizer, end: int) -> Guide:
     for choice in constraint.choices or ():
         if tokenizer.decode(tokenizer.encode(choice)) != choice:
             raise UserError(f"constraint.choices: the tokenizer cannot write {choice!r}; leave it out")
-    return Guide(_matcher(tokenizer, end, _grammar(constraint)).deep_copy())
+    return GrammarMask(_matcher(tokenizer, eos_token_id, _grammar(constraint)).deep_copy())
 
 
 def _grammar(constraint: Constraint) -> str:
@@ -128,7 +128,7 @@ def _narrowed(node: Any, holds_schemas: bool = True) -> Any:
             and abs(bound) < 1e9
         ):
             del found[exclusive]
-            inner = bound + inwards * STEP
+            inner = bound + inwards * EXCLUSIVE_BOUND_STEP
             other = found.get(inclusive, inner)
             found[inclusive] = max(inner, other) if inwards > 0 else min(inner, other)
     return found
@@ -139,20 +139,20 @@ def _alternatives(texts: Sequence[str]) -> str:
 
 
 @lru_cache(maxsize=64)  # requests of one application share their constraint
-def _matcher(tokenizer: Tokenizer, end: int, grammar: str) -> Any:
-    matcher = _library().LLMatcher(_vocabulary(tokenizer, end), grammar, log_level=0)
+def _matcher(tokenizer: Tokenizer, eos_token_id: int, grammar: str) -> Any:
+    matcher = _library().LLMatcher(_vocabulary(tokenizer, eos_token_id), grammar, log_level=0)
     if matcher.is_error():
         raise UserError(f"the constraint cannot be used: {_first_line(matcher.get_error())}")
-    Guide(matcher.deep_copy()).mask(
+    GrammarMask(matcher.deep_copy()).mask(
         torch.zeros(len(tokenizer))
     )  # what nothing satisfies is told before a prompt is read
     return matcher
 
 
 @lru_cache(maxsize=4)  # a second for a vocabulary of 150,000 tokens
-def _vocabulary(tokenizer: Tokenizer, end: int) -> Any:
+def _vocabulary(tokenizer: Tokenizer, eos_token_id: int) -> Any:
     try:
-        return _library().LLTokenizer(tokenizer.core.to_str(), n_vocab=len(tokenizer), eos_token=end)
+        return _library().LLTokenizer(tokenizer.core.to_str(), n_vocab=len(tokenizer), eos_token=eos_token_id)
     except Exception as error:  # the library raises ValueError and its own
         raise UserError(
             f"llguidance cannot read this tokenizer ({_first_line(str(error))}); constraints need a byte-level BPE, "

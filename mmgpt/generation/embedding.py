@@ -13,17 +13,17 @@ from torch.nn import functional as F
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.sample import Message, Part
-from mmgpt.generation.prompts import read_prompt
+from mmgpt.generation.prompts import parse_prompt
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.bundle import ModelBundle
 
-Pool = Literal["encoder", "decoder", "last"]
+Pooling = Literal["encoder", "decoder", "last"]
 Prompt = Part | str | Sequence[Part | str]  # of one vector
 
 
 @torch.inference_mode()
-def embed(bundle: ModelBundle, prompts: Sequence[Prompt], pool: Pool = "decoder", *, batch_size: int = 32) -> Tensor:
+def embed(bundle: ModelBundle, prompts: Sequence[Prompt], pool: Pooling = "decoder", *, batch_size: int = 32) -> Tensor:
     """A vector of length 1 for each prompt: float32 (N, D) on the CPU, the same alone and in any batch.
 
     Args:
@@ -37,8 +37,8 @@ def embed(bundle: ModelBundle, prompts: Sequence[Prompt], pool: Pool = "decoder"
         UserError: if there is no prompt, one is empty, over the context, or has no media of one modality for `encoder`;
             MediaError: if a medium cannot be used.
     """
-    if pool not in get_args(Pool):
-        raise UserError(f"pool={pool} is not known; {did_you_mean(str(pool), get_args(Pool))}")
+    if pool not in get_args(Pooling):
+        raise UserError(f"pool={pool} is not known; {did_you_mean(str(pool), get_args(Pooling))}")
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
         raise UserError("embed takes a list of prompts, at least one; write [prompt]")
     bundle.model.eval()
@@ -59,11 +59,11 @@ def embed(bundle: ModelBundle, prompts: Sequence[Prompt], pool: Pool = "decoder"
 
 def _render(bundle: ModelBundle, prompt: Prompt, key: str) -> Rendered:
     parts = [prompt] if isinstance(prompt, str) or not isinstance(prompt, Sequence) else prompt
-    (message,) = read_prompt([Message.of("user", *parts)], bundle.limits)
+    (message,) = parse_prompt([Message.of("user", *parts)], bundle.limits)
     return bundle.renderer.parts(message.parts, key)
 
 
-def _of_decoder(bundle: ModelBundle, rendered: Sequence[Rendered], pool: Pool) -> Tensor:
+def _of_decoder(bundle: ModelBundle, rendered: Sequence[Rendered], pool: Pooling) -> Tensor:
     batch = collate(rendered).to(bundle.model.device)
     states_BTD = bundle.model.hidden(batch).float()
     lengths_B = torch.tensor([len(one.ids) for one in rendered], device=states_BTD.device)

@@ -18,8 +18,8 @@ from torch import Tensor
 from mmgpt.config import UserError
 from mmgpt.generation.compiled_step import Step
 from mmgpt.generation.decode import Reply, cut_at, decode_one, text_of
-from mmgpt.generation.prefill import Reader, Text
-from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser, next_tokens, token_scores
+from mmgpt.generation.prefill import Prefiller, TokenSequence
+from mmgpt.generation.sampling import GenerateConfig, Sampler, make_sampler, sample_tokens, token_scores
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.cache import KVCache
@@ -38,9 +38,9 @@ class Request:
         error: why it ended without an answer.
     """
 
-    text: Text
+    text: TokenSequence
     options: GenerateConfig
-    chooser: Chooser
+    sampler: Sampler
     budget: int
     reply: Reply = field(default_factory=Reply)
     is_done: bool = False
@@ -61,18 +61,20 @@ class Request:
 class Engine:
     """A model with a running batch; calls from several threads take turns, a step each."""
 
-    def __init__(self, model: MultimodalModel, tokenizer: Tokenizer, end: int, step: Step | None = None) -> None:
+    def __init__(
+        self, model: MultimodalModel, tokenizer: Tokenizer, eos_token_id: int, step: Step | None = None
+    ) -> None:
         """An idle engine.
 
         Args:
             model: it is set to evaluation.
             tokenizer: of the replies' texts.
-            end: the token that ends a reply.
+            eos_token_id: the token that ends a reply.
             step: adds a token to every row; `decode_one` if not given.
         """
-        self.model, self.tokenizer, self.end = model, tokenizer, end
+        self.model, self.tokenizer, self.eos_token_id = model, tokenizer, eos_token_id
         self.decode = step or decode_one
-        self.reader = Reader(model)
+        self.prefiller = Prefiller(model)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request of row i of the cache
         self.most_rows: int | None = None  # that memory has room for, once it ran out
@@ -81,14 +83,14 @@ class Engine:
 
     def submit(self, prompt: Rendered, options: GenerateConfig, index: int = 0) -> Request:
         """Hand a request in; `index` is its place in the call, and its draws are seeded with `options.seed + index`."""
-        text = self.reader.text(prompt)
-        chooser = make_chooser(options, self.tokenizer, options.seed + index, prompt.ids, self.end)
+        text = self.prefiller.text(prompt)
+        sampler = make_sampler(options, self.tokenizer, options.seed + index, prompt.ids, self.eos_token_id)
         room = self.model.config.decoder.context - len(prompt.ids)
-        request = Request(text, options, chooser, min(options.max_new_tokens, room))
+        request = Request(text, options, sampler, min(options.max_new_tokens, room))
         with self.lock:
             if not self.waiting and not self.running:
                 self.model.eval()
-                self.reader.refresh()
+                self.prefiller.refresh()
             self.waiting.append(request)
         return request
 
@@ -100,30 +102,30 @@ class Engine:
                 request.reply.finish_reason = "cancelled"
                 self._finish(request)
 
-    def answer(
-        self, prompts: Iterable[tuple[Rendered, GenerateConfig]], at_once: int, numbered: bool = True
+    def generate(
+        self, prompts: Iterable[tuple[Rendered, GenerateConfig]], max_batch: int, numbered: bool = True
     ) -> Iterator[Reply]:
         """The replies in the order of the prompts, which are taken from their source as rows become free.
 
         Args:
             prompts: prompts with their options.
-            at_once: of these prompts in the batch.
+            max_batch: of these prompts in the batch.
             numbered: seed each with its place among them; else with its options' seed alone.
         """
         source = enumerate(prompts)
-        flying: deque[Request] = deque()  # in order; done ones at the head are given out
+        in_flight: deque[Request] = deque()  # in order; done ones at the head are given out
         try:
             while True:
-                while sum(not one.is_done for one in flying) < at_once and (found := next(source, None)):
+                while sum(not one.is_done for one in in_flight) < max_batch and (found := next(source, None)):
                     index, (prompt, options) = found
-                    flying.append(self.submit(prompt, options, index if numbered else 0))
-                while flying and flying[0].is_done:
-                    yield flying.popleft().result()
-                if not flying:
+                    in_flight.append(self.submit(prompt, options, index if numbered else 0))
+                while in_flight and in_flight[0].is_done:
+                    yield in_flight.popleft().result()
+                if not in_flight:
                     return
                 self.step()
         finally:
-            for request in flying:
+            for request in in_flight:
                 self.cancel(request)
 
     @torch.inference_mode()
@@ -131,7 +133,7 @@ class Engine:
         """Read some waiting prompts if there is room for them, else add a token to every running row."""
         with self.lock:
             free = len(self.waiting) if self.most_rows is None else self.most_rows - len(self.running)
-            group, reach = self._next_group(free) if self.waiting and free > 0 else ([], 0)
+            group, reach = self._next_batch(free) if self.waiting and free > 0 else ([], 0)
             rows = group or list(self.running)
             try:
                 self._join(group, reach) if group else self._advance()
@@ -143,16 +145,16 @@ class Engine:
                 else:
                     self._fail(rows, _too_large(rows[0]))
 
-    def _next_group(self, free: int) -> tuple[list[Request], int]:
+    def _next_batch(self, free: int) -> tuple[list[Request], int]:
         """Waiting requests to read in one pass, and the slots that takes."""
         candidates = {one.text: one for one, _ in zip(self.waiting, range(free), strict=False)}
-        texts, reach = self.reader.group(list(candidates))
+        texts, reach = self.prefiller.next_batch(list(candidates))
         return [candidates[text] for text in texts], reach
 
     def _join(self, group: list[Request], reach: int) -> None:
         held = len(self.running)
         cache = self._grown(held + len(group), max(reach, *(len(one.text.prompt.ids) + one.budget for one in group)))
-        logits_BV = self.reader.read(cache.view(held, len(group)), [one.text for one in group])
+        logits_BV = self.prefiller.read(cache.view(held, len(group)), [one.text for one in group])
         for one in group:
             self.waiting.remove(one)
         self.running += group
@@ -174,12 +176,12 @@ class Engine:
         for one, is_number in zip(list(rows), sums_B.isfinite().tolist(), strict=True):
             if not is_number:
                 self._fail([one], _not_numbers(one))
-        plain = [at for at, one in enumerate(rows) if one.chooser.is_plain and not one.is_done]
-        others = [[at] for at, one in enumerate(rows) if not one.chooser.is_plain and not one.is_done]
+        plain = [at for at, one in enumerate(rows) if one.sampler.is_plain and not one.is_done]
+        others = [[at] for at, one in enumerate(rows) if not one.sampler.is_plain and not one.is_done]
         for some in ([plain] if plain else []) + others:
             chosen_BV = logits_BV if len(some) == len(rows) else logits_BV[some]
             try:
-                ids_B = next_tokens(chosen_BV, [rows[at].chooser for at in some])
+                ids_B = sample_tokens(chosen_BV, [rows[at].sampler for at in some])
             except UserError as error:  # its constraint lets no token follow
                 self._fail([rows[at] for at in some], error)
                 continue
@@ -203,7 +205,7 @@ class Engine:
         if len(reply.tokens) == 1:
             reply.seconds_to_first = now - one.started
         stops = one.options.stop
-        if token == self.end or (stops and cut_at(self.tokenizer.decode(reply.tokens), stops) is not None):
+        if token == self.eos_token_id or (stops and cut_at(self.tokenizer.decode(reply.tokens), stops) is not None):
             reply.finish_reason = "stop"
         elif len(reply.tokens) < one.budget:
             return
@@ -247,7 +249,7 @@ class Engine:
     def _halve(self, group: list[Request]) -> None:
         """Go on with half the rows; the youngest wait again, and are read again with what they said so far."""
         self.most_rows = len({*self.running, *group}) // 2
-        self.reader.clear()
+        self.prefiller.clear()
         said = [one for one in self.running if one not in group]  # a group that has just joined lies behind them
         self.running, stopped = said[: self.most_rows], said[self.most_rows :]
         back = stopped + [one for one in group if one not in self.waiting]
@@ -281,8 +283,8 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[Rendered],
     options: GenerateConfig,
-    end: int,
+    eos_token_id: int,
 ) -> list[Reply]:
     """Answer a batch of prompts."""
-    engine = Engine(model, tokenizer, end)
-    return list(engine.answer(((prompt, options) for prompt in prompts), len(prompts)))
+    engine = Engine(model, tokenizer, eos_token_id)
+    return list(engine.generate(((prompt, options) for prompt in prompts), len(prompts)))

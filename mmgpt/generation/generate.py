@@ -11,14 +11,14 @@ from mmgpt.config import UserError
 from mmgpt.generation.beam import beam_search
 from mmgpt.generation.decode import Reply, cut_at, text_of
 from mmgpt.generation.engine import Engine
-from mmgpt.generation.sampling import GenerateConfig, best_candidate, candidate_seed, make_chooser
-from mmgpt.generation.speculative import Draft, Guesser, Lookup, speculate
+from mmgpt.generation.sampling import GenerateConfig, best_candidate, candidate_seed, make_sampler
+from mmgpt.generation.speculative import DraftModel, PromptLookup, Proposer, speculate
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.multimodal import MultimodalModel
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationRequest:
     """A prompt, made when its turn comes, with its options and the seed of its draws."""
 
     prompt: Callable[[], Rendered]
@@ -26,8 +26,8 @@ class Asked:
     seed: int
 
 
-def answer(
-    engine: Engine, asked: Sequence[Asked], batch_size: int, draft: MultimodalModel | None = None
+def generate(
+    engine: Engine, asked: Sequence[GenerationRequest], batch_size: int, draft: MultimodalModel | None = None
 ) -> Iterator[Reply]:
     """The reply to each prompt, in their order, each as soon as it and those before it are there.
 
@@ -54,21 +54,21 @@ def answer(
                 yield from by(engine, chunk, options, draft)
 
 
-def _by_engine(engine: Engine, asked: Sequence[Asked], batch_size: int) -> Iterator[Reply]:
+def _by_engine(engine: Engine, asked: Sequence[GenerationRequest], batch_size: int) -> Iterator[Reply]:
     def requests() -> Iterator[tuple[Rendered, GenerateConfig]]:
         for one in asked:
             prompt = one.prompt()
             for candidate in range(one.options.best_of):
                 yield prompt, one.options.model_copy(update={"seed": candidate_seed(one.seed, candidate)})
 
-    replies = engine.answer(requests(), batch_size, numbered=False)
+    replies = engine.generate(requests(), batch_size, numbered=False)
     for one in asked:
         candidates = [next(replies) for _ in range(one.options.best_of)]
         yield candidates[best_candidate([reply.logprobs for reply in candidates])]
 
 
 def _by_beams(
-    engine: Engine, asked: Sequence[Asked], options: GenerateConfig, draft: MultimodalModel | None
+    engine: Engine, asked: Sequence[GenerationRequest], options: GenerateConfig, draft: MultimodalModel | None
 ) -> Iterator[Reply]:
     engine.model.eval()
     found = beam_search(
@@ -77,36 +77,36 @@ def _by_beams(
         num_beams=options.num_beams,
         length_penalty=options.length_penalty,
         max_new_tokens=options.max_new_tokens,
-        end=engine.end,
+        eos_token_id=engine.eos_token_id,
     )
     for best, *_ in found:
         reply = Reply(tokens=list(best.tokens), logprobs=list(best.logprobs))
-        reply.finish_reason = "stop" if reply.tokens[-1] == engine.end else "length"
+        reply.finish_reason = "stop" if reply.tokens[-1] == engine.eos_token_id else "length"
         reply.text = engine.tokenizer.decode(reply.tokens)
         yield reply
 
 
 def _by_guesses(
-    engine: Engine, asked: Sequence[Asked], options: GenerateConfig, draft: MultimodalModel | None
+    engine: Engine, asked: Sequence[GenerationRequest], options: GenerateConfig, draft: MultimodalModel | None
 ) -> Iterator[Reply]:
     engine.model.eval()
     prompts = [one.prompt() for one in asked]
-    choosers = [
-        make_chooser(options, engine.tokenizer, one.seed, prompt.ids, engine.end)
+    samplers = [
+        make_sampler(options, engine.tokenizer, one.seed, prompt.ids, engine.eos_token_id)
         for one, prompt in zip(asked, prompts, strict=True)
     ]
-    guesser: Guesser = Lookup()
+    proposer: Proposer = PromptLookup()
     if options.speculation == "draft":
-        assert draft is not None  # `answer` has looked
+        assert draft is not None  # `generate` has looked
         draft.eval()
-        guesser = Draft(draft, engine.model, prompts, options.max_new_tokens + options.draft_tokens)
+        proposer = DraftModel(draft, engine.model, prompts, options.max_new_tokens + options.draft_tokens)
     replies, finished = [Reply() for _ in asked], set[int]()
     limits = {"max_new_tokens": options.max_new_tokens, "draft_tokens": options.draft_tokens}
-    for token in speculate(engine.model, prompts, choosers, guesser, finished, engine.end, **limits):
+    for token in speculate(engine.model, prompts, samplers, proposer, finished, engine.eos_token_id, **limits):
         reply = replies[token.row]
         reply.tokens.append(token.id)
         reply.logprobs.append(token.logprob)
-        if token.id == engine.end:
+        if token.id == engine.eos_token_id:
             reply.finish_reason = "stop"
         elif options.stop and cut_at(engine.tokenizer.decode(reply.tokens), options.stop) is not None:
             reply.finish_reason = "stop"

@@ -12,13 +12,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmgpt.config import UserError
 from mmgpt.generation.decode import extend
-from mmgpt.generation.prefill import Reader
+from mmgpt.generation.prefill import Prefiller
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.cache import KVCache
 from mmgpt.model.decoder import Decoder
 
-SLOTS_AT_ONCE = 1 << 13  # of the cache, prompts included, in which continuations are scored together
-LOGITS_AT_ONCE = 1 << 24  # numbers
+MAX_CACHE_SLOTS = 1 << 13  # of the cache, prompts included, in which continuations are scored together
+MAX_LOGITS = 1 << 24  # numbers
 
 Pair = tuple[int, int]  # row of a prompt in its group, number of a continuation
 
@@ -50,33 +50,33 @@ def windows(first: int, length: int, context: int) -> Iterator[Window]:
 
 @torch.inference_mode()
 def score(
-    reader: Reader, prompts: Sequence[Rendered], continuations: Sequence[Sequence[Sequence[int]]]
+    prefiller: Prefiller, prompts: Sequence[Rendered], continuations: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[list[float]]]:
     """Log-probabilities of the tokens of each continuation, by prompt.
 
     Args:
-        reader: of the model; it is set to evaluation.
+        prefiller: of the model; it is set to evaluation.
         prompts: any number, each read once.
         continuations: for each prompt its own, as token ids, none of them empty.
     """
-    reader.model.eval()
-    texts = [reader.text(prompt) for prompt in prompts]
+    prefiller.model.eval()
+    texts = [prefiller.text(prompt) for prompt in prompts]
     numbers = {text: number for number, text in enumerate(texts)}
     scores: list[list[list[float]]] = [[] for _ in texts]
     while numbers:
-        group, slots = reader.group(list(numbers))
-        cache = reader.model.decoder.new_cache(len(group), slots)
-        logits_BV = reader.read(cache, group)
+        group, slots = prefiller.next_batch(list(numbers))
+        cache = prefiller.model.decoder.new_cache(len(group), slots)
+        logits_BV = prefiller.read(cache, group)
         places = [numbers.pop(text) for text in group]
         wanted = [[list(ids) for ids in continuations[place]] for place in places]
         lengths = [len(text) for text in group]
-        for place, found in zip(places, _score_group(reader, cache, lengths, logits_BV, wanted), strict=True):
+        for place, found in zip(places, _score_group(prefiller, cache, lengths, logits_BV, wanted), strict=True):
             scores[place] = found
     return scores
 
 
 def _score_group(
-    reader: Reader, cache: KVCache, lengths: list[int], logits_BV: Tensor, wanted: list[list[list[int]]]
+    prefiller: Prefiller, cache: KVCache, lengths: list[int], logits_BV: Tensor, wanted: list[list[list[int]]]
 ) -> list[list[list[float]]]:
     first_BV = logits_BV.log_softmax(dim=-1)
     scores = [[[float(first_BV[row, ids[0]])] for ids in choices] for row, choices in enumerate(wanted)]
@@ -85,10 +85,10 @@ def _score_group(
     for chunk in _chunks(pairs, [lengths[row] + len(wanted[row][number]) for row, number in pairs]):
         rest = [wanted[row][number] for row, number in chunk]
         starts = [lengths[row] for row, _ in chunk]
-        own = reader.model.decoder.new_cache(len(chunk), max(starts) + max(map(len, rest)))
+        own = prefiller.model.decoder.new_cache(len(chunk), max(starts) + max(map(len, rest)))
         for at, (row, _) in enumerate(chunk):
             own.copy_row(at, cache.view(row, 1), lengths[row])
-        for (row, number), found in zip(chunk, _extended(reader, own, starts, rest), strict=True):
+        for (row, number), found in zip(chunk, _extended(prefiller, own, starts, rest), strict=True):
             scores[row][number] += found
     return scores
 
@@ -99,7 +99,7 @@ def _chunks(pairs: list[Pair], slots: list[int]) -> Iterator[list[Pair]]:
     most = 0
     for pair, size in zip(pairs, slots, strict=True):
         most = max(most, size)
-        if chunk and (len(chunk) + 1) * most > SLOTS_AT_ONCE:
+        if chunk and (len(chunk) + 1) * most > MAX_CACHE_SLOTS:
             yield chunk
             chunk, most = [], size
         chunk.append(pair)
@@ -107,24 +107,24 @@ def _chunks(pairs: list[Pair], slots: list[int]) -> Iterator[list[Pair]]:
         yield chunk
 
 
-def _extended(reader: Reader, cache: KVCache, starts: list[int], texts: list[list[int]]) -> list[list[float]]:
+def _extended(prefiller: Prefiller, cache: KVCache, starts: list[int], texts: list[list[int]]) -> list[list[float]]:
     """Log-probabilities of all tokens but the first of each text, which goes on after what its row holds."""
-    decoder, device = reader.model.decoder, reader.model.device
+    decoder, device = prefiller.model.decoder, prefiller.model.device
     counts = [len(ids) - 1 for ids in texts]
     read_BT = pad_sequence([torch.tensor(ids[:-1]) for ids in texts], batch_first=True).to(device)
     all_BT = torch.arange(read_BT.shape[1], device=device).expand_as(read_BT)
-    hidden_BTD = extend(reader.model, cache, decoder.embed(read_BT), starts, counts, all_BT)
+    hidden_BTD = extend(prefiller.model, cache, decoder.embed(read_BT), starts, counts, all_BT)
     hidden_ND = hidden_BTD[all_BT < torch.tensor(counts, device=device)[:, None]]
     targets_N = torch.tensor([token for ids in texts for token in ids[1:]], device=device)
     logprobs = _logprobs(decoder, hidden_ND, targets_N)
     ends = torch.tensor(counts).cumsum(0).tolist()
-    return [logprobs[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    return [logprobs[eos_token_id - count : eos_token_id] for eos_token_id, count in zip(ends, counts, strict=True)]
 
 
 def _logprobs(decoder: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> list[float]:
-    at_once = max(1, LOGITS_AT_ONCE // decoder.embedding.num_embeddings)
+    max_batch = max(1, MAX_LOGITS // decoder.embedding.num_embeddings)
     found: list[float] = []
-    for some_ND, some_N in zip(hidden_ND.split(at_once), targets_N.split(at_once), strict=True):
+    for some_ND, some_N in zip(hidden_ND.split(max_batch), targets_N.split(max_batch), strict=True):
         logprobs_NV = decoder.logits(some_ND).log_softmax(dim=-1)
         found += logprobs_NV.gather(1, some_N[:, None])[:, 0].tolist()
     return found

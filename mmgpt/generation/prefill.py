@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmgpt.generation.decode import extend
-from mmgpt.generation.prefix_cache import LEAST_SHARED, Bounded, Keys, Prefix, Prefixes, shared_length
+from mmgpt.generation.prefix_cache import LEAST_SHARED, Keys, LRUCache, Prefix, PrefixCache, shared_length
 from mmgpt.inputs.batch import collate_media
 from mmgpt.inputs.rendered import Medium, Rendered
 from mmgpt.model.cache import KVCache
 from mmgpt.model.multimodal import MultimodalModel
 
-READ_AT_ONCE = 8192  # tokens, padding included, that one pass reads; a single text may be longer
-MEDIA_AT_ONCE = 16  # media that an encoder reads at a time
+MAX_PREFILL_TOKENS = 8192  # tokens, padding included, that one pass reads; a single text may be longer
+ENCODER_BATCH_SIZE = 16  # media that an encoder reads at a time
 
 
 class Placed(NamedTuple):
@@ -33,16 +33,16 @@ class Placed(NamedTuple):
 
 
 @dataclass(eq=False)
-class Text:
+class TokenSequence:
     """A prompt to read, with what was decoded after it already.
 
     Attributes:
-        keys: of the prompt's tokens: the id, or for tokens of a medium a negative number made of its content's hash.
+        token_keys: of the prompt's tokens: the id, or of a medium's token a negative number from its content's hash.
         is_awaited: others wait for the beginning that they share with this one.
     """
 
     prompt: Rendered
-    keys: Keys
+    token_keys: Keys
     media: list[Placed]
     tokens: list[int] = field(default_factory=list)
     is_awaited: bool = False
@@ -61,12 +61,14 @@ class Text:
         self.media, self.prompt = [], replace(self.prompt, media=[])
 
     @property
-    def all_keys(self) -> Keys:
+    def all_token_keys(self) -> Keys:
         """The keys of all tokens."""
-        return np.concatenate((self.keys, np.array(self.tokens, dtype=np.int64))) if self.tokens else self.keys
+        return (
+            np.concatenate((self.token_keys, np.array(self.tokens, dtype=np.int64))) if self.tokens else self.token_keys
+        )
 
 
-class Reader:
+class Prefiller:
     """Reads prompts into rows of a cache.
 
     Attributes:
@@ -76,8 +78,8 @@ class Reader:
 
     def __init__(self, model: MultimodalModel, prefix_bytes: int = 1 << 29, media_bytes: int = 1 << 28) -> None:
         self.model = model
-        self.prefixes = Prefixes(prefix_bytes)
-        self.features: Bounded[Tensor] = Bounded(media_bytes)
+        self.prefixes = PrefixCache(prefix_bytes)
+        self.features: LRUCache[Tensor] = LRUCache(media_bytes)
         self._stamp = _stamp(model)
 
     def refresh(self) -> None:
@@ -92,20 +94,20 @@ class Reader:
         self.prefixes.clear()
         self.features.clear()
 
-    def text(self, prompt: Rendered) -> Text:
+    def text(self, prompt: Rendered) -> TokenSequence:
         """A prompt with the keys of its tokens.
 
         Raises:
             ValueError: if its placeholders and its media's tokens differ in number.
         """
         ids = np.array(prompt.ids, dtype=np.int64)
-        keys, placed = ids.copy(), []
+        token_keys, placed = ids.copy(), []
         for modality, slot in self.model.placeholder_ids.items():
             places, at = np.flatnonzero(ids == slot), 0
             for medium in (one for one in prompt.media if one.modality == modality):
                 digest = _digest(medium)
                 own = places[at : at + medium.num_tokens]
-                keys[own] = -1 - (int.from_bytes(digest[:8], "big") >> 1)
+                token_keys[own] = -1 - (int.from_bytes(digest[:8], "big") >> 1)
                 placed.append(Placed(medium, digest, own))
                 at += medium.num_tokens
             if at != len(places):
@@ -113,50 +115,52 @@ class Reader:
                     f"{prompt.key}: the prompt holds {len(places)} {modality} placeholders but its media have {at} "
                     "tokens; render it with the model's own config.media_specs()"
                 )
-        return Text(prompt, keys, placed)
+        return TokenSequence(prompt, token_keys, placed)
 
-    def match(self, keys: Keys) -> tuple[bytes, int]:
+    def match(self, token_keys: Keys) -> tuple[bytes, int]:
         """The text read before that shares most of its start with these keys, and how many tokens.
 
         The last token is always read, for the logits that follow it.
         """
         best, most = b"", 0
-        for key, prefix in self.prefixes.alike(keys):
-            length = min(shared_length(keys, prefix.keys), len(keys) - 1)
+        for key, prefix in self.prefixes.candidates(token_keys):
+            length = min(shared_length(token_keys, prefix.token_keys), len(token_keys) - 1)
             if length >= max(most, LEAST_SHARED):
                 best, most = key, length
         return best, most
 
-    def group(self, texts: Sequence[Text]) -> tuple[list[Text], int]:
+    def next_batch(self, texts: Sequence[TokenSequence]) -> tuple[list[TokenSequence], int]:
         """Texts to read in one pass, the first and others like it; and the slots a row that they take.
 
         Not with it are texts that can reuse what another of them has in common with them, once that is read; texts of
         so different a length that padding would cost more than a pass; and what is over READ_AT_ONCE.
         """
         context = self.model.config.decoder.context
-        keys = {text: text.all_keys for text in texts}
-        starts = {text: self.match(keys[text])[1] for text in texts}
-        count = len(keys[texts[0]]) - starts[texts[0]]
-        group: list[Text] = []
-        for text in sorted(texts, key=lambda one: (one is not texts[0], abs(len(keys[one]) - starts[one] - count))):
-            shared = [(shared_length(keys[text], keys[other]), other) for other in group]
+        token_keys = {text: text.all_token_keys for text in texts}
+        starts = {text: self.match(token_keys[text])[1] for text in texts}
+        count = len(token_keys[texts[0]]) - starts[texts[0]]
+        group: list[TokenSequence] = []
+        for text in sorted(
+            texts, key=lambda one: (one is not texts[0], abs(len(token_keys[one]) - starts[one] - count))
+        ):
+            shared = [(shared_length(token_keys[text], token_keys[other]), other) for other in group]
             most, leader = max(shared, key=lambda pair: pair[0], default=(0, text))
             if most >= starts[text] + LEAST_SHARED:
                 leader.is_awaited = True
                 continue
-            counts = [len(keys[one]) - starts[one] for one in (*group, text)]
+            counts = [len(token_keys[one]) - starts[one] for one in (*group, text)]
             padded, reach = len(counts) * max(counts), max(starts[one] for one in (*group, text)) + max(counts)
-            if not group or (padded <= min(1.25 * sum(counts) + 64, READ_AT_ONCE) and reach <= context):
+            if not group or (padded <= min(1.25 * sum(counts) + 64, MAX_PREFILL_TOKENS) and reach <= context):
                 group.append(text)
-        longest = max(len(keys[one]) - starts[one] for one in group)
+        longest = max(len(token_keys[one]) - starts[one] for one in group)
         return group, max(starts[one] for one in group) + longest
 
     @torch.inference_mode()
-    def read(self, cache: KVCache, texts: Sequence[Text]) -> Tensor:
+    def read(self, cache: KVCache, texts: Sequence[TokenSequence]) -> Tensor:
         """Read texts into the rows of a cache, over whatever is there; the logits (B, V) that follow each."""
         starts = []
         for row, text in enumerate(texts):
-            key, length = self.match(text.all_keys)
+            key, length = self.match(text.all_token_keys)
             prefix = self.prefixes.get(key)
             if prefix is not None:
                 cache.copy_row(row, prefix.cache, length)
@@ -169,12 +173,12 @@ class Reader:
                 self._hold(text, cache.view(row, 1, length))
         return self.model.decoder.logits(hidden_BD)
 
-    def _hold(self, text: Text, row: KVCache) -> None:
-        keys = text.all_keys
+    def _hold(self, text: TokenSequence, row: KVCache) -> None:
+        token_keys = text.all_token_keys
         if row.num_bytes <= self.prefixes.limit:
-            self.prefixes.add(keys.tobytes(), Prefix(keys, row.clone()), row.num_bytes)
+            self.prefixes.add(token_keys.tobytes(), Prefix(token_keys, row.clone()), row.num_bytes)
 
-    def _embed(self, texts: Sequence[Text], starts: Sequence[int]) -> Tensor:
+    def _embed(self, texts: Sequence[TokenSequence], starts: Sequence[int]) -> Tensor:
         """Embeddings (B, T, D) of what is to be read of each text, media written over their placeholders."""
         counts = [len(text) - start for text, start in zip(texts, starts, strict=True)]
         ids = np.zeros((len(texts), max(counts)), dtype=np.int64)
@@ -195,7 +199,7 @@ class Reader:
             x_BTD[row, places_K] = tokens_KD.to(x_BTD.dtype)
         return x_BTD
 
-    def _features(self, wanted: Sequence[tuple[Text, Placed]]) -> dict[bytes, Tensor]:
+    def _features(self, wanted: Sequence[tuple[TokenSequence, Placed]]) -> dict[bytes, Tensor]:
         """The tokens (K, D) of media by their hashes; those not held are encoded, each content once."""
         known = {placed.digest: self.features.get(placed.digest) for _, placed in wanted}
         found = {digest: tokens_KD for digest, tokens_KD in known.items() if tokens_KD is not None}
@@ -206,8 +210,8 @@ class Reader:
                 if placed.digest not in found and placed.medium.modality == modality
             }
             digests = list(missing)
-            for at in range(0, len(digests), MEDIA_AT_ONCE):
-                some = digests[at : at + MEDIA_AT_ONCE]
+            for at in range(0, len(digests), ENCODER_BATCH_SIZE):
+                some = digests[at : at + ENCODER_BATCH_SIZE]
                 batch = collate_media([missing[digest] for digest in some])[modality].to(self.model.device)
                 tokens = self.model.media_tokens(modality, batch).split(list(batch.num_tokens))
                 for digest, tokens_KD in zip(some, tokens, strict=True):

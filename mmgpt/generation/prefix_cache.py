@@ -18,7 +18,7 @@ V = TypeVar("V")
 Keys = NDArray[np.int64]
 
 
-class Bounded(Generic[V]):
+class LRUCache(Generic[V]):
     """Values by key, of which the least recently used go when they take more than `limit` bytes together."""
 
     def __init__(self, limit: int) -> None:
@@ -67,31 +67,31 @@ class Bounded(Generic[V]):
 class Prefix(NamedTuple):
     """A text that was read: its keys, and a cache of one row."""
 
-    keys: Keys
+    token_keys: Keys
     cache: KVCache
 
 
-class Prefixes(Bounded[Prefix]):
+class PrefixCache(LRUCache[Prefix]):
     """Texts that were read, by their keys' bytes; found by their first few, for an evaluation holds thousands."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self._by_head: dict[bytes, dict[bytes, Prefix]] = {}
 
-    def alike(self, keys: Keys) -> Iterable[tuple[bytes, Prefix]]:
+    def candidates(self, token_keys: Keys) -> Iterable[tuple[bytes, Prefix]]:
         """Those that begin with the same LEAST_SHARED keys."""
-        return self._by_head.get(_head(keys), {}).items()
+        return self._by_head.get(_head(token_keys), {}).items()
 
     def add(self, key: bytes, value: Prefix, num_bytes: int) -> None:
         """Hold a text, unless it is over the limit alone."""
         super().add(key, value, num_bytes)
         if self.holds(key):
-            self._by_head.setdefault(_head(value.keys), {})[key] = value
+            self._by_head.setdefault(_head(value.token_keys), {})[key] = value
 
     def drop(self, key: bytes) -> None:
         """Let a text go, if it is held."""
         if self.holds(key):
-            head = _head(self._held[key][0].keys)
+            head = _head(self._held[key][0].token_keys)
             del self._by_head[head][key]
             if not self._by_head[head]:
                 del self._by_head[head]
@@ -103,8 +103,8 @@ class Prefixes(Bounded[Prefix]):
         self._by_head.clear()
 
 
-def _head(keys: Keys) -> bytes:
-    return keys[:LEAST_SHARED].tobytes()
+def _head(token_keys: Keys) -> bytes:
+    return token_keys[:LEAST_SHARED].tobytes()
 
 
 def shared_length(one: Keys, other: Keys) -> int:

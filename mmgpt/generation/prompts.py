@@ -61,7 +61,7 @@ def without_media(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(replace(m, parts=tuple(part for part in m.parts if isinstance(part, Text))) for m in messages)
 
 
-def read_prompt(raw: Sequence[Any], limits: Limits = LIMITS) -> tuple[Message, ...]:
+def parse_prompt(raw: Sequence[Any], limits: Limits = LIMITS) -> tuple[Message, ...]:
     """Messages, their media here.
 
     Args:
@@ -75,7 +75,7 @@ def read_prompt(raw: Sequence[Any], limits: Limits = LIMITS) -> tuple[Message, .
     if not any(_address_of(part) for message in messages for part in message.parts):
         return messages
     return tuple(
-        replace(message, parts=tuple(_here(part, message.role, limits) for part in message.parts))
+        replace(message, parts=tuple(_fetched(part, message.role, limits) for part in message.parts))
         for message in messages
     )
 
@@ -85,7 +85,7 @@ def _address_of(part: Any) -> str | None:
     return path if path and path.startswith(("http://", "https://")) else None
 
 
-def _here(part: Any, role: str, limits: Limits) -> Any:
+def _fetched(part: Any, role: str, limits: Limits) -> Any:
     address = _address_of(part)
     if address is None:
         return part
@@ -95,7 +95,7 @@ def _here(part: Any, role: str, limits: Limits) -> Any:
 
 
 @dataclass(frozen=True)
-class FittedTalk:
+class TruncatedConversation:
     """A talk that fits.
 
     Attributes:
@@ -118,14 +118,14 @@ class FittedTalk:
         return f"{turns}{f' (with {held})' if held else ''} left out: over the context of the model"
 
 
-def fit_talk(
+def truncate_conversation(
     renderer: Renderer,
     messages: Sequence[Message],
     *,
     room: int = 1,
     key: str = "prompt",
     showing: RenderContext | None = None,
-) -> FittedTalk:
+) -> TruncatedConversation:
     """Leave out a talk's oldest exchanges until it fits with `room` tokens for the answer.
 
     An exchange is a user turn and all that follows it, replies and tools' turns, up to the next; a system turn stays.
@@ -155,4 +155,4 @@ def fit_talk(
         raise too_long or TooLong(f"{key}: does not fit the context of {renderer.context}")
     prompt, kept = fitted
     first = int(whole[0].role == "system")
-    return FittedTalk(prompt, kept, whole[first : first + len(whole) - len(kept)])
+    return TruncatedConversation(prompt, kept, whole[first : first + len(whole) - len(kept)])

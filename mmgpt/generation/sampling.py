@@ -12,11 +12,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor
 
 from mmgpt.config import Config, Seed
-from mmgpt.generation.constrain import Constraint, Guide, make_guide
+from mmgpt.generation.constrain import Constraint, GrammarMask, make_grammar_mask
 from mmgpt.inputs.tokenizer import Tokenizer
 
 GOLDEN = 0x9E3779B1  # 2^32 / the golden ratio: its multiples mod 2^32 lie far apart
-FEW = 256  # tokens in which top-p mostly finds its share
+TOP_P_FIRST_TRY = 256  # tokens in which top-p mostly finds its share
 
 
 class GenerateConfig(Config):
@@ -78,7 +78,10 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
         return logits_BV
     probabilities_BV = logits_BV.softmax(dim=-1)
     vocab = logits_BV.shape[-1]
-    for count in (min(FEW, vocab), vocab):  # sorting all of a large vocabulary takes longer than a small model's pass
+    for count in (
+        min(TOP_P_FIRST_TRY, vocab),
+        vocab,
+    ):  # sorting all of a large vocabulary takes longer than a small model's pass
         best = probabilities_BV.topk(count, dim=-1)
         before_BC = best.values.cumsum(dim=-1) - best.values
         if bool((before_BC[:, -1] >= p).all()):
@@ -96,7 +99,7 @@ def keep_min_p(logits_BV: Tensor, p: float) -> Tensor:
     return logits_BV.masked_fill(probabilities_BV < least_B1, -torch.inf)
 
 
-def penalise(logits_V: Tensor, seen_V: Tensor, penalty: float) -> Tensor:
+def apply_repetition_penalty(logits_V: Tensor, seen_V: Tensor, penalty: float) -> Tensor:
     """Make the tokens of the bool mask `seen_V` less likely (Keskar et al. 2019, arXiv:1909.05858).
 
     Logits above 0 are divided by the penalty, others multiplied, as transformers does.
@@ -104,13 +107,13 @@ def penalise(logits_V: Tensor, seen_V: Tensor, penalty: float) -> Tensor:
     return torch.where(seen_V, torch.where(logits_V < 0, logits_V * penalty, logits_V / penalty), logits_V)
 
 
-def warp(logits_BV: Tensor, options: GenerateConfig) -> Tensor:
+def apply_filters(logits_BV: Tensor, options: GenerateConfig) -> Tensor:
     """Temperature, then top-k, top-p and min-p, in the order of transformers; logits to draw by."""
     warm_BV = logits_BV / options.temperature
     return keep_min_p(keep_top_p(keep_top_k(warm_BV, options.top_k), options.top_p), options.min_p)
 
 
-def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def multinomial(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """One token id a row (B,), each row from its own generator, so that a row's draw does not depend on its batch."""
     sums_BV = logits_BV.softmax(dim=-1).cpu().double().cumsum(dim=-1)
     shares_B = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
@@ -120,20 +123,22 @@ def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return picks_B1[:, 0].to(logits_BV.device)
 
 
-class Chooser:
+class Sampler:
     """One request's way of choosing: it is asked once for every token, and remembers what it chose.
 
     Attributes:
         is_plain: it takes the likeliest token whatever came before, so that its rows may be chosen for together.
     """
 
-    def __init__(self, options: GenerateConfig, seed: int, prompt_ids: Sequence[int], guide: Guide | None) -> None:
-        self.options, self.prompt_ids, self.guide = options, prompt_ids, guide
+    def __init__(
+        self, options: GenerateConfig, seed: int, prompt_ids: Sequence[int], grammar_mask: GrammarMask | None
+    ) -> None:
+        self.options, self.prompt_ids, self.grammar_mask = options, prompt_ids, grammar_mask
         self.generator = torch.Generator().manual_seed(seed)
-        self.is_plain = options.temperature == 0 and options.repetition_penalty == 1 and guide is None
+        self.is_plain = options.temperature == 0 and options.repetition_penalty == 1 and grammar_mask is None
         self.seen_V: Tensor | None = None
 
-    def choose(self, logits_V: Tensor) -> int:
+    def sample(self, logits_V: Tensor) -> int:
         """The next token of this request's text.
 
         Raises:
@@ -141,17 +146,17 @@ class Chooser:
         """
         penalty = self.options.repetition_penalty
         if penalty != 1:
-            logits_V = penalise(logits_V, self._seen(logits_V), penalty)
-        if self.guide is not None:
-            logits_V = self.guide.mask(logits_V)
+            logits_V = apply_repetition_penalty(logits_V, self._seen(logits_V), penalty)
+        if self.grammar_mask is not None:
+            logits_V = self.grammar_mask.mask(logits_V)
         if self.options.temperature == 0:
             token = int(logits_V.argmax())
         else:
-            token = int(draw(warp(logits_V[None], self.options), [self.generator]))
+            token = int(multinomial(apply_filters(logits_V[None], self.options), [self.generator]))
         if self.seen_V is not None:
             self.seen_V[token] = True
-        if self.guide is not None:
-            self.guide.accept(token)
+        if self.grammar_mask is not None:
+            self.grammar_mask.accept(token)
         return token
 
     def _seen(self, logits_V: Tensor) -> Tensor:
@@ -162,9 +167,9 @@ class Chooser:
         return self.seen_V
 
 
-def make_chooser(
-    options: GenerateConfig, tokenizer: Tokenizer | None, seed: int, prompt_ids: Sequence[int], end: int
-) -> Chooser:
+def make_sampler(
+    options: GenerateConfig, tokenizer: Tokenizer | None, seed: int, prompt_ids: Sequence[int], eos_token_id: int
+) -> Sampler:
     """The chooser of a new request.
 
     Args:
@@ -172,24 +177,24 @@ def make_chooser(
         tokenizer: only constraints need it.
         seed: of what it draws.
         prompt_ids: what the repetition penalty counts as said already.
-        end: the token that ends an answer, which a constraint allows once it is met.
+        eos_token_id: the token that ends an answer, which a constraint allows once it is met.
     Raises:
         UserError: if the constraint cannot be used.
     """
-    guide = None
+    grammar_mask = None
     if options.constraint is not None:
         if tokenizer is None:
             raise ValueError("a constraint is over the texts of tokens; give make_chooser the tokenizer")
-        guide = make_guide(options.constraint, tokenizer, end)
-    return Chooser(options, seed, prompt_ids, guide)
+        grammar_mask = make_grammar_mask(options.constraint, tokenizer, eos_token_id)
+    return Sampler(options, seed, prompt_ids, grammar_mask)
 
 
-def next_tokens(logits_BV: Tensor, choosers: Sequence[Chooser]) -> Tensor:
+def sample_tokens(logits_BV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     """The next token id of each row (B,): plain greedy rows together, each other one by its own chooser."""
     ids_B = logits_BV.argmax(dim=-1)
-    for row, chooser in enumerate(choosers):
-        if not chooser.is_plain:
-            ids_B[row] = chooser.choose(logits_BV[row])
+    for row, sampler in enumerate(samplers):
+        if not sampler.is_plain:
+            ids_B[row] = sampler.sample(logits_BV[row])
     return ids_B
 
 

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from mmgpt.config import UserError
 from mmgpt.generation.decode import decode_one, prefill
-from mmgpt.generation.sampling import Chooser, check_logits
+from mmgpt.generation.sampling import Sampler, check_logits
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.cache import KVCache
 from mmgpt.model.decoder import cached_attention_mask
 from mmgpt.model.multimodal import MultimodalModel
 
-LONGEST = 3  # tokens that the end of a text must share with an earlier place, tried from here down to 1
+MAX_NGRAM = 3  # tokens that the end of a text must share with an earlier place, tried from here down to 1
 
 
 @dataclass(frozen=True)
-class Judged:
+class VerifiedToken:
     """A token of row `row` that the model chose, with its log-probability under the model before any option."""
 
     row: int
@@ -36,20 +36,20 @@ class Judged:
     logprob: float
 
 
-class Guesser(Protocol):
+class Proposer(Protocol):
     """Guesses how texts go on."""
 
-    def guess(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    def proposal(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Up to `count` ids that may follow each text, which is as in the last call with what was decoded since."""
 
     def select_rows(self, rows: Tensor) -> None:
         """Forget all texts but these."""
 
 
-class Lookup:
+class PromptLookup:
     """Guesses that a text goes on as it did where its last few tokens stood before."""
 
-    def guess(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    def proposal(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Up to `count` ids a text."""
         return [look_up(text, count) for text in texts]
 
@@ -60,7 +60,7 @@ class Lookup:
 def look_up(text: Sequence[int], count: int) -> list[int]:
     """The `count` ids that follow the last earlier place of the text's end; what is copied may run into the copy."""
     ids_T = np.asarray(text)
-    for length in range(min(LONGEST, len(text) - 1), 0, -1):
+    for length in range(min(MAX_NGRAM, len(text) - 1), 0, -1):
         windows = np.lib.stride_tricks.sliding_window_view(ids_T[:-1], length)
         places = np.flatnonzero((windows == ids_T[-length:]).all(axis=1))
         if len(places):
@@ -69,7 +69,7 @@ def look_up(text: Sequence[int], count: int) -> list[int]:
     return []
 
 
-class Draft:
+class DraftModel:
     """Guesses by a smaller model of the same vocabulary, greedily."""
 
     def __init__(self, draft: MultimodalModel, model: MultimodalModel, prompts: Sequence[Rendered], room: int) -> None:
@@ -101,7 +101,7 @@ class Draft:
         longest = max(len(one.ids) for one in prompts)
         self.cache = prefill(draft, shown, room)[0] if longest < theirs.decoder.context else None
 
-    def guess(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    def proposal(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Up to `count` ids a text; none once a text fills the draft's context."""
         if self.cache is None:
             return [[] for _ in texts]
@@ -119,8 +119,8 @@ class Draft:
         for _ in range(count - 1):
             steps.append(decode_one(self.draft, self.cache, steps[-1])[:, : self.vocab].argmax(dim=-1))
         self.cache.lengths_B = read_B  # guesses are read again once they are taken
-        guesses: list[list[int]] = torch.stack(steps, dim=1).tolist()
-        return guesses
+        proposals: list[list[int]] = torch.stack(steps, dim=1).tolist()
+        return proposals
 
     def select_rows(self, rows: Tensor) -> None:
         """Forget all texts but these."""
@@ -167,23 +167,23 @@ def pad(rows: Sequence[Sequence[int]]) -> Tensor:
 def speculate(
     model: MultimodalModel,
     prompts: Sequence[Rendered],
-    choosers: Sequence[Chooser],
-    guesser: Guesser,
+    samplers: Sequence[Sampler],
+    proposer: Proposer,
     finished: set[int],
-    end: int,
+    eos_token_id: int,
     *,
     max_new_tokens: int,
     draft_tokens: int,
-) -> Iterator[Judged]:
-    """Tokens of all rows, those of a pass row by row. A row ends at token `end`, or when it is put into `finished`.
+) -> Iterator[VerifiedToken]:
+    """Tokens of all rows, those of a pass row by row. A row ends at `eos_token_id`, or when put into `finished`.
 
     Args:
         model: judges.
         prompts: the rows.
-        choosers: one a row.
-        guesser: whose guesses are judged.
+        samplers: one a row.
+        proposer: whose guesses are judged.
         finished: rows that are done; the caller may add to it.
-        end: the end token.
+        eos_token_id: the end token.
         max_new_tokens: of a row; the end of the context ends it too.
         draft_tokens: guessed at the most for a pass.
     """
@@ -192,18 +192,18 @@ def speculate(
     ends = [min(len(text) + max_new_tokens, context) for text in texts]
     cache, logits_BV = prefill(model, prompts, max(ends) - max(map(len, texts)) + draft_tokens)
     rows, logits_BTV = list(range(len(prompts))), logits_BV[:, None]
-    guesses: list[list[int]] = [[] for _ in rows]
+    proposals: list[list[int]] = [[] for _ in rows]
     is_prompt = True
     while True:
         check_logits(logits_BTV)
         counts = []
         for at, row in enumerate(rows):
             counts.append(0)
-            for token, logprob in _judge(logits_BTV[at], choosers[row], guesses[at]):
+            for token, logprob in _verify(logits_BTV[at], samplers[row], proposals[at]):
                 counts[-1] += 1
                 texts[row].append(token)
-                yield Judged(row, token, logprob)
-                if token == end or len(texts[row]) == ends[row]:
+                yield VerifiedToken(row, token, logprob)
+                if token == eos_token_id or len(texts[row]) == ends[row]:
                     finished.add(row)
                 if row in finished:
                     break
@@ -216,23 +216,23 @@ def speculate(
         if len(going) < len(rows):
             kept = torch.tensor(going, device=model.device)
             cache.select_rows(kept)
-            guesser.select_rows(kept)
+            proposer.select_rows(kept)
             rows = [rows[at] for at in going]
         own = [texts[row] for row in rows]
         wanted = max(ends[row] - len(texts[row]) for row in rows) - 1  # a pass gives one token more than was guessed
         count = min(draft_tokens, wanted, context - max(map(len, own)))
-        guesses = guesser.guess(own, count) if count > 0 else [[] for _ in own]
-        ids_BT = pad([[text[-1], *guess] for text, guess in zip(own, guesses, strict=True)])
+        proposals = proposer.proposal(own, count) if count > 0 else [[] for _ in own]
+        ids_BT = pad([[text[-1], *proposal] for text, proposal in zip(own, proposals, strict=True)])
         logits_BTV = decode_many(model, cache, ids_BT.to(model.device))
 
 
-def _judge(logits_TV: Tensor, chooser: Chooser, guess: Sequence[int]) -> Iterator[tuple[int, float]]:
+def _verify(logits_TV: Tensor, sampler: Sampler, proposal: Sequence[int]) -> Iterator[tuple[int, float]]:
     """The ids and log-probabilities that one pass gives a row: the guessed ones it chooses, and one more."""
-    logits_TV = logits_TV[: len(guess) + 1]
+    logits_TV = logits_TV[: len(proposal) + 1]
     logprobs_TV = logits_TV.log_softmax(dim=-1)
     likeliest = logits_TV.argmax(dim=-1).tolist()
-    for at in range(len(guess) + 1):
-        token = likeliest[at] if chooser.is_plain else chooser.choose(logits_TV[at])
+    for at in range(len(proposal) + 1):
+        token = likeliest[at] if sampler.is_plain else sampler.sample(logits_TV[at])
         yield token, float(logprobs_TV[at, token])
-        if at < len(guess) and token != guess[at]:
+        if at < len(proposal) and token != proposal[at]:
             return

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmgpt.inputs.rendered import IGNORED, Objective, Rendered, TargetText
 
-TRIALS = 4  # numbers of rows among which packing chooses
+NUM_PACKING_TRIALS = 4  # numbers of rows among which packing chooses
 PADDING = -1  # the document number of padding
 
 
@@ -205,7 +205,7 @@ def pack(samples: Sequence[Rendered], length: int, max_media: int | None = None)
         rows: list[list[Rendered]] = [[] for _ in range(count)]
         if all(_place(sample, rows, length, max_media) for sample in small):
             found.append(rows)
-        if len(found) == TRIALS:
+        if len(found) == NUM_PACKING_TRIALS:
             break
     return large + min(found, key=lambda rows: len(rows) * max(map(_length, rows), default=0), default=[])
 

@@ -26,7 +26,7 @@ from mmgpt.inputs.rendered import Objective, Rendered
 from mmgpt.inputs.trimming import TooLong
 
 CONNECTIONS = 8  # reads at a time of a process whose samples come over a network
-PROBES = 32  # samples that tell how many tokens those of a source have
+NUM_MEASURED_SAMPLES = 32  # samples that tell how many tokens those of a source have
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class StepDataset(IterableDataset[StepBatches | UserError]):
 def mean_tokens(source: Source, renderer: Renderer, objective: Objective) -> float:
     """Tokens of a source's samples, the mean of a few that lie evenly in it."""
     lengths = []
-    for index in range(0, len(source), max(1, len(source) // PROBES)):
+    for index in range(0, len(source), max(1, len(source) // NUM_MEASURED_SAMPLES)):
         try:
             rows = rows_of(source[index], objective)
             lengths.append(sum(len(renderer.render(row, objective).ids) for row in rows))
@@ -154,7 +154,8 @@ def mean_tokens(source: Source, renderer: Renderer, objective: Objective) -> flo
             continue
     if not lengths:
         raise UserError(
-            f"{source.name}: none of {PROBES} samples can be read and fits the context; see mmgpt data check"
+            f"{source.name}: none of {NUM_MEASURED_SAMPLES} samples can be read and fits the context; "
+            "see mmgpt data check"
         )
     return sum(lengths) / len(lengths)
 

@@ -60,9 +60,9 @@ class TooLong(UserError):
     """A sample or prompt that does not fit the context, even after whole turns were left out.
 
     Attributes:
-        excess: tokens that are too many, where that is known.
+        tokens_over: tokens that are too many, where that is known.
     """
 
-    def __init__(self, message: str, excess: int = 0) -> None:
+    def __init__(self, message: str, tokens_over: int = 0) -> None:
         super().__init__(message)
-        self.excess = excess
+        self.tokens_over = tokens_over

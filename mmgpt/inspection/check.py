@@ -26,11 +26,11 @@ from mmgpt.inputs.render import Renderer
 from mmgpt.inputs.rendered import Objective, Rendered
 from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS
 from mmgpt.inputs.trimming import TooLong
-from mmgpt.inspection.fingerprint import TOLERANCE, Fingerprint, Lookalikes, fingerprint
+from mmgpt.inspection.fingerprint import TOLERANCE, Fingerprint, NearDuplicateIndex, fingerprint
 from mmgpt.inspection.recipe_data import RecipeData
-from mmgpt.inspection.worker_pool import Died, map_in_workers
+from mmgpt.inspection.worker_pool import WorkerDied, map_in_workers
 
-RANGE = 32  # samples that a worker takes at a time, and that are lost with it
+SAMPLES_PER_TASK = 32  # samples that a worker takes at a time, and that are lost with it
 GENERATED = (WorldConfig, ComposedConfig)  # they draw with replacement: the same sample twice is no fault of theirs
 
 Reason = Literal["medium", "sample", "count", "too long", "crash", "leak", "repeated", "trimmed", "shared medium"]
@@ -127,7 +127,7 @@ def check_data(
         size = len(look.source(number))
         count = min(size, limit or size)
         check.left_out += size - count
-        ranges += [(number, range(at, min(at + RANGE, count))) for at in range(0, count, RANGE)]
+        ranges += [(number, range(at, min(at + SAMPLES_PER_TASK, count))) for at in range(0, count, SAMPLES_PER_TASK)]
     total = sum(len(part) for _, part in ranges)
     compare = _Comparison(check, look, near)
     for (number, part), seen in zip(ranges, map_in_workers(look, ranges, workers), strict=True):
@@ -240,15 +240,15 @@ class _Comparison:
     def __init__(self, check: Check, look: _Look, near: int) -> None:
         self.check, self.units = check, look.units
         self.names = [look.source(number).name for number in range(len(look.units))]
-        self.alike = {modality: Lookalikes(modality, near) for modality in TOLERANCE}
+        self.alike = {modality: NearDuplicateIndex(modality, near) for modality in TOLERANCE}
         self.trained_media: dict[tuple[str, int], str] = {}  # the key of the first sample with a medium
         self.trained_words: dict[bytes, str] = {}  # of the first sample that is words alone
         self.own: dict[tuple[object, ...], str] = {}  # what each source held before
 
-    def take(self, number: int, part: range, seen: list[_Seen] | Died) -> None:
+    def take(self, number: int, part: range, seen: list[_Seen] | WorkerDied) -> None:
         """Add what a worker saw of a range of a source."""
         self.check.samples += len(part)
-        if isinstance(seen, Died):
+        if isinstance(seen, WorkerDied):
             lost = f"{self.names[number]}/{part.start}..{part.stop - 1}"
             self._add(number, "crash", lost, f"a worker died on one of these {len(part)} samples ({seen})")
             return

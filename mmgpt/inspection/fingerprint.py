@@ -86,7 +86,7 @@ def _energies(sound: Waveform) -> np.ndarray:
 
 
 @dataclass
-class Lookalikes:
+class NearDuplicateIndex:
     """The different media of one modality seen so far; a copy of one of them gets that one's number.
 
     Attributes:

@@ -14,7 +14,7 @@ from mmgpt.files import write_file
 from mmgpt.inputs.objectives import rows_of
 from mmgpt.inputs.rendered import IGNORED, Medium, Objective, Rendered
 from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, Tokenizer
-from mmgpt.inspection.recipe_data import RecipeData, spread_indexes
+from mmgpt.inspection.recipe_data import RecipeData, stratified_indexes
 from mmgpt.model.config import ModelConfig
 from mmgpt.reports.gallery import medium_figure
 from mmgpt.reports.html import Markup, html_page, tag
@@ -67,7 +67,7 @@ def _section(
 ) -> Markup:
     objective = stages[0].objective
     names = ", ".join(stage.name for stage in stages)
-    indexes = spread_indexes(len(source), limit, seed)
+    indexes = stratified_indexes(len(source), limit, seed)
     hint = f"{names} \N{MIDDLE DOT} {objective} \N{MIDDLE DOT} {len(indexes)} of {len(source):,} samples"
     cards = [_card(data, source, index, objective) for index in indexes]
     return tag("section", tag("h2", source.name), tag("p", hint, cls="hint"), *cards, id=f"source-{number}")

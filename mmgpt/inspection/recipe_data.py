@@ -82,7 +82,7 @@ class _Readable(Source):
             return Sample(())
 
 
-def spread_indexes(size: int, limit: int, seed: int = 0) -> list[int]:
+def stratified_indexes(size: int, limit: int, seed: int = 0) -> list[int]:
     """At most `limit` indexes below `size`, in order: one drawn from each of as many equal stretches."""
     count = min(size, limit)
     rng = random.Random(seed)

@@ -21,7 +21,7 @@ from mmgpt.inputs.dataloader import StepDataset, iterate_steps
 from mmgpt.inputs.objectives import rows_of
 from mmgpt.inputs.rendered import IGNORED, Rendered
 from mmgpt.inputs.trimming import TooLong
-from mmgpt.inspection.recipe_data import RecipeData, spread_indexes
+from mmgpt.inspection.recipe_data import RecipeData, stratified_indexes
 from mmgpt.training.data_mix import open_stream, steps_of
 from mmgpt.training.recipe import StageConfig
 from mmgpt.training.stage import dropout_seed
@@ -101,7 +101,7 @@ def _source(
     data: RecipeData, stage: StageConfig, source: Source, limit: int, seed: int, on_progress: OnProgress
 ) -> Record:
     tally, sizes = _Tally(), dict[str, list[float]]()
-    indexes = spread_indexes(len(source), limit, seed)
+    indexes = stratified_indexes(len(source), limit, seed)
     for done, index in enumerate(indexes, start=1):
         try:
             sample = source[index]

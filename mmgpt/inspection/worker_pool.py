@@ -12,11 +12,11 @@ import torch
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-AHEAD = 64  # tasks a worker that may be done before the first one that is not
+MAX_TASKS_AHEAD = 64  # tasks a worker that may be done before the first one that is not
 
 
 @dataclass(frozen=True)
-class Died:
+class WorkerDied:
     """What stands for the result of a task on which a worker died."""
 
     exit_code: int | None
@@ -26,7 +26,9 @@ class Died:
         return f"by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def map_in_workers(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result | Died]:
+def map_in_workers(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+) -> Iterator[Result | WorkerDied]:
     """Results in the order of the tasks; with 0 workers, in this process.
 
     Function and tasks are pickled: processes are spawned, for a forked one inherits torch's threads in pieces.
@@ -56,12 +58,12 @@ class _Worker(Generic[Task, Result]):
         with contextlib.suppress(BrokenPipeError):  # of a worker that died: reading from it will tell
             self.pipe.send(task)
 
-    def take(self) -> Result | Died | Exception:
+    def take(self) -> Result | WorkerDied | Exception:
         try:
             return self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-            return Died(self.process.exitcode)
+            return WorkerDied(self.process.exitcode)
 
 
 class _Pool(Generic[Task, Result]):
@@ -69,12 +71,12 @@ class _Pool(Generic[Task, Result]):
         self.function = function
         self.workers = [_Worker[Task, Result](function) for _ in range(count)]
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Result | Died]:
-        done: dict[int, Result | Died] = {}
+    def run(self, tasks: Sequence[Task]) -> Iterator[Result | WorkerDied]:
+        done: dict[int, Result | WorkerDied] = {}
         given = yielded = 0
         while yielded < len(tasks):
             for worker in self.workers:
-                if worker.number is None and given < min(len(tasks), yielded + AHEAD * len(self.workers)):
+                if worker.number is None and given < min(len(tasks), yielded + MAX_TASKS_AHEAD * len(self.workers)):
                     worker.give(given, tasks[given])
                     given += 1
             self._collect(done)
@@ -82,7 +84,7 @@ class _Pool(Generic[Task, Result]):
                 yield done.pop(yielded)
                 yielded += 1
 
-    def _collect(self, done: dict[int, Result | Died]) -> None:
+    def _collect(self, done: dict[int, Result | WorkerDied]) -> None:
         """Wait for workers that have a task to be done with it."""
         busy = {worker.pipe: at for at, worker in enumerate(self.workers) if worker.number is not None}
         for pipe in wait(list(busy)):
@@ -90,7 +92,7 @@ class _Pool(Generic[Task, Result]):
             worker = self.workers[at]
             result = worker.take()
             if not worker.has_begun:
-                if isinstance(result, Died):  # the next would too
+                if isinstance(result, WorkerDied):  # the next would too
                     raise ChildProcessError(f"a worker ended before it began ({result}); use 0 workers")
                 worker.has_begun = True
                 continue
@@ -98,7 +100,7 @@ class _Pool(Generic[Task, Result]):
                 raise result
             assert worker.number is not None
             done[worker.number], worker.number = result, None
-            if isinstance(result, Died):
+            if isinstance(result, WorkerDied):
                 self.workers[at] = _Worker(self.function)
 
     def stop(self) -> None:

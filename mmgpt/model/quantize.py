@@ -33,7 +33,7 @@ GROUP = 32  # inputs that share a scale in int4
 OUTPUTS = 16  # int4: the kernel takes so many rows of a weight at a time
 STEPS = 127  # int8 on either side of zero
 EXACT = 2**24 // STEPS**2  # products of two such numbers whose sum float32 holds exactly, in any order
-TINY = torch.finfo(torch.float32).tiny  # stands for the scale of a row of zeros
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # stands for the scale of a row of zeros
 
 
 class Quantization(Config):
@@ -72,12 +72,12 @@ class QuantizedLinear(nn.Module):
     def fill(self, weight_OI: Tensor) -> None:
         """Take the numbers nearest to a weight."""
         if self.scheme != "int4":
-            scales_O = (weight_OI.float().abs().amax(dim=1) / STEPS).clamp_min(TINY)
+            scales_O = (weight_OI.float().abs().amax(dim=1) / STEPS).clamp_min(SMALLEST_SCALE)
             self.values, self.scales = (weight_OI.float() / scales_O[:, None]).round().to(torch.int8), scales_O
             return
         weight_OGi = weight_OI.float().unflatten(1, (-1, GROUP))
         low_OG, high_OG = weight_OGi.aminmax(dim=2)
-        scales_OG = ((high_OG - low_OG) / 15).clamp_min(TINY).bfloat16()
+        scales_OG = ((high_OG - low_OG) / 15).clamp_min(SMALLEST_SCALE).bfloat16()
         zeros_OG = (low_OG + 8 * scales_OG.float()).bfloat16()  # rounded first: the values make up for it
         steps_OGi = (weight_OGi - zeros_OG[..., None].float()) / scales_OG[..., None].float()
         values_OI = (steps_OGi.round() + 8).clamp(0, 15).to(torch.uint8).flatten(1)
@@ -110,7 +110,7 @@ class QuantizedLinear(nn.Module):
         return out_NO.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _int8(self, x_NI: Tensor) -> Tensor:
-        scales_N1 = x_NI.float().abs().amax(dim=1, keepdim=True).div_(STEPS).clamp_min_(TINY)
+        scales_N1 = x_NI.float().abs().amax(dim=1, keepdim=True).div_(STEPS).clamp_min_(SMALLEST_SCALE)
         steps_NI = x_NI.float() / scales_N1
         digit_NI = steps_NI.round()
         if self.scheme == "int8-dynamic":

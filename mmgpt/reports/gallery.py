@@ -41,8 +41,8 @@ def gallery(file: Path, title: str, most: int = MAX_CARDS) -> Markup:
     if not samples:
         return tag("div", tag("h3", title), tag("p", f"{file} is missing or empty.", cls="note"))
     wrong, right = [s for s in samples if is_right(s) is False], [s for s in samples if is_right(s) is not False]
-    chosen = spread(wrong, max((most + 1) // 2, most - len(right)))
-    chosen += spread(right, most - len(chosen))
+    chosen = every_nth(wrong, max((most + 1) // 2, most - len(right)))
+    chosen += every_nth(right, most - len(chosen))
     judged = sum(is_right(sample) is not None for sample in samples)
     counted = f"{len(wrong):,} of {judged:,} wrong" if judged else f"{len(samples):,} samples"
     heading = tag("h3", title, tag("small", counted))
@@ -51,7 +51,7 @@ def gallery(file: Path, title: str, most: int = MAX_CARDS) -> Markup:
     return tag("div", heading, tag("div", *cards, cls="cards long" if is_long else "cards"))
 
 
-def spread(items: Sequence[Record], count: int) -> list[Record]:
+def every_nth(items: Sequence[Record], count: int) -> list[Record]:
     """At most `count` items, at even distances, in order: neighbours are often about the same picture."""
     count = min(count, len(items))
     return [items[number * len(items) // count] for number in range(count)]

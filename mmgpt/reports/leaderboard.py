@@ -56,13 +56,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Board:
-    """What the page shows; `usual` is the hash of the prompts that most models were asked in a column."""
+    """What the page shows; `majority_prompt_hash` is of the prompts that most models were asked in a column."""
 
     folders: list[Folder]
     labels: list[str]
     columns: list[Column]
     cells: dict[tuple[int, Column], Cell]
-    usual: dict[Column, str]
+    majority_prompt_hash: dict[Column, str]
 
     def of(self, column: Column) -> Iterator[Cell]:
         """The cells of a column."""
@@ -70,12 +70,12 @@ class Board:
 
     def best(self, column: Column) -> float:
         """The best value of the models that were asked the usual prompts."""
-        values = [cell.score["value"] for cell in self.of(column) if not self.is_odd(column, cell)]
+        values = [cell.score["value"] for cell in self.of(column) if not self.has_other_prompts(column, cell)]
         return metric_named(column.metric).best(values)
 
-    def is_odd(self, column: Column, cell: Cell) -> bool:
+    def has_other_prompts(self, column: Column, cell: Cell) -> bool:
         """Whether this model was asked something else than most."""
-        return bool(cell.result["prompt_sha256"] != self.usual[column])
+        return bool(cell.result["prompt_sha256"] != self.majority_prompt_hash[column])
 
 
 def write_leaderboard(folders: Sequence[str | Path], out: str | Path, *, samples: int = MAX_CARDS) -> Path:
@@ -111,8 +111,8 @@ def _board(folders: list[Folder]) -> Board:
                 hashes.setdefault(column, Counter())[result["prompt_sha256"]] += 1
     if not cells:
         raise UserError("the evaluations hold no scores; evaluate with at least one task and metric")
-    usual = {column: counted.most_common(1)[0][0] for column, counted in hashes.items()}
-    return Board(folders, _labels(folders), list(hashes), cells, usual)
+    majority_prompt_hash = {column: counted.most_common(1)[0][0] for column, counted in hashes.items()}
+    return Board(folders, _labels(folders), list(hashes), cells, majority_prompt_hash)
 
 
 def _labels(folders: list[Folder]) -> list[str]:
@@ -154,7 +154,7 @@ def _table(board: Board) -> Markup:
         "Under each score its 95 % interval. The best of a column is bold; marked with a dot are those whose interval "
         "reaches it. Choose a score to see the answers behind it, wrong ones first."
     )
-    odd = any(board.is_odd(column, cell) for column in board.columns for cell in board.of(column))
+    odd = any(board.has_other_prompts(column, cell) for column in board.columns for cell in board.of(column))
     note = "† asked other prompts or other samples than most in this column: not to be compared."
     return tag(
         "section",
@@ -170,7 +170,7 @@ def _place(board: Board, row: int) -> tuple[bool, float]:
     """The best of the first column first; last who has no score there that can be compared."""
     column = board.columns[0]
     cell = board.cells.get((row, column))
-    if cell is None or board.is_odd(column, cell):
+    if cell is None or board.has_other_prompts(column, cell):
         return True, 0.0
     return False, -metric_named(column.metric).gain(cell.score["value"], 0.0)
 
@@ -201,7 +201,7 @@ def _score(board: Board, column: Column, cell: Cell | None) -> Markup:
     if cell is None:
         return tag("td", "\N{EN DASH}", cls="n soft")
     value, (low, high) = cell.score["value"], cell.score["ci95"]
-    is_odd, best = board.is_odd(column, cell), board.best(column)
+    is_odd, best = board.has_other_prompts(column, cell), board.best(column)
     kind = "odd" if is_odd else "best" if value == best else "near" if low <= best <= high else ""
     marks = tag("sup", "†") if is_odd else None
     interval = f"{_figure(column.metric, low)} \N{EN DASH} {_figure(column.metric, high)}"

@@ -16,7 +16,7 @@ from mmgpt.reports.charts import Axis, short
 from mmgpt.reports.html import Markup, data_url, tag
 
 COLUMNS = 240  # of a waveform; more cannot be told apart on a card
-QUIET = 1e-3  # a peak below that is not drawn larger
+LEAST_DRAWN_PEAK = 1e-3  # a peak below that is not drawn larger
 MEL_SECONDS = 60.0  # a longer sound has no mel picture
 MEL_RATE = 16_000  # Hz; pitches are shown up to half of it
 MEL_PAPER = -0.3  # deviations from a sound's mean loudness; what is softer, mostly noise, is left blank
@@ -34,7 +34,7 @@ def envelope(samples_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The lowest and the highest sample of each of N equal stretches, in shares of the peak."""
     count = min(COLUMNS, len(samples_S))
     starts_N = np.arange(count) * len(samples_S) // count
-    peak = max(float(np.abs(samples_S).max()), QUIET)
+    peak = max(float(np.abs(samples_S).max()), LEAST_DRAWN_PEAK)
     return np.minimum.reduceat(samples_S, starts_N) / peak, np.maximum.reduceat(samples_S, starts_N) / peak
 
 

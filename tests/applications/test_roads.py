@@ -10,10 +10,10 @@ from mmgpt.evaluation import compare as comparing
 from mmgpt.evaluation.compare import compare
 from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.official_scores import score_evaluation
-from mmgpt.evaluation.predict import Answer
-from mmgpt.evaluation.results import Evaluation, answered, rescore, sample_row, summaries
-from mmgpt.evaluation.tasks.few_shot import Prompt
-from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.predict import Prediction
+from mmgpt.evaluation.results import Evaluation, answered, intervals, rescore, sample_row
+from mmgpt.evaluation.tasks.few_shot import FewShotPrompt
+from mmgpt.evaluation.tasks.item import TaskItem
 from mmgpt.reports.gallery import is_right
 from mmgpt.reports.leaderboard import write_leaderboard
 from mmgpt.reports.run_report import write_report
@@ -34,19 +34,19 @@ def evaluation(name, worse=0):
     items, answers = [], []
     for number, (said, right) in enumerate(PAIRS * 3):
         said = "two cats" if number >= 3 * len(PAIRS) - worse else said
-        items.append(Item(f"k{number}", (Message.of("user", f"What {number}?"),), right, (right,), CHOICES))
-        answers.append(Answer(said, tuple(-0.1 - ((number + place * 3) % 7) / 3 for place in range(7))))
+        items.append(TaskItem(f"k{number}", (Message.of("user", f"What {number}?"),), right, (right,), CHOICES))
+        answers.append(Prediction(said, tuple(-0.1 - ((number + place * 3) % 7) / 3 for place in range(7))))
     metric = METRICS[name]
-    statistics_NS = metric.statistics([answered(*pair) for pair in zip(items, answers, strict=True)])
+    statistics_NS = metric.sample_stats([answered(*pair) for pair in zip(items, answers, strict=True)])
     each = metric.each(statistics_NS)
     rows = [
-        sample_row(item, Prompt(item.messages), answer, {name: score})
+        sample_row(item, FewShotPrompt(item.messages), answer, {name: score})
         for item, answer, score in zip(items, answers, each, strict=True)
     ]
     blind = {name: {"value": 0.25}, "text_only": {}}
     result = {"task": "pets", "version": 1, "shots": 0, "n": len(rows), "seconds": 1.0, "blind": blind, "groups": {}}
     result |= {
-        "metrics": summaries({name: statistics_NS}),
+        "metrics": intervals({name: statistics_NS}),
         "prompt_sha256": "0" * 64,
         "samples": "samples-pets-0.jsonl",
     }

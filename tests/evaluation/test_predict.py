@@ -10,9 +10,9 @@ from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import metrics
 from mmgpt.evaluation.metrics import Metric
-from mmgpt.evaluation.predict import Question, answers, check_items, room_of
+from mmgpt.evaluation.predict import PromptedItem, answers, check_items, room_of
 from mmgpt.evaluation.run import evaluate, rescore
-from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.item import TaskItem
 from mmgpt.evaluation.tasks.task import Task, TaskConfig, load_task
 
 CHOICES = ["circle", "triangle", "rectangle", "red", "green", "blue", "teal", "yes", "no"]
@@ -24,8 +24,8 @@ def task(kind: str, **changes) -> TaskConfig:
     return build(TaskConfig, tree | changes, "made")
 
 
-def questions(config: TaskConfig, root, count: int = 21) -> list[Question]:
-    return [Question(n, item, item.messages) for n, item in enumerate(Task(config, root).items(count))]
+def questions(config: TaskConfig, root, count: int = 21) -> list[PromptedItem]:
+    return [PromptedItem(n, item, item.messages) for n, item in enumerate(Task(config, root).items(count))]
 
 
 def test_classifying_gives_probabilities_over_the_labels(answerer, easy_vqa):
@@ -40,7 +40,7 @@ def test_classifying_gives_probabilities_over_the_labels(answerer, easy_vqa):
 @pytest.mark.parametrize("kind", ["choose", "rank"])
 @pytest.mark.parametrize("normalise", [False, True])
 def test_choosing_and_ranking_keep_the_log_probability_of_every_choice(kind, normalise, answerer, easy_vqa):
-    config = task(kind, normalise=normalise)
+    config = task(kind, length_normalise=normalise)
     asked = questions(config, easy_vqa, 5)
     for question, answer in zip(asked, answers(answerer, config, asked, 2), strict=True):
         chosen = answerer.choose(question.messages, CHOICES, normalise=normalise)
@@ -98,7 +98,7 @@ def test_an_item_that_cannot_be_answered_is_named_and_those_before_it_are_answer
     config = task(kind, metrics=["exact_match"])
     asked = questions(config, easy_vqa, 11)
     long = (Message.of("user", "what shape is in the image? " * 100),)
-    asked[7] = Question(7, asked[7].item, long)
+    asked[7] = PromptedItem(7, asked[7].item, long)
     found = []
     with pytest.raises(UserError, match=re.escape(asked[7].item.key) + ": .*the context of 320"):
         found += answers_until_error(answers(answerer, config, asked, 4), found)
@@ -124,8 +124,12 @@ def test_logits_that_are_not_numbers_are_told_with_the_item(kind, answerer, easy
 @pytest.mark.parametrize(
     ("kind", "item", "told"),
     [
-        ("generate", Item("a/0", (), "text", ("text",)), "a/0: is a document, which asks nothing; use kind=score"),
-        ("choose", Item("a/0", (Message.of("user", "?"),), "b", ("b",), ("b",)), "a/0: kind=choose needs two choices"),
+        ("generate", TaskItem("a/0", (), "text", ("text",)), "a/0: is a document, which asks nothing; use kind=score"),
+        (
+            "choose",
+            TaskItem("a/0", (Message.of("user", "?"),), "b", ("b",), ("b",)),
+            "a/0: kind=choose needs two choices",
+        ),
     ],
 )
 def test_items_that_do_not_suit_the_kind_are_refused_by_their_key(kind, item, told, answerer, easy_vqa, monkeypatch):
@@ -136,14 +140,14 @@ def test_items_that_do_not_suit_the_kind_are_refused_by_their_key(kind, item, to
 
 def test_labels_that_differ_from_item_to_item_are_refused(answerer, easy_vqa, monkeypatch):
     asked = (Message.of("user", "?"),)
-    items = [Item(f"a/{n}", asked, "b", ("b",), ("b", "c", "d")[: 2 + n]) for n in range(2)]
+    items = [TaskItem(f"a/{n}", asked, "b", ("b",), ("b", "c", "d")[: 2 + n]) for n in range(2)]
     monkeypatch.setattr(Task, "items", lambda self, limit: items)
     with pytest.raises(UserError, match="a/1: kind=classify needs the same choices for every item"):
         evaluate(answerer, [task("classify")], data_root=easy_vqa)
 
 
 def test_the_room_for_an_answer_is_enough_for_the_longest_choice(answerer):
-    item = Item("a/0", (Message.of("user", "?"),), "b", ("b",), ("b", "a longer one \u00e9"))
+    item = TaskItem("a/0", (Message.of("user", "?"),), "b", ("b",), ("b", "a longer one \u00e9"))
     assert room_of(task("choose"), item) > len(answerer.tokenizer.encode("a longer one \u00e9"))
     assert room_of(task("generate"), item) == 8
 
@@ -152,7 +156,7 @@ def test_a_choice_with_spaces_or_twice_has_the_score_of_the_bare_one(answerer, e
     config = task("choose")
     item = Task(config, easy_vqa).items(1)[0]
     asked = [
-        Question(number, replace(item, choices=choices), item.messages)
+        PromptedItem(number, replace(item, choices=choices), item.messages)
         for number, choices in enumerate([("yes", "no"), (" yes", "no\n"), ("yes", "no", " yes ")])
     ]
     bare, spaced, double = answers(answerer, config, asked, 4)

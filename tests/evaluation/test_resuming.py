@@ -12,10 +12,10 @@ from mmgpt.config import build
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message
 from mmgpt.evaluation import scorer
-from mmgpt.evaluation.answer_cache import Answers, digest_of
-from mmgpt.evaluation.predict import Answer
+from mmgpt.evaluation.answer_cache import AnswerCache, digest_of
+from mmgpt.evaluation.predict import Prediction
 from mmgpt.evaluation.run import Evaluation, evaluate
-from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.item import TaskItem
 from mmgpt.evaluation.tasks.task import TaskConfig, load_task
 from mmgpt.files import write_folder
 from mmgpt.generation.assistant import Assistant
@@ -127,13 +127,13 @@ def test_a_cache_is_shared_by_evaluations_of_one_model(counting, easy_vqa, tmp_p
 
 
 def test_damaged_lines_are_left_out(tmp_path):
-    kept = Answers(tmp_path, None, "model", 0)
+    kept = AnswerCache(tmp_path, None, "model", 0)
     kept.begin("a")
-    kept.add("one", "key", Answer("said \u00e9\ud83d\n", (-0.5, -1.0)))
+    kept.add("one", "key", Prediction("said \u00e9\ud83d\n", (-0.5, -1.0)))
     kept.close()
     with (tmp_path / "parts" / "a.0.jsonl").open("ab") as file:
         file.write(b'not json\n[1]\n{"digest": "two"}\n')
-    assert Answers(tmp_path, None, "model", 0).known == {"one": Answer("said \u00e9\ud83d\n", (-0.5, -1.0))}
+    assert AnswerCache(tmp_path, None, "model", 0).known == {"one": Prediction("said \u00e9\ud83d\n", (-0.5, -1.0))}
 
 
 def test_a_prompt_is_known_by_what_its_media_hold(tmp_path):
@@ -143,7 +143,7 @@ def test_a_prompt_is_known_by_what_its_media_hold(tmp_path):
     other = PIL.Image.effect_noise((8, 8), 50).convert("RGB")
 
     def digest(*parts, **changes) -> str:
-        item = Item("key", (), "yes", ("yes",), ("yes", "no"))
+        item = TaskItem("key", (), "yes", ("yes",), ("yes", "no"))
         return digest_of("model", task(**{"kind": "choose"} | changes), 0, item, (Message.of("user", *parts),))
 
     path, copied = (Image(str(tmp_path / name)) for name in ("a.png", "b.png"))
@@ -152,7 +152,7 @@ def test_a_prompt_is_known_by_what_its_media_hold(tmp_path):
     tone = [0.0, 0.5, -0.5] * 100
     sounds = [digest(Audio(np.array(tone), rate=rate)) for rate in (8000, 16000)]
     made = [digest(path), digest(Image(picture)), digest(Image(other)), digest("a"), digest("b"), *sounds]
-    made += [digest(path, "a"), digest("a", path), digest(path, normalise=True), digest(path, kind="greedy")]
+    made += [digest(path, "a"), digest("a", path), digest(path, length_normalise=True), digest(path, kind="greedy")]
     assert len(set(made)) == len(made)
 
 
@@ -224,11 +224,11 @@ def test_processes_of_which_one_is_killed_go_on_to_the_scores_of_one(answerer, e
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without /dev/full")
 def test_a_full_disk_is_told_with_the_file_of_the_answers(tmp_path):
-    answers = Answers(tmp_path, None, "model", 0)
+    answers = AnswerCache(tmp_path, None, "model", 0)
     answers.begin("task-0")
     answers.close()
     with (
         Path("/dev/full").open("ab", buffering=0) as answers.part,
         pytest.raises(OSError, match=r"No space left on device: '/dev/full'"),
     ):
-        answers.add("digest", "key", Answer("a cat"))
+        answers.add("digest", "key", Prediction("a cat"))

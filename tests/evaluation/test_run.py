@@ -224,12 +224,12 @@ def test_empty_answers_are_scored_as_wrong_and_named(answerer, easy_vqa):
 
 
 def test_a_guess_from_words_is_not_scored_where_log_probabilities_are_needed(choosing, answerer, easy_vqa, monkeypatch):
-    def statistics(some):
+    def sample_stats(some):
         if not all(one.logprobs for one in some):
             raise UserError("needs log-probabilities")
         return np.array([[sum(one.logprobs)] for one in some])
 
-    monkeypatch.setitem(metrics.METRICS, "sure", Metric(statistics))
+    monkeypatch.setitem(metrics.METRICS, "sure", Metric(sample_stats))
     both = choosing.model_copy(update={"metrics": ["sure", "choice_accuracy"]})
     found = evaluate(answerer, [both], data_root=easy_vqa, blind=True).results[0]
     assert list(found["blind"]) == ["sure", "choice_accuracy", "text_only"]

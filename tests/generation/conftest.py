@@ -8,7 +8,7 @@ from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.decode import decode_one, prefill
-from mmgpt.generation.sampling import Chooser, next_tokens, token_scores
+from mmgpt.generation.sampling import Sampler, sample_tokens, token_scores
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.multimodal import MultimodalModel
@@ -28,17 +28,19 @@ def decode_plainly() -> Callable[..., list[list[tuple[int, float]]]]:
     """Ids and log-probabilities of a batch, one token a pass: what every faster way must give."""
 
     def decode(
-        model: MultimodalModel, prompts: list[Rendered], choosers: list[Chooser], end: int, count: int
+        model: MultimodalModel, prompts: list[Rendered], samplers: list[Sampler], eos_token_id: int, count: int
     ) -> list[list[tuple[int, float]]]:
         rows: list[list[tuple[int, float]]] = [[] for _ in prompts]
         ends = [min(count, model.config.decoder.context - len(prompt.ids)) for prompt in prompts]
         cache, logits_BV = prefill(model, prompts, max(ends))
         going = list(range(len(prompts)))
         while True:
-            ids_B = next_tokens(logits_BV, [choosers[row] for row in going])
+            ids_B = sample_tokens(logits_BV, [samplers[row] for row in going])
             for row, score, token in zip(going, token_scores(logits_BV, ids_B), ids_B.tolist(), strict=True):
                 rows[row].append((token, score.logprob))
-            left = [at for at, row in enumerate(going) if rows[row][-1][0] != end and len(rows[row]) < ends[row]]
+            left = [
+                at for at, row in enumerate(going) if rows[row][-1][0] != eos_token_id and len(rows[row]) < ends[row]
+            ]
             if not left:
                 return rows
             kept = torch.tensor(left)
@@ -55,7 +57,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[int]], No
 
     def write(ids: list[int]) -> None:
         queue = iter(ids)
-        monkeypatch.setattr("mmgpt.generation.engine.next_tokens", lambda *_: torch.tensor([next(queue)]))
+        monkeypatch.setattr("mmgpt.generation.engine.sample_tokens", lambda *_: torch.tensor([next(queue)]))
 
     return write
 

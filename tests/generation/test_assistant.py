@@ -112,7 +112,7 @@ def test_streamed_pieces_joined_are_the_reply_whatever_the_tokens_are(ids, stop,
 
 def test_a_stream_tells_the_answer_while_it_is_decoded(assistant, conversations, script):
     ids = assistant.tokenizer.encode("one two three four")
-    script([*ids, assistant.end])
+    script([*ids, assistant.eos_token_id])
     pieces = assistant.stream(conversations[0])
     first = next(pieces)
     assert "one two three four".startswith(first)
@@ -314,9 +314,9 @@ def scripted(make_bundle):
         options = {"stop": stop, "max_new_tokens": max(1, len(ids) + ends)}
         answers = []
         for ask in (lambda *given, **more: list(assistant.stream(*given, **more)), assistant.chat):
-            queue = iter([*ids, *[assistant.end] * ends, 10])
+            queue = iter([*ids, *[assistant.eos_token_id] * ends, 10])
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("mmgpt.generation.engine.next_tokens", lambda *_, q=queue: torch.tensor([next(q)]))
+                patch.setattr("mmgpt.generation.engine.sample_tokens", lambda *_, q=queue: torch.tensor([next(q)]))
                 answers.append(ask([Message.of("user", "?")], **options))
         return answers
 
@@ -328,9 +328,9 @@ def test_excess_is_how_many_tokens_a_talk_and_its_answer_are_over_the_context(as
     context = assistant.renderer.context
     short, long = [Message.of("user", "a" * 5)], [Message.of("user", "ab cd " * context)]
     for talk in (short, long):
-        free = assistant.excess(talk, 0)
-        assert assistant.excess(talk, 3) == free + 3
-    assert assistant.excess(short, 0) == len(assistant.renderer.prompt(tuple(short)).ids) - context
+        free = assistant.tokens_over_context(talk, 0)
+        assert assistant.tokens_over_context(talk, 3) == free + 3
+    assert assistant.tokens_over_context(short, 0) == len(assistant.renderer.prompt(tuple(short)).ids) - context
 
 
 def test_a_fingerprint_tells_weights_and_settings_apart(make_assistant):

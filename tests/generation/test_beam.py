@@ -10,7 +10,7 @@ from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights
 from mmgpt.config import UserError, build
 from mmgpt.generation.beam import beam_search
 from mmgpt.generation.decode import decode_one
-from mmgpt.generation.sampling import GenerateConfig, make_chooser
+from mmgpt.generation.sampling import GenerateConfig, make_sampler
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.config import ModelConfig
@@ -49,7 +49,7 @@ def prompt_of(ids: list[int]) -> Rendered:
 
 
 def searched_by_transformers(
-    theirs: Any, prompt: Rendered, penalty: float, count: int, end: int = END
+    theirs: Any, prompt: Rendered, penalty: float, count: int, eos_token_id: int = END
 ) -> list[tuple[list[int], float]]:
     asked = torch.tensor([prompt.ids])
     options = {"num_beams": 4, "length_penalty": penalty, "early_stopping": False, "num_return_sequences": 4}
@@ -59,14 +59,14 @@ def searched_by_transformers(
         do_sample=False,
         max_new_tokens=count,
         pad_token_id=0,
-        eos_token_id=end,
+        eos_token_id=eos_token_id,
         return_dict_in_generate=True,
         output_scores=True,
         **options,
     )
     answers = []
     for row, score in zip(out.sequences[:, len(prompt.ids) :].tolist(), out.sequences_scores.tolist(), strict=True):
-        answers.append((row[: row.index(end) + 1] if end in row else row[:count], score))
+        answers.append((row[: row.index(eos_token_id) + 1] if eos_token_id in row else row[:count], score))
     return answers
 
 
@@ -75,7 +75,7 @@ def searched_by_transformers(
 def test_beams_are_those_of_transformers_in_a_batch_of_all_lengths(pair, prompts, penalty, count):
     theirs, ours = pair
     options = {"num_beams": 4, "length_penalty": penalty, "max_new_tokens": count}
-    found = beam_search(ours, prompts, **options, end=END)
+    found = beam_search(ours, prompts, **options, eos_token_id=END)
     for prompt, beams in zip(prompts, found, strict=True):
         wanted = searched_by_transformers(theirs, prompt, penalty, count)
         assert [list(beam.tokens) for beam in beams] == [tokens for tokens, _ in wanted]
@@ -94,9 +94,9 @@ def test_a_search_stops_where_that_of_transformers_does_though_a_longer_answer_m
     options: dict[str, Any] = {"length_penalty": 1.0, "max_new_tokens": 24}
     stopped_early = 0
     for prompt in [prompt_of([first]) for first in range(6, 26)]:
-        likely = beam_search(ours, [prompt], num_beams=1, **options, end=-1)[0][0].tokens[1]  # ends many beams
+        likely = beam_search(ours, [prompt], num_beams=1, **options, eos_token_id=-1)[0][0].tokens[1]  # ends many beams
         passes.clear()
-        beams = beam_search(ours, [prompt], num_beams=4, **options, end=likely)[0]
+        beams = beam_search(ours, [prompt], num_beams=4, **options, eos_token_id=likely)[0]
         wanted = searched_by_transformers(theirs, prompt, 1.0, 24, likely)
         assert [list(beam.tokens) for beam in beams] == [tokens for tokens, _ in wanted]
         stopped_early += len(passes) < 23
@@ -105,9 +105,9 @@ def test_a_search_stops_where_that_of_transformers_does_though_a_longer_answer_m
 
 def test_one_beam_is_greedy(pair, prompts, decode_plainly):
     _, ours = pair
-    choosers = [make_chooser(GenerateConfig(), None, 0, one.ids, END) for one in prompts]
-    greedy = decode_plainly(ours, prompts, choosers, END, 16)
-    found = beam_search(ours, prompts, num_beams=1, length_penalty=1.0, max_new_tokens=16, end=END)
+    samplers = [make_sampler(GenerateConfig(), None, 0, one.ids, END) for one in prompts]
+    greedy = decode_plainly(ours, prompts, samplers, END, 16)
+    found = beam_search(ours, prompts, num_beams=1, length_penalty=1.0, max_new_tokens=16, eos_token_id=END)
     assert [list(beams[0].tokens) for beams in found] == [[token for token, _ in row] for row in greedy]
 
 
@@ -121,14 +121,19 @@ def test_more_beams_find_what_is_likelier(pair, prompts):
 
 def test_beams_end_with_the_context(pair, prompts):
     _, ours = pair
-    found = beam_search(ours, prompts, num_beams=3, length_penalty=1.0, max_new_tokens=500, end=-1)
+    found = beam_search(ours, prompts, num_beams=3, length_penalty=1.0, max_new_tokens=500, eos_token_id=-1)
     assert [len(beams[0].tokens) for beams in found] == [64 - length for length in LENGTHS]
 
 
 def test_pictures_are_read_once_for_all_beams(make_assistant: Callable[..., Any], conversations):
     assistant = make_assistant()  # with token shift, whose state follows its beam
     prompts = [assistant.renderer.prompt(one) for one in conversations]
-    options: dict[str, Any] = {"num_beams": 3, "length_penalty": 1.0, "max_new_tokens": 8, "end": assistant.end}
+    options: dict[str, Any] = {
+        "num_beams": 3,
+        "length_penalty": 1.0,
+        "max_new_tokens": 8,
+        "end": assistant.eos_token_id,
+    }
     model = assistant.model.eval()
     together = beam_search(model, prompts, **options)
     for prompt, beams in zip(prompts, together, strict=True):
@@ -145,4 +150,4 @@ def test_pictures_are_read_once_for_all_beams(make_assistant: Callable[..., Any]
 
 def test_more_beams_than_a_vocabulary_can_tell_apart_are_refused(pair, prompts):
     with pytest.raises(UserError, match="num_beams=31 is over half of the vocabulary of 61"):
-        beam_search(pair[1], prompts, num_beams=31, length_penalty=1.0, max_new_tokens=4, end=END)
+        beam_search(pair[1], prompts, num_beams=31, length_penalty=1.0, max_new_tokens=4, eos_token_id=END)

@@ -16,8 +16,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message
 from mmgpt.generation.assistant import Assistant
-from mmgpt.generation.sampling import GenerateConfig, make_chooser
-from mmgpt.generation.speculative import Lookup, speculate
+from mmgpt.generation.sampling import GenerateConfig, make_sampler
+from mmgpt.generation.speculative import PromptLookup, speculate
 from mmgpt.inputs.tokenizer import Tokenizer
 
 SCHEMAS = int(os.environ.get("MMGPT_SCHEMAS", "100"))  # MMGPT_SCHEMAS=1000 for a thorough run
@@ -68,13 +68,13 @@ TOKENIZERS = {"byte-level": gpt2_like, "byte fallback": llama2_like}
 def written(tokenizer: Tokenizer, constraint: dict[str, Any], seed: int, most: int = 200) -> str | None:
     """An answer of random logits, a few rows wider than the tokenizer; None where `most` tokens did not end it."""
     options = GenerateConfig(temperature=1.0, constraint=constraint)
-    end = tokenizer.special(END if END in tokenizer.special_ids else "<|end|>")
-    chooser = make_chooser(options, tokenizer, seed, [], end)
+    eos_token_id = tokenizer.special(END if END in tokenizer.special_ids else "<|end|>")
+    sampler = make_sampler(options, tokenizer, seed, [], eos_token_id)
     noise = torch.Generator().manual_seed(seed)
     ids: list[int] = []
     while len(ids) < most:
-        ids.append(chooser.choose(torch.randn(len(tokenizer) + 7, generator=noise)))
-        if ids[-1] == end:
+        ids.append(sampler.sample(torch.randn(len(tokenizer) + 7, generator=noise)))
+        if ids[-1] == eos_token_id:
             return tokenizer.decode(ids)
     return None
 
@@ -94,19 +94,19 @@ def test_answers_are_always_one_of_the_choices_and_each_can_be(kind):
 def test_answers_match_the_regex(kind, regex):
     tokenizer = TOKENIZERS[kind]()
     answers = [written(tokenizer, {"regex": regex}, seed) for seed in range(20)]
-    assert all(answer is not None and re.fullmatch(regex, answer) for answer in answers)
+    assert all(generate is not None and re.fullmatch(regex, generate) for generate in answers)
     assert len(set(answers)) > 2
 
 
 def test_answers_follow_the_grammar(tokenizer):
     grammar = 'start: term (" + " term)*\nterm: NUMBER | "(" start ")"\nNUMBER: /[1-9][0-9]?/'
     answers = [written(tokenizer, {"grammar": grammar}, seed) for seed in range(30)]
-    done = [answer for answer in answers if answer is not None]
+    done = [generate for generate in answers if generate is not None]
     assert len(done) > 20
-    assert any("(" in answer and "+" in answer for answer in done)
-    for answer in done:
-        assert re.fullmatch(r"[0-9+ ()]+", answer)
-        assert eval(answer) > 0
+    assert any("(" in generate and "+" in generate for generate in done)
+    for generate in done:
+        assert re.fullmatch(r"[0-9+ ()]+", generate)
+        assert eval(generate) > 0
 
 
 class Schemas:
@@ -167,13 +167,19 @@ def answered(assistant: Assistant, constraints: list[dict[str, Any]], budget: in
     """Text and finish reason of an answer under each constraint, in one batch."""
     prompt = assistant.renderer.prompt((Message.of("user", "JSON, please."),))
     options = [GenerateConfig(temperature=8.0, constraint=one, max_new_tokens=budget) for one in constraints]
-    choosers = [make_chooser(one, assistant.tokenizer, i, prompt.ids, assistant.end) for i, one in enumerate(options)]
+    samplers = [
+        make_sampler(one, assistant.tokenizer, i, prompt.ids, assistant.eos_token_id) for i, one in enumerate(options)
+    ]
     rows: list[list[int]] = [[] for _ in constraints]
     sizes = {"max_new_tokens": budget, "draft_tokens": 3}
     prompts = [prompt] * len(rows)
-    for token in speculate(assistant.model.eval(), prompts, choosers, Lookup(), set(), assistant.end, **sizes):
+    for token in speculate(
+        assistant.model.eval(), prompts, samplers, PromptLookup(), set(), assistant.eos_token_id, **sizes
+    ):
         rows[token.row].append(token.id)
-    return [(assistant.tokenizer.decode(row), "stop" if row[-1] == assistant.end else "length") for row in rows]
+    return [
+        (assistant.tokenizer.decode(row), "stop" if row[-1] == assistant.eos_token_id else "length") for row in rows
+    ]
 
 
 def test_json_of_random_bounded_schemas_parses_and_validates(make_assistant: Callable[..., Assistant]):
@@ -204,8 +210,8 @@ def test_exclusive_bounds_are_never_reached(gpt2, low, width, kind):
         schema = {"type": kind, **dict(zip(bounds, (low, low + width), strict=True))}
         if kind == "number" or any(jsonschema.Draft202012Validator(schema).is_valid(i) for i in range(-10, 9)):
             for seed in range(12):
-                answer = written(gpt2, {"json_schema": schema}, seed)
-                jsonschema.Draft202012Validator(schema).validate(json.loads(answer, parse_float=Decimal))
+                generate = written(gpt2, {"json_schema": schema}, seed)
+                jsonschema.Draft202012Validator(schema).validate(json.loads(generate, parse_float=Decimal))
 
 
 def test_what_looks_like_a_bound_but_is_a_value_is_left_alone(gpt2):
@@ -231,9 +237,9 @@ def test_the_constraint_only_takes_tokens_away(assistant):
     for seed in range(20):
         logits_V = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(seed))
         options = GenerateConfig(constraint={"choices": letters})
-        chooser = make_chooser(options, tokenizer, 0, [], assistant.end)
+        sampler = make_sampler(options, tokenizer, 0, [], assistant.eos_token_id)
         best = max(letters, key=lambda word: float(logits_V[tokenizer.encode(word)[0]]))
-        assert tokenizer.decode([chooser.choose(logits_V)]) == best
+        assert tokenizer.decode([sampler.sample(logits_V)]) == best
 
 
 def test_constrained_speculation_gives_the_answers_of_plain_constrained_decoding(
@@ -243,13 +249,15 @@ def test_constrained_speculation_gives_the_answers_of_plain_constrained_decoding
     schema = {"type": "array", "items": {"enum": ["left", "right"]}, "minItems": 6, "maxItems": 6}
     options = GenerateConfig(constraint={"json_schema": schema}, max_new_tokens=64)
 
-    def choosers():
-        return [make_chooser(options, assistant.tokenizer, 0, one.ids, assistant.end) for one in prompts]
+    def samplers():
+        return [make_sampler(options, assistant.tokenizer, 0, one.ids, assistant.eos_token_id) for one in prompts]
 
-    plain = decode_plainly(assistant.model.eval(), prompts, choosers(), assistant.end, 64)
+    plain = decode_plainly(assistant.model.eval(), prompts, samplers(), assistant.eos_token_id, 64)
     found: list[list[int]] = [[] for _ in prompts]
     sizes = {"max_new_tokens": 64, "draft_tokens": 6}
-    for token in speculate(assistant.model, prompts, choosers(), Lookup(), set(), assistant.end, **sizes):
+    for token in speculate(
+        assistant.model, prompts, samplers(), PromptLookup(), set(), assistant.eos_token_id, **sizes
+    ):
         found[token.row].append(token.id)
     assert found == [[token for token, _ in row] for row in plain]
     assert all(json.loads(assistant.tokenizer.decode(row)) for row in found)
@@ -275,7 +283,7 @@ CANNOT = "the constraint cannot be met: nothing that this tokenizer writes satis
 )
 def test_an_impossible_or_unreadable_constraint_is_one_clear_error(tokenizer, constraint, told):
     with pytest.raises(UserError) as refused:
-        make_chooser(GenerateConfig(constraint=constraint), tokenizer, 0, [], tokenizer.special("<|end|>"))
+        make_sampler(GenerateConfig(constraint=constraint), tokenizer, 0, [], tokenizer.special("<|end|>"))
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -298,16 +306,16 @@ def test_without_llguidance_the_error_names_the_extra(tokenizer, monkeypatch):
 
 def test_requests_with_one_constraint_do_not_share_their_place_in_it(tokenizer):
     options = GenerateConfig(constraint={"regex": "abc"})
-    one, other = (make_chooser(options, tokenizer, 0, [], tokenizer.special("<|end|>")) for _ in range(2))
+    one, other = (make_sampler(options, tokenizer, 0, [], tokenizer.special("<|end|>")) for _ in range(2))
     logits_V = torch.zeros(len(tokenizer))
-    assert tokenizer.decode([one.choose(logits_V)])[0] == "a"
-    assert tokenizer.decode([other.choose(logits_V)])[0] == "a"
+    assert tokenizer.decode([one.sample(logits_V)])[0] == "a"
+    assert tokenizer.decode([other.sample(logits_V)])[0] == "a"
 
 
 def test_the_end_token_is_allowed_once_the_constraint_is_met_and_not_before(tokenizer):
-    end = tokenizer.special("<|end|>")
-    chooser = make_chooser(GenerateConfig(constraint={"choices": ["a", "ab"]}), tokenizer, 0, [], end)
+    eos_token_id = tokenizer.special("<|end|>")
+    sampler = make_sampler(GenerateConfig(constraint={"choices": ["a", "ab"]}), tokenizer, 0, [], eos_token_id)
     wanting_end_V = torch.zeros(len(tokenizer))
-    wanting_end_V[end] = 9.0
-    assert tokenizer.decode([chooser.choose(wanting_end_V)]) == "a"
-    assert chooser.choose(wanting_end_V) == end
+    wanting_end_V[eos_token_id] = 9.0
+    assert tokenizer.decode([sampler.sample(wanting_end_V)]) == "a"
+    assert sampler.sample(wanting_end_V) == eos_token_id

@@ -160,11 +160,11 @@ def test_the_end_of_the_context_ends_a_reply_with_reason_length_alone_as_in_a_ba
 
 def test_the_end_token_stops_a_reply_and_is_not_in_its_text(assistant, conversations):
     prompts = rendered(assistant, conversations)
-    end = assistant.end
+    end = assistant.eos_token_id
     ids = [int(i) for i in assistant.tokenizer.encode("a blue circle")]
     steps = iter([*ids, end])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmgpt.generation.engine.next_tokens", lambda *_: torch.tensor([next(steps)]))
+        patch.setattr("mmgpt.generation.engine.sample_tokens", lambda *_: torch.tensor([next(steps)]))
         reply = answers(assistant, prompts[:1], end, max_new_tokens=64)[0]
     assert (reply.text, reply.tokens, reply.finish_reason) == ("a blue circle", [*ids, end], "stop")
     assert len(reply.logprobs) == len(reply.tokens)

@@ -14,8 +14,8 @@ from mmgpt.datasets.sample import Message
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.decode import Reply, decode_one
 from mmgpt.generation.engine import Engine, Request
-from mmgpt.generation.generate import Asked, answer
-from mmgpt.generation.prefix_cache import LEAST_SHARED, Bounded, shared_length
+from mmgpt.generation.generate import GenerationRequest, generate
+from mmgpt.generation.prefix_cache import LEAST_SHARED, LRUCache, shared_length
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
@@ -59,9 +59,9 @@ def engine_of(assistant: Assistant) -> Engine:
     return Engine(assistant.model, assistant.tokenizer, NO_END)
 
 
-def run(engine: Engine, prompts: list[Rendered], at_once: int, **options: Any) -> list[list[int]]:
+def run(engine: Engine, prompts: list[Rendered], max_batch: int, **options: Any) -> list[list[int]]:
     config = GenerateConfig(**{"max_new_tokens": 8, **options})
-    return [reply.tokens for reply in engine.answer(((one, config) for one in prompts), at_once)]
+    return [reply.tokens for reply in engine.generate(((one, config) for one in prompts), max_batch)]
 
 
 def varied(prompts: list[Rendered]) -> list[tuple[Rendered, GenerateConfig]]:
@@ -95,11 +95,13 @@ def test_200_mixed_prompts_have_the_same_answers_alone_batched_joining_after_a_k
     assert len({tuple(tokens) for tokens in alone if len(tokens) > 3}) > 100
     engine = engine_of(hearing)
     batched = [r.tokens for r in drain(engine, [engine.submit(*one) for one in varied(prompts)])]
-    cached = [reply.tokens for reply in engine.answer(varied(prompts), 7)]  # joins mid-way, beginnings known
-    assert len(engine.reader.prefixes) > 10
+    cached = [reply.tokens for reply in engine.generate(varied(prompts), 7)]  # joins mid-way, beginnings known
+    assert len(engine.prefiller.prefixes) > 10
     lookup = {"speculation": "lookup"}
-    asked = [Asked(lambda one=one: one, options.model_copy(update=lookup), 0) for one, options in varied(prompts)]
-    guessed = [reply.tokens for reply in answer(engine_of(hearing), asked, 32)]
+    asked = [
+        GenerationRequest(lambda one=one: one, options.model_copy(update=lookup), 0) for one, options in varied(prompts)
+    ]
+    guessed = [reply.tokens for reply in generate(engine_of(hearing), asked, 32)]
     ties = 0
     for other in (batched, cached, guessed):
         for prompt, one, two in zip(prompts, alone, other, strict=True):
@@ -114,7 +116,7 @@ def test_what_is_drawn_depends_on_the_seed_and_the_place_in_the_call_alone(heari
     prompts = rendered(hearing, mixed(12))
     options = {"temperature": 1.0, "top_p": 0.9, "seed": 3}
     engine = engine_of(hearing)
-    runs = [run(engine, prompts, at_once, **options) for at_once in (12, 5, 1)]
+    runs = [run(engine, prompts, max_batch, **options) for max_batch in (12, 5, 1)]
     assert runs[0] == runs[1] == runs[2]
     config = GenerateConfig(**options, max_new_tokens=8)
     mixed_in = [engine.submit(one, config, index) for index, one in reversed(list(enumerate(prompts)))]
@@ -130,7 +132,7 @@ def test_short_answers_leave_and_others_join_in_their_rows(hearing, monkeypatch)
     lengths = [12, 2, 2, 2, 2, 2, 2, 2, 2]
     configs = [GenerateConfig(max_new_tokens=length) for length in lengths]
     engine = engine_of(hearing)
-    replies = list(engine.answer(zip(prompts, configs, strict=True), 3))
+    replies = list(engine.generate(zip(prompts, configs, strict=True), 3))
     assert [len(reply.tokens) for reply in replies] == lengths
     assert len(heights) == 11  # the long answer's: the short ones took no step of their own
     assert sum(heights) == sum(length - 1 for length in lengths)
@@ -140,7 +142,7 @@ def test_short_answers_leave_and_others_join_in_their_rows(hearing, monkeypatch)
 def test_prompts_are_rendered_only_when_a_row_is_free(hearing):
     prompts, taken = rendered(hearing, mixed(10)), []
     source = ((taken.append(at) or one, GenerateConfig(max_new_tokens=3)) for at, one in enumerate(prompts))
-    replies = engine_of(hearing).answer(source, 4)
+    replies = engine_of(hearing).generate(source, 4)
     next(replies)
     assert len(taken) <= 8
     assert len(list(replies)) == 9
@@ -190,13 +192,13 @@ def test_a_known_beginning_is_exact_in_every_kind_of_decoder(decoder, make_assis
     fresh = [run(engine_of(assistant), [one], 1)[0] for one in prompts]
     engine = engine_of(assistant)
     assert run(engine, prompts, 3) == fresh
-    assert all(engine.reader.match(engine.reader.text(one).keys)[1] > LEAST_SHARED for one in prompts)
+    assert all(engine.prefiller.match(engine.prefiller.text(one).keys)[1] > LEAST_SHARED for one in prompts)
 
 
 def test_another_picture_of_the_same_size_is_no_shared_beginning(hearing):
     noise = np.random.default_rng(1).integers(0, 255, (2, 16, 16, 3))
     texts = [
-        hearing.engine.reader.text(hearing.renderer.prompt((Message.of("user", "Look: ", Image(one), "Where?"),)))
+        hearing.engine.prefiller.text(hearing.renderer.prompt((Message.of("user", "Look: ", Image(one), "Where?"),)))
         for one in (noise[0], noise[0].copy(), noise[1])
     ]
     before = texts[0].media[0].places_K[0]
@@ -223,7 +225,7 @@ def test_new_weights_make_what_was_computed_with_the_old_ones_forgotten(make_ass
 
 
 def test_the_least_recently_used_go_first_and_memory_stays_within_its_bound(hearing):
-    held: Bounded[str] = Bounded(10)
+    held: LRUCache[str] = LRUCache(10)
     for key in (b"a", b"b", b"c"):
         held.add(key, key.decode(), 4)
     assert [key for key, _ in held.items()] == [b"b", b"c"]
@@ -232,11 +234,11 @@ def test_the_least_recently_used_go_first_and_memory_stays_within_its_bound(hear
     held.add(b"huge", "huge", 11)
     assert ([key for key, _ in held.items()], held.num_bytes) == ([b"b", b"d"], 8)
     engine = engine_of(hearing)
-    engine.reader.prefixes.limit, engine.reader.features.limit = 400_000, 4_000
+    engine.prefiller.prefixes.limit, engine.prefiller.features.limit = 400_000, 4_000
     run(engine, rendered(hearing, mixed(40)), 4, max_new_tokens=2)
-    assert 0 < engine.reader.prefixes.num_bytes <= 400_000
-    assert 0 < engine.reader.features.num_bytes <= 4_000
-    assert engine.reader.prefixes.num_bytes == sum(p.cache.num_bytes for _, p in engine.reader.prefixes.items())
+    assert 0 < engine.prefiller.prefixes.num_bytes <= 400_000
+    assert 0 < engine.prefiller.features.num_bytes <= 4_000
+    assert engine.prefiller.prefixes.num_bytes == sum(p.cache.num_bytes for _, p in engine.prefiller.prefixes.items())
 
 
 @pytest.mark.parametrize("where", ["prefill", "decode"])
@@ -342,7 +344,7 @@ def test_any_number_of_choices_is_scored_in_bounded_memory(hearing, monkeypatch)
     assert sum(len(hearing.tokenizer.encode(one)) for one in choices) > hearing.renderer.context
     sizes, new = [], hearing.model.decoder.new_cache
     monkeypatch.setattr(hearing.model.decoder, "new_cache", lambda b, s: sizes.append(b * s) or new(b, s))
-    monkeypatch.setattr("mmgpt.generation.loglikelihood.SLOTS_AT_ONCE", 1000)
+    monkeypatch.setattr("mmgpt.generation.loglikelihood.MAX_CACHE_SLOTS", 1000)
     few = hearing.choose(talk, choices)
     assert max(sizes) <= 1000
     assert few.logprobs == pytest.approx(whole.logprobs, abs=1e-4)
@@ -351,13 +353,13 @@ def test_any_number_of_choices_is_scored_in_bounded_memory(hearing, monkeypatch)
 
 
 def test_the_shortest_beginning_worth_keeping_is_found_and_no_shorter_one(hearing):
-    reader = engine_of(hearing).reader
+    prefiller = engine_of(hearing).prefiller
     ids = torch.randint(20, 300, (LEAST_SHARED + 4,)).tolist()
-    plain = lambda ids: reader.text(Rendered(ids, ids, [0] * len(ids), list(range(len(ids))), [], "", ""))  # noqa: E731
-    reader.read(hearing.model.decoder.new_cache(1, 64), [plain(ids)])
-    assert reader.match(plain([*ids[:LEAST_SHARED], 5, 6]).keys)[1] == LEAST_SHARED
-    assert reader.match(plain([*ids[: LEAST_SHARED - 1], 5, 6]).keys)[1] == 0
-    assert reader.match(plain(ids).keys)[1] == len(ids) - 1
+    plain = lambda ids: prefiller.text(Rendered(ids, ids, [0] * len(ids), list(range(len(ids))), [], "", ""))  # noqa: E731
+    prefiller.read(hearing.model.decoder.new_cache(1, 64), [plain(ids)])
+    assert prefiller.match(plain([*ids[:LEAST_SHARED], 5, 6]).keys)[1] == LEAST_SHARED
+    assert prefiller.match(plain([*ids[: LEAST_SHARED - 1], 5, 6]).keys)[1] == 0
+    assert prefiller.match(plain(ids).keys)[1] == len(ids) - 1
 
 
 def test_calls_from_several_threads_share_the_batch_and_have_their_own_answers(hearing):

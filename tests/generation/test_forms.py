@@ -13,7 +13,7 @@ import mmgpt
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, MediaError, Video
 from mmgpt.datasets.sample import Message
-from mmgpt.generation.prompts import read_prompt
+from mmgpt.generation.prompts import parse_prompt
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 SOUND = np.round(np.random.default_rng(1).uniform(-1, 1, 4000) * 2**14).astype(np.float32) / 2**15
@@ -125,7 +125,7 @@ def test_every_form_of_a_medium_gives_the_same_tokens_and_reply(kind, seeing_and
         "video": lambda: video_forms(path, payload),
     }[kind]()
     prompts = [[{"role": "user", "content": [form, {"type": "text", "text": "What?"}]}] for form in forms]
-    rendered = [seeing_and_hearing.renderer.prompt(read_prompt(prompt)) for prompt in prompts]
+    rendered = [seeing_and_hearing.renderer.prompt(parse_prompt(prompt)) for prompt in prompts]
     for form, one in zip(forms, rendered, strict=True):
         assert one.ids == rendered[0].ids, form
         assert len(one.media) == len(rendered[0].media)
@@ -148,7 +148,7 @@ def test_frames_with_their_rate_are_the_video_that_holds_them_and_go_on_as_one()
     ]
     given = [Video(form, rate=2) for form in forms]
     spelt = [{"type": "video", "video": frames_THWC, "fps": 2.0}, given[0].to_part()]
-    given += [message.parts[0] for message in read_prompt([{"role": "user", "content": [one]} for one in spelt])]
+    given += [message.parts[0] for message in parse_prompt([{"role": "user", "content": [one]} for one in spelt])]
     for video in given:
         film = video.load(rate=1)
         assert film.times == [0, 1, 2]
@@ -195,11 +195,11 @@ def test_a_form_that_cannot_be_read_is_refused_with_the_remedy(part, told, seein
 )
 def test_a_part_that_holds_another_kind_or_nothing_is_refused(part, told):
     with pytest.raises(UserError, match=told):
-        read_prompt([{"role": "user", "content": [part]}])
+        parse_prompt([{"role": "user", "content": [part]}])
 
 
 def test_a_long_base64_is_never_shown_whole_and_goes_on_as_a_data_url():
     picture = mmgpt.Image(encoded(png()))
     assert picture.name() == "image given as base64"
-    (message,) = read_prompt([Message.of("user", picture).to_dict()])
+    (message,) = parse_prompt([Message.of("user", picture).to_dict()])
     assert np.array_equal(np.asarray(message.parts[0].load()), PIXELS)

@@ -19,9 +19,9 @@ def test_beams_are_those_of_the_search_and_end_as_answers_do(assistant):
     replies = assistant.chat(talks(assistant), batch_size=3, **options)
     for talk, reply in zip(talks(assistant), replies, strict=True):
         prompt = assistant._prompt(talk, "prompt", assistant._options(options), False)
-        best = beam_search(assistant.model, [prompt], end=assistant.end, **options)[0][0]
+        best = beam_search(assistant.model, [prompt], eos_token_id=assistant.eos_token_id, **options)[0][0]
         assert tuple(reply.tokens) == best.tokens
-        assert reply.finish_reason == ("stop" if best.tokens[-1] == assistant.end else "length")
+        assert reply.finish_reason == ("stop" if best.tokens[-1] == assistant.eos_token_id else "length")
         assert reply.text == assistant.tokenizer.decode(reply.tokens)
 
 

@@ -11,7 +11,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets import remote
 from mmgpt.datasets.media import Image, Limits, MediaError
 from mmgpt.datasets.sample import Message
-from mmgpt.generation.prompts import read_prompt
+from mmgpt.generation.prompts import parse_prompt
 
 pytest.importorskip("aiohttp", reason="addresses need mmgpt[data]")
 PNG = Image(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).encoded()[1]
@@ -54,7 +54,7 @@ def asked_about(address: str, role: str = "user") -> list:
 def test_a_picture_by_its_address_is_the_picture(assistant, server):
     by_address = assistant.chat(asked_about(f"{server.home}/a.png"), max_new_tokens=6)
     assert by_address.text == assistant.ask(Image(PNG), "What?", max_new_tokens=6).text
-    (message,) = read_prompt(asked_about(f"{server.home}/a.png"))
+    (message,) = parse_prompt(asked_about(f"{server.home}/a.png"))
     assert message.parts[0].name() == f"{server.home}/a.png"
 
 
@@ -64,9 +64,9 @@ def test_what_is_not_there_empty_or_too_large_is_refused(assistant, server, monk
         with pytest.raises(MediaError, match=f"{name}: {told}"):
             assistant.chat(asked_about(f"{server.home}/{name}"))
     with pytest.raises(MediaError, match=r"endless: over 100,000 bytes; cut or compress it"):
-        read_prompt(asked_about(f"{server.home}/endless"), Limits(bytes=100_000))
+        parse_prompt(asked_about(f"{server.home}/endless"), Limits(bytes=100_000))
     with pytest.raises(MediaError, match="cannot be read after 2 attempts"):
-        read_prompt(asked_about("http://127.0.0.1:1/a.png"))
+        parse_prompt(asked_about("http://127.0.0.1:1/a.png"))
 
 
 def test_an_address_in_a_reply_is_not_fetched(assistant, server):
@@ -82,9 +82,9 @@ def test_without_the_extra_it_is_named(monkeypatch):
     remote._open_filesystem.cache_clear()
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(UserError, match=r"https:// cannot be read here .*pip install 'mmgpt\[data\]'"):
-        read_prompt(asked_about("https://example.com/a.png"))
+        parse_prompt(asked_about("https://example.com/a.png"))
 
 
 def test_a_path_is_left_to_be_read_late():
-    (message,) = read_prompt([Message.of("user", Image("not/there.png"), "What?")])
+    (message,) = parse_prompt([Message.of("user", Image("not/there.png"), "What?")])
     assert message.parts[0].source == "not/there.png"

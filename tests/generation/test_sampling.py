@@ -6,19 +6,19 @@ from hypothesis import strategies as st
 
 from mmgpt.config import UserError, build
 from mmgpt.generation.sampling import (
-    Chooser,
     GenerateConfig,
+    Sampler,
+    apply_filters,
+    apply_repetition_penalty,
     best_candidate,
     candidate_seed,
-    draw,
     keep_min_p,
     keep_top_k,
     keep_top_p,
-    make_chooser,
-    next_tokens,
-    penalise,
+    make_sampler,
+    multinomial,
+    sample_tokens,
     token_scores,
-    warp,
 )
 
 DRAWS = 20_000
@@ -89,8 +89,8 @@ def test_min_p_keeps_the_tokens_near_enough_to_the_likeliest(logits_BV, p):
         assert own <= {i for i, share in enumerate(shares) if share >= p * 0.999}
 
 
-def chooser(seed: int = 0, prompt: list[int] | None = None, **options) -> Chooser:
-    return make_chooser(GenerateConfig(**options), None, seed, prompt or [], end=-1)
+def sampler(seed: int = 0, prompt: list[int] | None = None, **options) -> Sampler:
+    return make_sampler(GenerateConfig(**options), None, seed, prompt or [], eos_token_id=-1)
 
 
 PENALISED = [0, 3, 3, 7, 11]  # a prompt that says a token twice
@@ -123,7 +123,7 @@ def filtered_by_transformers(logits_BV: torch.Tensor, options: GenerateConfig) -
 def filtered(logits_BV: torch.Tensor, options: GenerateConfig) -> torch.Tensor:
     seen_V = torch.zeros(VOCAB, dtype=torch.bool)
     seen_V[PENALISED] = True
-    return warp(penalise(logits_BV, seen_V, options.repetition_penalty), options)
+    return apply_filters(apply_repetition_penalty(logits_BV, seen_V, options.repetition_penalty), options)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -150,15 +150,15 @@ def limit(probabilities_V: torch.Tensor) -> float:
 def test_draws_follow_the_exact_distribution(way):
     options, logits_V = GenerateConfig(**WAYS[way]), 1.5 * torch.randn(VOCAB)
     exact_V = filtered_by_transformers(logits_V[None], options)[0].double().softmax(dim=-1)
-    one = chooser(7, PENALISED, **WAYS[way])
+    one = sampler(7, PENALISED, **WAYS[way])
     counts_V = torch.zeros(VOCAB)
     if way == "all":  # through the chooser itself, which would count what it chose as said
         for _ in range(DRAWS // 10):
             one.seen_V = None
-            counts_V[one.choose(logits_V)] += 10
+            counts_V[one.sample(logits_V)] += 10
         assert chi_square(counts_V, exact_V) / 10 < limit(exact_V)
         return
-    drawn_N = draw(filtered(logits_V[None], options).expand(DRAWS, -1), [one.generator] * DRAWS)
+    drawn_N = multinomial(filtered(logits_V[None], options).expand(DRAWS, -1), [one.generator] * DRAWS)
     counts_V = drawn_N.bincount(minlength=VOCAB)
     assert chi_square(counts_V, exact_V) < limit(exact_V)
     plain_V = logits_V.softmax(dim=-1)
@@ -168,44 +168,44 @@ def test_draws_follow_the_exact_distribution(way):
 @given(logits(), st.integers(1, 5), st.floats(0.01, 1), st.floats(0.05, 5), st.floats(0, 1), st.integers(0, 99))
 def test_a_draw_is_always_one_of_the_kept_tokens(logits_BV, k, p, temperature, min_p, seed):
     options = {"temperature": temperature, "top_k": k, "top_p": p, "min_p": min_p}
-    drawn_B = next_tokens(logits_BV, [chooser(seed, **options), chooser(seed + 1, **options)])
+    drawn_B = sample_tokens(logits_BV, [sampler(seed, **options), sampler(seed + 1, **options)])
     for token, own in zip(drawn_B.tolist(), kept(keep_top_k(logits_BV, k)), strict=True):
         assert token in own
 
 
 @given(logits())
 def test_no_temperature_is_the_argmax(logits_BV):
-    assert torch.equal(next_tokens(logits_BV, [chooser(), chooser()]), logits_BV.argmax(dim=-1))
+    assert torch.equal(sample_tokens(logits_BV, [sampler(), sampler()]), logits_BV.argmax(dim=-1))
 
 
 def test_rows_with_options_of_their_own_choose_the_same_alone_as_in_any_batch():
     ways = [{}, *WAYS.values(), {"repetition_penalty": 1.5}]
     steps_SBV = torch.randn(8, len(ways), VOCAB)
 
-    def choosers():
-        return [chooser(row, PENALISED, **way) for row, way in enumerate(ways)]
+    def samplers():
+        return [sampler(row, PENALISED, **way) for row, way in enumerate(ways)]
 
-    own = choosers()
-    together = [next_tokens(logits_BV, own).tolist() for logits_BV in steps_SBV]
-    own = choosers()[::-1]
-    assert [next_tokens(logits_BV.flip(0), own).tolist()[::-1] for logits_BV in steps_SBV] == together
-    for row, one in enumerate(choosers()):
-        alone = [next_tokens(logits_BV[row : row + 1], [one]).item() for logits_BV in steps_SBV]
+    own = samplers()
+    together = [sample_tokens(logits_BV, own).tolist() for logits_BV in steps_SBV]
+    own = samplers()[::-1]
+    assert [sample_tokens(logits_BV.flip(0), own).tolist()[::-1] for logits_BV in steps_SBV] == together
+    for row, one in enumerate(samplers()):
+        alone = [sample_tokens(logits_BV[row : row + 1], [one]).item() for logits_BV in steps_SBV]
         assert alone == [step[row] for step in together]
 
 
 def test_the_penalty_counts_what_was_chosen_too():
     logits_V = torch.tensor([2.0, 1.9, 1.8, -1.0])
-    one = chooser(repetition_penalty=1.5, prompt=[2])
-    assert [one.choose(logits_V) for _ in range(3)] == [0, 1, 0]  # 2 is at 1.2, then 0 at 1.33, then 1 at 1.27
-    assert chooser(repetition_penalty=1.5).choose(-logits_V) == 3
+    one = sampler(repetition_penalty=1.5, prompt=[2])
+    assert [one.sample(logits_V) for _ in range(3)] == [0, 1, 0]  # 2 is at 1.2, then 0 at 1.33, then 1 at 1.27
+    assert sampler(repetition_penalty=1.5).sample(-logits_V) == 3
 
 
 def test_the_least_and_the_largest_share_draw_the_first_and_the_last_token_that_can_be(monkeypatch):
     logits_BV = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
     for share, token in ((0.0, 1), (1 - 2**-50, 2)):
         monkeypatch.setattr(torch, "rand", lambda *_, share=share, **__: torch.tensor([share], dtype=torch.float64))
-        assert draw(logits_BV, [torch.Generator()]).tolist() == [token]
+        assert multinomial(logits_BV, [torch.Generator()]).tolist() == [token]
 
 
 def test_best_of_takes_the_highest_mean_and_the_first_of_equals():
@@ -281,4 +281,4 @@ def test_wrong_and_contradictory_options_are_refused_in_one_line_with_their_valu
 
 def test_a_constraint_without_a_tokenizer_is_a_fault_of_the_caller():
     with pytest.raises(ValueError, match="give make_chooser the tokenizer"):
-        chooser(constraint={"regex": "a+"})
+        sampler(constraint={"regex": "a+"})

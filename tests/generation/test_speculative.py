@@ -13,11 +13,11 @@ from mmgpt.config import UserError
 from mmgpt.generation import speculative as module
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.decode import decode_one, prefill
-from mmgpt.generation.sampling import Chooser, GenerateConfig, make_chooser
+from mmgpt.generation.sampling import GenerateConfig, Sampler, make_sampler
 from mmgpt.generation.speculative import (
-    Draft,
-    Guesser,
-    Lookup,
+    DraftModel,
+    PromptLookup,
+    Proposer,
     accept,
     check_draft,
     decode_many,
@@ -61,13 +61,13 @@ def random_prompts(count: int, seed: int = 0) -> list[Rendered]:
 class Watched:
     """A guesser whose guesses are counted."""
 
-    inner: Guesser
+    inner: Proposer
     passes: int = 0
     guessed: int = 0
     heights: list[int] = field(default_factory=list)
 
-    def guess(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-        guesses = self.inner.guess(texts, count)
+    def propose(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        guesses = self.inner.propose(texts, count)
         self.passes += 1
         self.guessed += sum(map(len, guesses))
         self.heights.append(len(texts))
@@ -80,24 +80,30 @@ class Watched:
 Rows = list[list[tuple[int, float]]]  # ids with their log-probabilities
 
 
-def choosers_of(prompts: list[Rendered], config: GenerateConfig, end: int) -> list[Chooser]:
-    return [make_chooser(config, None, config.seed + at, one.ids, end) for at, one in enumerate(prompts)]
+def choosers_of(prompts: list[Rendered], config: GenerateConfig, eos_token_id: int) -> list[Sampler]:
+    return [make_sampler(config, None, config.seed + at, one.ids, eos_token_id) for at, one in enumerate(prompts)]
 
 
 @pytest.fixture
 def plainly(decode_plainly) -> Callable[..., Rows]:
-    def decode(model: MultimodalModel, prompts: list[Rendered], end: int = END, **options: Any) -> Rows:
+    def decode(model: MultimodalModel, prompts: list[Rendered], eos_token_id: int = END, **options: Any) -> Rows:
         config = GenerateConfig(**options)
-        return decode_plainly(model, prompts, choosers_of(prompts, config, end), end, config.max_new_tokens)
+        return decode_plainly(
+            model, prompts, choosers_of(prompts, config, eos_token_id), eos_token_id, config.max_new_tokens
+        )
 
     return decode
 
 
-def guessed(model: MultimodalModel, prompts: list[Rendered], guesser: Guesser, end: int = END, **options: Any) -> Rows:
+def guessed(
+    model: MultimodalModel, prompts: list[Rendered], proposer: Proposer, eos_token_id: int = END, **options: Any
+) -> Rows:
     config = GenerateConfig(**options)
     sizes = {"max_new_tokens": config.max_new_tokens, "draft_tokens": config.draft_tokens}
     rows: Rows = [[] for _ in prompts]
-    for token in speculate(model, prompts, choosers_of(prompts, config, end), guesser, set(), end, **sizes):
+    for token in speculate(
+        model, prompts, choosers_of(prompts, config, eos_token_id), proposer, set(), eos_token_id, **sizes
+    ):
         rows[token.row].append((token.id, token.logprob))
     return rows
 
@@ -108,14 +114,14 @@ def assert_same(found: Rows, wanted: Rows) -> None:
         assert [logprob for _, logprob in own] == pytest.approx([logprob for _, logprob in other], abs=1e-4)
 
 
-def draft_for(model: MultimodalModel, prompts: list[Rendered], **decoder: Any) -> Draft:
+def draft_for(model: MultimodalModel, prompts: list[Rendered], **decoder: Any) -> DraftModel:
     """A draft that often agrees: the model itself with its weights a little off."""
     draft = model_of(**decoder)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in draft.parameters():
             parameter += 0.1 * parameter.abs().mean() * torch.randn_like(parameter)
-    return Draft(draft, model, prompts, room=40)
+    return DraftModel(draft, model, prompts, room=40)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,10 +148,10 @@ def test_tokens_read_together_have_the_logits_of_tokens_read_one_by_one_and_can_
 @pytest.mark.parametrize("by", ["lookup", "draft"])
 def test_speculation_gives_the_greedy_tokens_of_random_prompts(kind, by, plainly):
     model, prompts = model_of(**KINDS[kind]), random_prompts(25)  # 100 prompts over the four kinds
-    end = plainly(model, prompts[:1], end=-1, max_new_tokens=3)[0][2][0]
-    wanted = plainly(model, prompts, end, max_new_tokens=16)
-    watched = Watched(Lookup() if by == "lookup" else draft_for(model, prompts, **KINDS[kind]))
-    assert_same(guessed(model, prompts, watched, end, max_new_tokens=16), wanted)
+    eos_token_id = plainly(model, prompts[:1], eos_token_id=-1, max_new_tokens=3)[0][2][0]
+    wanted = plainly(model, prompts, eos_token_id, max_new_tokens=16)
+    watched = Watched(PromptLookup() if by == "lookup" else draft_for(model, prompts, **KINDS[kind]))
+    assert_same(guessed(model, prompts, watched, eos_token_id, max_new_tokens=16), wanted)
     lengths = [len(row) for row in wanted]
     assert min(lengths) <= 3 < max(lengths) == 16
     assert watched.heights[0] >= 24 > watched.heights[-1]
@@ -153,9 +159,9 @@ def test_speculation_gives_the_greedy_tokens_of_random_prompts(kind, by, plainly
 
 def test_repetitive_texts_take_many_guesses_of_the_look_up(plainly):
     model, prompts = model_of(window=1), random_prompts(100)  # each token follows from the one before: circles
-    wanted = plainly(model, prompts, end=-1, max_new_tokens=48)
-    watched = Watched(Lookup())
-    assert_same(guessed(model, prompts, watched, end=-1, max_new_tokens=48), wanted)
+    wanted = plainly(model, prompts, eos_token_id=-1, max_new_tokens=48)
+    watched = Watched(PromptLookup())
+    assert_same(guessed(model, prompts, watched, eos_token_id=-1, max_new_tokens=48), wanted)
     passes = sum(watched.heights)  # of all rows, where plain decoding takes 47 a row
     taken = 100 * 47 - passes
     print(f"look-up: {taken} of {watched.guessed} guesses taken, {passes} row passes instead of {100 * 47}")
@@ -165,12 +171,12 @@ def test_repetitive_texts_take_many_guesses_of_the_look_up(plainly):
 
 def test_a_draft_like_the_model_saves_most_passes(plainly):
     model, prompts = model_of(), random_prompts(20)
-    wanted = plainly(model, prompts, end=-1, max_new_tokens=31)
-    itself = Watched(Draft(model, model, prompts, room=40))
-    assert_same(guessed(model, prompts, itself, end=-1, max_new_tokens=31), wanted)
+    wanted = plainly(model, prompts, eos_token_id=-1, max_new_tokens=31)
+    itself = Watched(DraftModel(model, model, prompts, room=40))
+    assert_same(guessed(model, prompts, itself, eos_token_id=-1, max_new_tokens=31), wanted)
     assert itself.passes == 5  # 1 token by the prompt, 6 by each pass
     near = Watched(draft_for(model, prompts))
-    assert_same(guessed(model, prompts, near, end=-1, max_new_tokens=31), wanted)
+    assert_same(guessed(model, prompts, near, eos_token_id=-1, max_new_tokens=31), wanted)
     assert 5 < near.passes < 30
 
 
@@ -182,7 +188,7 @@ def test_a_draft_like_the_model_saves_most_passes(plainly):
 def test_sampled_and_penalised_answers_are_those_of_plain_decoding_by_the_same_seed(options, plainly):
     model, prompts = model_of(token_shift=True, loud=4.0), random_prompts(12)
     wanted = plainly(model, prompts, max_new_tokens=24, **options)
-    watched = Watched(Draft(model, model, prompts, room=40))
+    watched = Watched(DraftModel(model, model, prompts, room=40))
     assert_same(guessed(model, prompts, watched, max_new_tokens=24, **options), wanted)
     assert watched.passes < 23
 
@@ -192,32 +198,34 @@ def test_sampled_and_penalised_answers_are_those_of_plain_decoding_by_the_same_s
 def test_the_context_ends_rows_as_in_plain_decoding(kind, by, plainly):
     model = model_of(**KINDS[kind])
     prompts = [prompt_of((list(range(8, 40)) * 4)[:length]) for length in (127, 120, 90, 3)]
-    wanted = plainly(model, prompts, end=-1, max_new_tokens=60)
+    wanted = plainly(model, prompts, eos_token_id=-1, max_new_tokens=60)
     assert [len(row) for row in wanted] == [1, 8, 38, 60]
-    guesser = Lookup() if by == "lookup" else draft_for(model, prompts, **KINDS[kind])
-    assert_same(guessed(model, prompts, guesser, end=-1, max_new_tokens=60), wanted)
+    proposer = PromptLookup() if by == "lookup" else draft_for(model, prompts, **KINDS[kind])
+    assert_same(guessed(model, prompts, proposer, eos_token_id=-1, max_new_tokens=60), wanted)
 
 
 def test_a_draft_with_a_shorter_context_and_another_vocabulary_guesses_as_long_as_it_can(plainly):
     model, prompts = model_of(), random_prompts(6)
     torch.manual_seed(2)
     small = MultimodalModel(ModelConfig(decoder=DecoderConfig(**{**SIZES, "context": 40})), 64, {}).eval()
-    wanted = plainly(model, prompts, end=-1, max_new_tokens=30)
+    wanted = plainly(model, prompts, eos_token_id=-1, max_new_tokens=30)
     for width in (64, 128):
         small = MultimodalModel(ModelConfig(decoder=DecoderConfig(**{**SIZES, "context": 40})), width, {}).eval()
-        assert_same(guessed(model, prompts, Draft(small, model, prompts, 40), end=-1, max_new_tokens=30), wanted)
+        assert_same(
+            guessed(model, prompts, DraftModel(small, model, prompts, 40), eos_token_id=-1, max_new_tokens=30), wanted
+        )
     long = [prompt_of([9] * 40), *prompts]
-    assert Draft(small, model, long, 40).guess([one.ids for one in long], 3) == [[]] * 7
+    assert DraftModel(small, model, long, 40).propose([one.ids for one in long], 3) == [[]] * 7
 
 
 def test_a_row_that_the_caller_ends_gives_nothing_more():
     model, prompts = model_of(), random_prompts(3)
     config = GenerateConfig(max_new_tokens=20)
-    choosers = [make_chooser(config, None, 0, one.ids, -1) for one in prompts]
+    samplers = [make_sampler(config, None, 0, one.ids, -1) for one in prompts]
     finished: set[int] = set()
     counts = [0, 0, 0]
-    draft = Draft(model, model, prompts, 40)
-    for token in speculate(model, prompts, choosers, draft, finished, -1, max_new_tokens=20, draft_tokens=5):
+    draft = DraftModel(model, model, prompts, 40)
+    for token in speculate(model, prompts, samplers, draft, finished, -1, max_new_tokens=20, draft_tokens=5):
         counts[token.row] += 1
         if token.row == 1 and counts[1] == 4:
             finished.add(1)
@@ -229,13 +237,13 @@ def test_pictures_are_seen_by_a_draft_that_has_their_encoder(
 ):
     assistant, blind = make_assistant(), make_assistant(image=None)
     prompts = [assistant.renderer.prompt(one) for one in conversations]
-    model, end = assistant.model.eval(), assistant.end
-    wanted = plainly(model, prompts, end, max_new_tokens=12)
-    same = Watched(Draft(model, model, prompts, 20))
-    assert_same(guessed(model, prompts, same, end, max_new_tokens=12), wanted)
+    model, eos_token_id = assistant.model.eval(), assistant.eos_token_id
+    wanted = plainly(model, prompts, eos_token_id, max_new_tokens=12)
+    same = Watched(DraftModel(model, model, prompts, 20))
+    assert_same(guessed(model, prompts, same, eos_token_id, max_new_tokens=12), wanted)
     assert same.passes == 2
-    unlike = Watched(Draft(blind.model.eval(), model, prompts, 20))
-    assert_same(guessed(model, prompts, unlike, end, max_new_tokens=12), wanted)
+    unlike = Watched(DraftModel(blind.model.eval(), model, prompts, 20))
+    assert_same(guessed(model, prompts, unlike, eos_token_id, max_new_tokens=12), wanted)
 
 
 def test_a_draft_of_other_tokens_is_refused_with_one_that_differs(assistant, tokenizer):
@@ -248,8 +256,12 @@ def test_a_draft_of_other_tokens_is_refused_with_one_that_differs(assistant, tok
 def test_a_look_up_copies_what_followed_the_longest_shared_end_last(text, count):
     found = look_up(text, count)
     for length in (3, 2, 1):
-        end = text[-length:]
-        places = [at for at in range(len(text) - length) if text[at : at + length] == end] if len(text) > length else []
+        eos_token_id = text[-length:]
+        places = (
+            [at for at in range(len(text) - length) if text[at : at + length] == eos_token_id]
+            if len(text) > length
+            else []
+        )
         if places:
             wanted = list(text)
             for step in range(count):
@@ -267,4 +279,4 @@ def test_a_pass_that_is_not_a_number_stops_the_decoding(monkeypatch):
     model, prompts = model_of(), random_prompts(2)
     monkeypatch.setattr(module, "decode_many", lambda *_: torch.full((2, 6, VOCAB), float("nan")))
     with pytest.raises(FloatingPointError, match="diverged"):
-        guessed(model, prompts, Draft(model, model, [replace(one) for one in prompts], 40), end=-1)
+        guessed(model, prompts, DraftModel(model, model, [replace(one) for one in prompts], 40), eos_token_id=-1)

@@ -18,7 +18,7 @@ from mmgpt.datasets.mixture import MixtureSampler
 from mmgpt.datasets.readers.registry import MessagesConfig, TextConfig, open_source
 from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.shard_writer import Job, write_shards
-from mmgpt.datasets.worlds.world_size import WorldConfig
+from mmgpt.datasets.worlds.world import WorldConfig
 from mmgpt.inputs.dataloader import StepDataset, iterate_steps
 
 KILLS = 20

@@ -31,7 +31,7 @@ from mmgpt.datasets.mixture import MixtureSampler
 from mmgpt.datasets.readers.messages import MessagesConfig
 from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Message
-from mmgpt.datasets.worlds.world_size import WORLDS, WorldConfig
+from mmgpt.datasets.worlds.world import WORLDS, WorldConfig
 from mmgpt.encoders.audio_config import resampled
 from mmgpt.encoders.one_thread import in_one_thread
 from mmgpt.encoders.registry import ENCODERS, EncoderConfig

@@ -12,8 +12,8 @@ import yaml
 
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.inspection.check import check_data
-from mmgpt.inspection.recipe_data import open_data, spread_indexes
-from mmgpt.inspection.worker_pool import Died
+from mmgpt.inspection.recipe_data import open_data, stratified_indexes
+from mmgpt.inspection.worker_pool import WorkerDied
 
 CONFORMER = {"kind": "conformer", "rate": 8000, "mels": 16, "width": 16, "depth": 1, "heads": 2, "stem": 4, "kernel": 5}
 VIT = {"kind": "vit", "image_size": 16, "patch_size": 4, "width": 32, "depth": 1, "heads": 2}
@@ -131,7 +131,7 @@ def test_a_finding_tells_what_is_wrong_and_where(checked):
 
 
 def test_the_findings_do_not_depend_on_the_number_of_workers(checked, monkeypatch):
-    monkeypatch.setattr("mmgpt.inspection.check.RANGE", 3)
+    monkeypatch.setattr("mmgpt.inspection.check.SAMPLES_PER_TASK", 3)
     progress = []
     parallel = checked(workers=2, on_progress=lambda done, total: progress.append((done, total)))
     assert parallel.findings == checked().findings
@@ -141,9 +141,9 @@ def test_the_findings_do_not_depend_on_the_number_of_workers(checked, monkeypatc
 def test_a_range_on_which_a_worker_died_is_reported_and_the_rest_is_checked(checked, monkeypatch):
     def die_on_the_second(function, tasks, workers):
         for number, task in enumerate(tasks):
-            yield Died(-9) if number == 1 else function(task)
+            yield WorkerDied(-9) if number == 1 else function(task)
 
-    monkeypatch.setattr("mmgpt.inspection.check.RANGE", 8)
+    monkeypatch.setattr("mmgpt.inspection.check.SAMPLES_PER_TASK", 8)
     monkeypatch.setattr("mmgpt.inspection.check.map_in_workers", die_on_the_second)
     found = checked()
     lost = [one for one in found.faults if one.reason == "crash"]
@@ -189,10 +189,10 @@ def test_shipped_worlds_keep_what_is_tested_apart_from_what_is_trained_on(make_r
 
 @pytest.mark.parametrize(("size", "limit"), [(10, 3), (3, 10), (1000, 999)])
 def test_spread_indexes_are_distinct_in_order_and_one_from_each_stretch(size, limit):
-    indexes = spread_indexes(size, limit, seed=1)
+    indexes = stratified_indexes(size, limit, seed=1)
     assert len(indexes) == min(size, limit)
     assert all(at * size // len(indexes) <= index < (at + 1) * size // len(indexes) for at, index in enumerate(indexes))
-    assert indexes == spread_indexes(size, limit, seed=1)
+    assert indexes == stratified_indexes(size, limit, seed=1)
 
 
 def test_rows_that_say_what_nothing_reads_are_each_a_finding_and_the_check_goes_on(make_recipe, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from mmgpt.datasets.media import Audio, Image, Video
-from mmgpt.inspection.fingerprint import Fingerprint, Lookalikes, fingerprint
+from mmgpt.inspection.fingerprint import Fingerprint, NearDuplicateIndex, fingerprint
 
 
 def drawing(seed: int, size: tuple[int, int] = (90, 60)) -> PIL.Image.Image:
@@ -40,7 +40,7 @@ def written(samples: np.ndarray, rate: int, kind: str) -> Audio:
 
 
 def test_a_picture_in_another_format_or_size_is_the_same_and_other_pictures_are_not():
-    alike = Lookalikes("image")
+    alike = NearDuplicateIndex("image")
     numbers = [alike.number(fingerprint(Image(drawing(seed)))) for seed in range(60)]
     assert numbers == list(range(60))
     for seed in range(60):
@@ -56,12 +56,12 @@ def test_the_same_drawing_in_another_colour_or_proportion_is_another_picture():
     PIL.ImageDraw.Draw(disc).ellipse((20, 20, 50, 50), fill="red")
     other = PIL.Image.new("RGB", (64, 64), "white")
     PIL.ImageDraw.Draw(other).ellipse((20, 20, 50, 50), fill="blue")
-    alike = Lookalikes("image", near=16)
+    alike = NearDuplicateIndex("image", near=16)
     assert [alike.number(fingerprint(Image(p))) for p in (disc, other, disc.resize((64, 48)), disc)] == [0, 1, 2, 0]
 
 
 def test_a_sound_softer_or_in_another_format_or_rate_is_the_same_and_other_sounds_are_not():
-    alike = Lookalikes("audio")
+    alike = NearDuplicateIndex("audio")
     numbers = [alike.number(fingerprint(Audio(melody(seed), rate=16_000))) for seed in range(30)]
     assert numbers == list(range(30))
     for seed in range(30):
@@ -77,7 +77,7 @@ def test_fingerprints_are_compared_up_to_the_distance_asked_for_and_no_further(n
         flipped = np.random.default_rng(seed).permutation(64)
         within = base ^ sum(1 << int(bit) for bit in flipped[:near])
         beyond = base ^ sum(1 << int(bit) for bit in flipped[: near + 1])
-        alike = Lookalikes("image", near)
+        alike = NearDuplicateIndex("image", near)
         numbers = [alike.number(Fingerprint("image", bits, vector, 1.0)) for bits in (base, within, beyond)]
         assert numbers[:2] == [0, 0]
         assert numbers[2] == 1

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from mmgpt.inspection.worker_pool import Died, map_in_workers
+from mmgpt.inspection.worker_pool import WorkerDied, map_in_workers
 
 KILLED, ENDED = "__import__('os').kill(__import__('os').getpid(), 9)", "__import__('os')._exit(7)"
 
@@ -14,7 +14,7 @@ def unknown_to_workers(task: int) -> int:
 
 def test_a_worker_that_dies_costs_its_own_task_alone():
     found = list(map_in_workers(eval, ["0", "1", KILLED, "3", ENDED, "5", "6"], 2))
-    assert found == [0, 1, Died(-9), 3, Died(7), 5, 6]
+    assert found == [0, 1, WorkerDied(-9), 3, WorkerDied(7), 5, 6]
     assert [str(found[at]) for at in (2, 4)] == ["by signal 9", "exit code 7"]
 
 

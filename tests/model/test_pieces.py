@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from mmgpt.checkpoints.pretrained_parts import load_parts, resolve
+from mmgpt.checkpoints.pretrained_parts import fill_from_checkpoint, load_parts
 from mmgpt.checkpoints.save_load import load_bundle, new_bundle, save_bundle
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
@@ -83,7 +83,7 @@ def test_a_recipe_begins_from_a_tower_and_says_what_is_taken_of_it(tmp_path):
         "encoders": {"image": image},
         "adapters": {"image": {"kind": "mlp"}},
     }
-    config = build(ModelConfig, resolve(tree, "x"), "x")
+    config = build(ModelConfig, fill_from_checkpoint(tree, "x"), "x")
     model = MultimodalModel(config, 10, {"image": 3}).eval()
     parameters = sum(p.numel() for p in tower.parameters())
     assert load_parts(model) == {"encoders.image": {"from": str(tmp_path), "parameters": parameters}}
@@ -93,4 +93,4 @@ def test_a_recipe_begins_from_a_tower_and_says_what_is_taken_of_it(tmp_path):
         out = tower(encoder.normalise(pixels), output_hidden_states=True)
         torch.testing.assert_close(encoder(pixels, torch.tensor([[3, 32, 32]])), out.hidden_states[-2][:, 1:], **SAME)
     with pytest.raises(UserError, match=r"model.encoders.image.patch_size=16 disagrees with .*, where it is 8"):
-        resolve({**tree, "encoders": {"image": {**image, "patch_size": 16}}}, "x")
+        fill_from_checkpoint({**tree, "encoders": {"image": {**image, "patch_size": 16}}}, "x")

@@ -5,26 +5,26 @@ import numpy as np
 from mmgpt.evaluation.metrics import answers, captions, choices, likelihood, speech, translation, yes_no
 from mmgpt.evaluation.metrics.answers import exact_match
 from mmgpt.evaluation.metrics.captions import caption_scores
-from mmgpt.evaluation.metrics.intervals import summary
-from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric, recall_at_k, share
+from mmgpt.evaluation.metrics.intervals import interval
+from mmgpt.evaluation.metrics.metric import Floats, Metric, ScoredPrediction, mean_metric, recall_at_k
 from mmgpt.evaluation.metrics.vqa import vqa_accuracy
 
 __all__ = [
     "METRICS",
-    "Answered",
     "Floats",
     "Metric",
+    "ScoredPrediction",
     "caption_scores",
     "exact_match",
+    "interval",
     "metric_named",
     "recall_at_k",
-    "summary",
     "vqa_accuracy",
 ]
 
 METRICS: dict[str, Metric] = {
     **answers.METRICS,
-    "vqa_accuracy": share(lambda one: vqa_accuracy(one.prediction, one.references)),
+    "vqa_accuracy": mean_metric(lambda one: vqa_accuracy(one.prediction, one.references)),
     **choices.METRICS,
     **yes_no.METRICS,
     **likelihood.METRICS,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
 
-from mmgpt.evaluation.metrics.metric import Metric, share
+from mmgpt.evaluation.metrics.metric import Metric, mean_metric
 from mmgpt.evaluation.metrics.normalise import folded, plain
 
 Score = Callable[[str, tuple[str, ...]], float]
@@ -109,7 +109,7 @@ SCORES: dict[str, Score] = {
 
 
 def _metric(score: Score) -> Metric:
-    return share(lambda one: score(one.prediction, one.references))
+    return mean_metric(lambda one: score(one.prediction, one.references))
 
 
 METRICS: dict[str, Metric] = {name: _metric(score) for name, score in SCORES.items()}

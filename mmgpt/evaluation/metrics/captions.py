@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric, share
+from mmgpt.evaluation.metrics.metric import Floats, Metric, ScoredPrediction, mean_metric
 from mmgpt.evaluation.metrics.normalise import as_reference, unmarked
 from mmgpt.evaluation.metrics.ptb import words
 
 Ints = NDArray[np.int64]
-LONGEST = 4  # n-grams of 1 to 4 words
+MAX_NGRAM = 4  # n-grams of 1 to 4 words
 SIGMA = 6.0  # of CIDEr-D's length penalty, in words
 BETA = 1.2  # ROUGE-L: weight of recall
 TINY, SMALL = 1e-15, 1e-9  # keep BLEU without matches above 0 and without n-grams finite, as upstream
@@ -56,7 +56,7 @@ class Corpus:
     text_T: Ints
 
     @classmethod
-    def of(cls, answered: Sequence[Answered]) -> "Corpus":
+    def of(cls, answered: Sequence[ScoredPrediction]) -> "Corpus":
         """Of predictions and references."""
         texts = [as_reference(one.prediction, one.references) for one in answered]
         texts += [text for one in answered for text in one.references]
@@ -73,7 +73,7 @@ class Corpus:
         """The n-grams of one word, then of two, up to LONGEST."""
         num_words = int(self.word_T.max(initial=0)) + 1
         gram_T, text_T = self.word_T, self.text_T
-        for n in range(1, LONGEST + 1):
+        for n in range(1, MAX_NGRAM + 1):
             if n > 1:
                 longer_T = gram_T[:-1] * num_words + self.word_T[n - 1 :]
                 whole_T = text_T[:-1] == self.text_T[n - 1 :]
@@ -97,13 +97,13 @@ class Corpus:
         return first + np.flatnonzero(shared_P), place_P[shared_P]
 
 
-def bleu_counts(answered: Sequence[Answered]) -> Floats:
+def bleu_counts(answered: Sequence[ScoredPrediction]) -> Floats:
     """(N, 10): words, words of the reference closest in length, n-grams of 1 to 4 words, and those that match.
 
     An n-gram matches as often as it is in the reference that has it most often (Papineni et al. 2002).
     """
     corpus, N = Corpus.of(answered), len(answered)
-    found_NS = np.zeros((N, 2 + 2 * LONGEST))
+    found_NS = np.zeros((N, 2 + 2 * MAX_NGRAM))
     lengths_N = corpus.lengths[:N]
     found_NS[:, 0] = lengths_N
     order = np.lexsort((corpus.lengths[N:], np.abs(corpus.lengths[N:] - lengths_N[corpus.owner[N:]]), corpus.owner[N:]))
@@ -115,7 +115,7 @@ def bleu_counts(answered: Sequence[Answered]) -> Floats:
         most_P = np.zeros(len(grams.count_P))
         np.maximum.at(most_P, prediction_P, grams.count_P[entry_P])
         clipped_P = np.minimum(most_P, grams.count_P)[: np.searchsorted(grams.text_P, N)]
-        np.add.at(found_NS[:, 2 + LONGEST + n], grams.text_P[: len(clipped_P)], clipped_P)
+        np.add.at(found_NS[:, 2 + MAX_NGRAM + n], grams.text_P[: len(clipped_P)], clipped_P)
     return found_NS
 
 
@@ -125,13 +125,13 @@ def _bleu_metric(longest: int) -> Metric:
 
 def _bleu(sums_S: Floats, longest: int) -> float:
     said, right = sums_S[0], sums_S[1]
-    guesses, matches = sums_S[2 : 2 + longest], sums_S[2 + LONGEST : 2 + LONGEST + longest]
+    guesses, matches = sums_S[2 : 2 + longest], sums_S[2 + MAX_NGRAM : 2 + MAX_NGRAM + longest]
     score = float(np.prod((matches + TINY) / (guesses + SMALL))) ** (1 / longest)
     ratio = (said + TINY) / (right + SMALL)
     return score * math.exp(min(0.0, 1 - 1 / ratio))
 
 
-def cider_scores(answered: Sequence[Answered]) -> Floats:
+def cider_scores(answered: Sequence[ScoredPrediction]) -> Floats:
     """(N, 1): CIDEr-D of each caption, between 0 and 10 (Vedantam et al. 2015, arXiv:1411.5726)."""
     corpus, N = Corpus.of(answered), len(answered)
     bigrams = np.maximum(0, corpus.lengths - 1)  # what upstream takes for the length of a text
@@ -151,7 +151,7 @@ def cider_scores(answered: Sequence[Answered]) -> Floats:
         scale = norms[N:] * norms[corpus.owner[N:]]
         similarity += np.where(scale > 0, product / np.where(scale > 0, scale, 1), product) * penalty
     references_N = np.bincount(corpus.owner[N:], minlength=N)
-    return np.array(10 / LONGEST * np.bincount(corpus.owner[N:], similarity, minlength=N) / references_N)[:, None]
+    return np.array(10 / MAX_NGRAM * np.bincount(corpus.owner[N:], similarity, minlength=N) / references_N)[:, None]
 
 
 def rouge_l(prediction: str, references: tuple[str, ...]) -> float:
@@ -179,8 +179,8 @@ def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 METRICS: dict[str, Metric] = {
-    **{f"bleu_{n}": _bleu_metric(n) for n in range(1, LONGEST + 1)},
-    "rouge_l": share(lambda one: rouge_l(one.prediction, one.references), right_from=None),
+    **{f"bleu_{n}": _bleu_metric(n) for n in range(1, MAX_NGRAM + 1)},
+    "rouge_l": mean_metric(lambda one: rouge_l(one.prediction, one.references), right_from=None),
     "cider": Metric(cider_scores),
 }
 
@@ -193,11 +193,11 @@ def caption_scores(predictions: Mapping[Any, str], references: Mapping[Any, Sequ
     """
     answered = list(paired(predictions, references).values())
     counts_S = bleu_counts(answered).sum(axis=0)
-    scores = {f"Bleu_{n}": _bleu(counts_S, n) for n in range(1, LONGEST + 1)}
+    scores = {f"Bleu_{n}": _bleu(counts_S, n) for n in range(1, MAX_NGRAM + 1)}
     return scores | {"ROUGE_L": METRICS["rouge_l"].value(answered), "CIDEr": METRICS["cider"].value(answered)}
 
 
-def paired(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> dict[Any, Answered]:
+def paired(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> dict[Any, ScoredPrediction]:
     """Predictions with their references, by id.
 
     Raises:
@@ -214,7 +214,7 @@ def paired(predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str
     _refuse(
         "ids have no reference with words in it", [k for k, some in references.items() if not any(map(has_words, some))]
     )
-    return {key: Answered(text, tuple(references[key])) for key, text in predictions.items()}
+    return {key: ScoredPrediction(text, tuple(references[key])) for key, text in predictions.items()}
 
 
 def has_words(caption: str) -> bool:

@@ -11,29 +11,29 @@ import numpy as np
 from mmgpt.config import UserError
 from mmgpt.evaluation.metrics.answers import exact_match
 from mmgpt.evaluation.metrics.letters import letter_of, place_of
-from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric, share
+from mmgpt.evaluation.metrics.metric import Floats, Metric, ScoredPrediction, mean_metric
 from mmgpt.evaluation.metrics.normalise import folded, plain
 
 ECE_BINS = 15
 
 
-def is_chosen_right(one: Answered) -> float:
+def is_chosen_right(one: ScoredPrediction) -> float:
     """1 if the choice that an answer chose is a right one; without choices, if it is one of the references."""
     said = place_of(one.prediction, one.choices)
     right = _right_places(one)
     return float(said in right) if said is not None and right else exact_match(one.prediction, one.references)
 
 
-def _right_places(one: Answered) -> set[int | None]:
+def _right_places(one: ScoredPrediction) -> set[int | None]:
     return {place_of(reference, one.choices) for reference in one.references} - {None}
 
 
-def _has_right_letter(one: Answered) -> float:
+def _has_right_letter(one: ScoredPrediction) -> float:
     said = letter_of(one.prediction, one.choices)
     return float(said is not None and said in {letter_of(reference, one.choices) for reference in one.references})
 
 
-def check_letter(one: Answered) -> None:
+def check_letter(one: ScoredPrediction) -> None:
     """See that the right answers are letters on offer, or the words of a choice.
 
     Raises:
@@ -44,7 +44,7 @@ def check_letter(one: Answered) -> None:
         raise UserError(f"the right answer {one.references[0]!r} is not {offered}, which choice_letter needs")
 
 
-def _label_counts(answered: Sequence[Answered]) -> Floats:
+def _label_counts(answered: Sequence[ScoredPrediction]) -> Floats:
     """(N, 3 L) over the labels that are right somewhere: hits, predictions, occurrences; the first reference counts."""
     read = _reading_of_labels(answered)
     names = sorted({read(one.references[0]) for one in answered})
@@ -59,7 +59,7 @@ def _label_counts(answered: Sequence[Answered]) -> Floats:
     return counts_N3L.reshape(len(answered), -1)
 
 
-def _reading_of_labels(answered: Sequence[Answered]) -> Callable[[str], str]:
+def _reading_of_labels(answered: Sequence[ScoredPrediction]) -> Callable[[str], str]:
     """How labels are told apart: but for writing, and without case unless two right ones differ by it alone."""
     cased = {plain(one.references[0]) for one in answered}
     return folded if len({label.casefold() for label in cased}) == len(cased) else plain
@@ -77,7 +77,7 @@ def _balanced_accuracy(sums_S: Floats, count: int) -> float:
     return float((hits_L[right_L > 0] / right_L[right_L > 0]).mean())
 
 
-def _bins(answered: Sequence[Answered]) -> Floats:
+def _bins(answered: Sequence[ScoredPrediction]) -> Floats:
     """(N, 2 B): in the bin of a sample's confidence, the confidence and whether it was right."""
     bins_N2B = np.zeros((len(answered), 2, ECE_BINS))
     for row, one in zip(bins_N2B, answered, strict=True):
@@ -94,7 +94,7 @@ def _ece(sums_S: Floats, count: int) -> float:
     return float(np.abs(confidence_B - right_B).sum() / count)
 
 
-def _choice_logprobs(one: Answered, metric: str) -> Floats:
+def _choice_logprobs(one: ScoredPrediction, metric: str) -> Floats:
     if not one.choices or len(one.choices) != len(one.logprobs):
         raise UserError(
             f"{metric} needs the score of every choice, but an answer has {len(one.choices)} choices and "
@@ -103,7 +103,7 @@ def _choice_logprobs(one: Answered, metric: str) -> Floats:
     return np.array(one.logprobs, dtype=np.float64)
 
 
-def rank_of(one: Answered) -> int:
+def rank_of(one: ScoredPrediction) -> int:
     """How many wrong choices stand at or above the best right one; ties count against it."""
     logprobs = _choice_logprobs(one, "recall")
     right = _right_places(one)
@@ -114,12 +114,12 @@ def rank_of(one: Answered) -> int:
 
 
 def _of_rank(score: Callable[[int], float]) -> Metric:
-    return share(lambda one: float(score(rank_of(one))))
+    return mean_metric(lambda one: float(score(rank_of(one))))
 
 
 METRICS: dict[str, Metric] = {
-    "choice_accuracy": share(is_chosen_right),
-    "choice_letter": share(_has_right_letter, check=check_letter),
+    "choice_accuracy": mean_metric(is_chosen_right),
+    "choice_letter": mean_metric(_has_right_letter, check=check_letter),
     "macro_f1": Metric(_label_counts, _macro_f1, in_percent=True),
     "balanced_accuracy": Metric(_label_counts, _balanced_accuracy, in_percent=True),
     "ece": Metric(_bins, _ece, higher_is_better=False, in_percent=True),

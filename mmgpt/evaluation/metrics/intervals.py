@@ -22,15 +22,15 @@ Z95 = 1.959964
 SMALL_T95 = (math.inf, 12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469)  # Student's t of few degrees of freedom
 
 
-def summary(metric: Metric, statistics_NS: Floats) -> dict[str, float | list[float]]:
+def interval(metric: Metric, statistics_NS: Floats) -> dict[str, float | list[float]]:
     """Figure, standard error and 95 % interval."""
     count = len(statistics_NS)
-    value = metric.figure(statistics_NS.sum(axis=0), count)
-    if metric.is_share:
+    value = metric.compute(statistics_NS.sum(axis=0), count)
+    if metric.is_mean_of_scores:
         scores_N = statistics_NS[:, 0]
         deviation = float(scores_N.std(ddof=1)) if count > 1 else 0.0
         return {"value": value, "stderr": deviation / math.sqrt(count), "ci95": mean_interval(scores_N)}
-    drawn_R = np.array([metric.figure(sums_S, count) for sums_S in resampled_sums(statistics_NS)])
+    drawn_R = np.array([metric.compute(sums_S, count) for sums_S in resampled_sums(statistics_NS)])
     return {"value": value, "stderr": float(drawn_R.std(ddof=1)), "ci95": percentiles(drawn_R, count)}
 
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmgpt.evaluation.metrics.captions import tokens
-from mmgpt.evaluation.metrics.metric import Answered
+from mmgpt.evaluation.metrics.metric import ScoredPrediction
 
 JARS = {"METEOR": "meteor-1.5.jar", "SPICE": "spice-1.0.jar"}
 
 
 def java_scores(
-    answered: Sequence[Answered], jars: dict[str, Path | None]
+    answered: Sequence[ScoredPrediction], jars: dict[str, Path | None]
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """METEOR and SPICE of captions, None where absent; and why those are absent.
 
@@ -45,18 +45,18 @@ def java_scores(
     return scores, absent
 
 
-def _meteor(jar: Path, answered: Sequence[Answered]) -> float:
+def _meteor(jar: Path, answered: Sequence[ScoredPrediction]) -> float:
     lines = []
     for one in answered:
         said, *right = (" ".join(tokens(text)).replace("|||", "") for text in (one.prediction, *one.references))
         lines.append(" ||| ".join(["SCORE", *right, said]))
     options = ["-", "-", "-stdio", "-l", "en", "-norm"]
-    statistics = _java(["-Xmx2G", "-jar", str(jar), *options], lines, jar)[: len(lines)]
-    answer = _java(["-Xmx2G", "-jar", str(jar), *options], [" ||| ".join(["EVAL", *statistics])], jar)
+    sample_stats = _java(["-Xmx2G", "-jar", str(jar), *options], lines, jar)[: len(lines)]
+    answer = _java(["-Xmx2G", "-jar", str(jar), *options], [" ||| ".join(["EVAL", *sample_stats])], jar)
     return float(answer[len(lines)])  # after the score of each caption
 
 
-def _spice(jar: Path, answered: Sequence[Answered]) -> float:
+def _spice(jar: Path, answered: Sequence[ScoredPrediction]) -> float:
     captions = [
         {"image_id": at, "test": one.prediction, "refs": list(one.references)} for at, one in enumerate(answered)
     ]
@@ -78,4 +78,4 @@ def _java(arguments: list[str], lines: Sequence[str], jar: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-RUNS: dict[str, Callable[[Path, Sequence[Answered]], float]] = {"METEOR": _meteor, "SPICE": _spice}
+RUNS: dict[str, Callable[[Path, Sequence[ScoredPrediction]], float]] = {"METEOR": _meteor, "SPICE": _spice}

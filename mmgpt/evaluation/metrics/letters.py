@@ -57,7 +57,7 @@ TOLD = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 ARTICLE = re.compile(r"^(?:an?|the)\s+")
-NEAR = 80  # characters before a letter that say what it is
+LEAD_IN_CHARACTERS = 80  # characters before a letter that say what it is
 
 
 def labels(number: int) -> list[str]:
@@ -145,7 +145,7 @@ def _link(between: str) -> str:
 
 
 def _before(text: str, letter: re.Match[str]) -> str:
-    return text[max(0, letter.start() - NEAR) : letter.start()]
+    return text[max(0, letter.start() - LEAD_IN_CHARACTERS) : letter.start()]
 
 
 def _is_letter(text: str, found: re.Match[str]) -> bool:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric
+from mmgpt.evaluation.metrics.metric import Floats, Metric, ScoredPrediction
 
 
-def _counts(answered: Sequence[Answered]) -> Floats:
+def _counts(answered: Sequence[ScoredPrediction]) -> Floats:
     """(N, 4): negative log-likelihood in nats, tokens, words, bytes."""
     rows = []
     for one in answered:

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Answered:
+class ScoredPrediction:
     """A prediction, and what is known about the right answer.
 
     Attributes:
@@ -52,9 +52,9 @@ class Metric:
     """A figure over samples.
 
     Attributes:
-        statistics: float64 (N, S) of N samples, which add up over samples.
-        figure: of the sums (S,) over so many samples.
-        is_share: the figure is a mean of scores between 0 and 1.
+        sample_stats: float64 (N, S) of N samples, which add up over samples.
+        compute: of the sums (S,) over so many samples.
+        is_mean_of_scores: the figure is a mean of scores between 0 and 1.
         higher_is_better: which of two systems has won.
         in_percent: the figure is written as a hundred times its value.
         right_from: the score from which a single sample's answer is right, of errors up to which; None if a score does
@@ -62,21 +62,21 @@ class Metric:
         check: raises UserError if the metric cannot read a sample's references.
     """
 
-    statistics: Callable[[Sequence[Answered]], Floats]
-    figure: Callable[[Floats, int], float] = _mean
-    is_share: bool = False
+    sample_stats: Callable[[Sequence[ScoredPrediction]], Floats]
+    compute: Callable[[Floats, int], float] = _mean
+    is_mean_of_scores: bool = False
     higher_is_better: bool = True
     in_percent: bool = False
     right_from: float | None = None
-    check: Callable[[Answered], None] | None = None
+    check: Callable[[ScoredPrediction], None] | None = None
 
-    def value(self, answered: Sequence[Answered]) -> float:
+    def value(self, answered: Sequence[ScoredPrediction]) -> float:
         """The figure over these samples."""
-        return self.figure(self.statistics(answered).sum(axis=0), len(answered))
+        return self.compute(self.sample_stats(answered).sum(axis=0), len(answered))
 
-    def each(self, statistics_NS: Floats) -> list[float]:
+    def per_sample(self, statistics_NS: Floats) -> list[float]:
         """The figure of every sample alone."""
-        return [self.figure(statistics_S, 1) for statistics_S in statistics_NS]
+        return [self.compute(statistics_S, 1) for statistics_S in statistics_NS]
 
     @property
     def unit(self) -> str:
@@ -101,16 +101,16 @@ class Metric:
         return None if self.right_from is None else self.gain(score, self.right_from) >= 0
 
 
-def share(
-    score: Callable[[Answered], float],
+def mean_metric(
+    score: Callable[[ScoredPrediction], float],
     *,
     right_from: float | None = 0.5,
-    check: Callable[[Answered], None] | None = None,
+    check: Callable[[ScoredPrediction], None] | None = None,
 ) -> Metric:
     """The mean of a score in [0, 1] of each answer."""
     return Metric(
         lambda some: np.array([[score(one)] for one in some], dtype=np.float64),
-        is_share=True,
+        is_mean_of_scores=True,
         in_percent=True,
         right_from=right_from,
         check=check,

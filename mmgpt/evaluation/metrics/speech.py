@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric
+from mmgpt.evaluation.metrics.metric import Floats, Metric, ScoredPrediction
 from mmgpt.evaluation.metrics.normalise import as_reference, unmarked
 
 Normalise = Callable[[str], str]
@@ -40,7 +40,7 @@ def _aligner(unit: str) -> Callable[[str, str], Any]:
 
 
 def _error_rate(unit: str, normaliser: str) -> Metric:
-    def errors(answered: Sequence[Answered]) -> Floats:
+    def errors(answered: Sequence[ScoredPrediction]) -> Floats:
         """(N, 2): errors, and units of the reference (of several, the one with the fewest errors)."""
         align, normalise = _aligner(unit), _normaliser(normaliser)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric
+from mmgpt.evaluation.metrics.metric import Floats, Metric, ScoredPrediction
 from mmgpt.evaluation.metrics.normalise import as_reference, unmarked
 
 
@@ -26,7 +26,7 @@ def _scorer(name: str) -> Any:
 
 
 def _corpus_metric(name: str) -> Metric:
-    def statistics(answered: Sequence[Answered]) -> Floats:
+    def sample_stats(answered: Sequence[ScoredPrediction]) -> Floats:
         """(N, S): the counts that sacrebleu adds up: of BLEU lengths, matches and n-grams."""
         extract = _scorer(name)._extract_corpus_statistics
         rows = []
@@ -35,10 +35,10 @@ def _corpus_metric(name: str) -> Metric:
             rows.append(extract([as_reference(one.prediction, right)], [[text] for text in right])[0])
         return np.array(rows, dtype=np.float64)
 
-    def figure(sums_S: Floats, count: int) -> float:
+    def compute(sums_S: Floats, count: int) -> float:
         return float(_scorer(name)._compute_score_from_stats([int(total) for total in sums_S]).score / 100)
 
-    return Metric(statistics, figure, in_percent=True)
+    return Metric(sample_stats, compute, in_percent=True)
 
 
 METRICS: dict[str, Metric] = {name: _corpus_metric(name) for name in ("bleu", "chrf")}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics.metric import Answered, Floats, Metric, share
+from mmgpt.evaluation.metrics.metric import Floats, Metric, ScoredPrediction, mean_metric
 from mmgpt.evaluation.metrics.normalise import plain
 
 YES = {"yes", "yeah", "yep", "yup", "true", "y", "1"}
@@ -44,7 +44,7 @@ def _words(text: str) -> list[str]:
     return next(filter(None, (WORD.findall(sentence.lower()) for sentence in sentences)), [])
 
 
-def check_yes_no(one: Answered) -> None:
+def check_yes_no(one: ScoredPrediction) -> None:
     """See that the right answer is yes or no, true or false, 1 or 0.
 
     Raises:
@@ -58,11 +58,11 @@ def check_yes_no(one: Answered) -> None:
         )
 
 
-def _is_right(one: Answered) -> float:
+def _is_right(one: ScoredPrediction) -> float:
     return float(says_yes(one.prediction) == says_yes(one.references[0]))
 
 
-def _counts(answered: Sequence[Answered]) -> Floats:
+def _counts(answered: Sequence[ScoredPrediction]) -> Floats:
     """(N, 4): true and false positives, true and false negatives."""
     rows = []
     for one in answered:
@@ -72,16 +72,16 @@ def _counts(answered: Sequence[Answered]) -> Floats:
 
 
 def _of_counts(above: Callable[[Floats], float], below: Callable[[Floats], float]) -> Metric:
-    def figure(sums_S: Floats, count: int) -> float:
+    def compute(sums_S: Floats, count: int) -> float:
         return float(above(sums_S) / below(sums_S)) if below(sums_S) else 0.0
 
-    return Metric(_counts, figure, in_percent=True, check=check_yes_no)
+    return Metric(_counts, compute, in_percent=True, check=check_yes_no)
 
 
 METRICS: dict[str, Metric] = {
-    "pope_accuracy": share(_is_right, check=check_yes_no),
+    "pope_accuracy": mean_metric(_is_right, check=check_yes_no),
     "pope_precision": _of_counts(lambda s: s[0], lambda s: s[0] + s[1]),
     "pope_recall": _of_counts(lambda s: s[0], lambda s: s[0] + s[3]),
     "pope_f1": _of_counts(lambda s: 2 * s[0], lambda s: 2 * s[0] + s[1] + s[3]),
-    "pope_yes_ratio": share(lambda one: float(says_yes(one.prediction)), right_from=None, check=check_yes_no),
+    "pope_yes_ratio": mean_metric(lambda one: float(says_yes(one.prediction)), right_from=None, check=check_yes_no),
 }

@@ -129,7 +129,7 @@ class HFModel:
     def _context(self) -> int:
         return int(self.model.config.get_text_config().max_position_embeddings)
 
-    def excess(self, messages: Talk, room: int) -> int:
+    def tokens_over_context(self, messages: Talk, room: int) -> int:
         """By how many tokens a talk with an answer of `room` tokens is over the context."""
         return int(self._inputs([messages])["input_ids"].shape[1]) + room - self._context
 

@@ -111,7 +111,7 @@ class MmgptLM(LM):  # type: ignore[misc]
 
     def _head(self, text: str) -> list[int]:
         """A context's tokens; an empty one is what begins every text, or an end token as for texts in a row."""
-        return [*self.begin, *self._ids(text)] or [self.assistant.end]
+        return [*self.begin, *self._ids(text)] or [self.assistant.eos_token_id]
 
     def _cut(self, ids: list[int], room: int) -> list[int]:
         if len(ids) <= room:

@@ -42,7 +42,7 @@ class Model(Protocol):
     def score_texts(self, contexts: Sequence[str], texts: Sequence[str]) -> list[list[float]]:
         """Log-probabilities of the tokens of plain texts of any length; a context may be empty."""
 
-    def excess(self, messages: Talk, room: int) -> int:
+    def tokens_over_context(self, messages: Talk, room: int) -> int:
         """By how many tokens a talk with an answer of `room` tokens is over the context; 0 or less if it fits."""
 
 

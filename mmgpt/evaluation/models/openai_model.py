@@ -97,7 +97,7 @@ class OpenAIModel:
         """Refused: chat servers tell no log-probability of a given text."""
         raise UserError(f"{self.name}: a chat server scores no given texts; use a task of kind generate")
 
-    def excess(self, messages: Sequence[Message], room: int) -> int:
+    def tokens_over_context(self, messages: Sequence[Message], room: int) -> int:
         """0: the server does not tell its context, and refuses by itself what is over it."""
         return 0
 

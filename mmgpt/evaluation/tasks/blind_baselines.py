@@ -12,15 +12,15 @@ from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.media import Audio, Image, Media
 from mmgpt.datasets.sample import Message, Part, media_of
 from mmgpt.datasets.source import Source
-from mmgpt.evaluation.tasks.exemplar_pool import identity, shuffled
-from mmgpt.evaluation.tasks.item import Item, items_of
+from mmgpt.evaluation.tasks.exemplar_pool import identity, lazy_shuffle
+from mmgpt.evaluation.tasks.item import TaskItem, items_of
 
 POOL_LIMIT = 5_000  # samples that the text-only guess is learned from
-BLIND = ("removed", "shuffled", "noise")
+ABLATIONS = ("removed", "shuffled", "noise")
 LOUDNESS = 0.1  # root mean square of noise, of which 1 is the loudest sample
 
 
-class TextOnlyGuess:
+class TextOnlyBaseline:
     """The best answer that ignores media: the most frequent one that training gave to the same words.
 
     A question never asked in training is cut from its end to the longest beginning that was.
@@ -37,7 +37,7 @@ class TextOnlyGuess:
                 for length in range(len(words) + 1):
                     self.by_beginning[words[:length]][item.reference] += 1
 
-    def answer(self, item: Item) -> str:
+    def answer(self, item: TaskItem) -> str:
         """The guess for an item."""
         counts = self.by_question.get(item.question)
         words = tuple(item.question.split())
@@ -49,13 +49,13 @@ class TextOnlyGuess:
         return counts.most_common(1)[0][0]
 
 
-def blinded(
-    mode: str, messages: Sequence[Message], item: Item, others: Sequence[Item], seed: int
+def ablate_media(
+    mode: str, messages: Sequence[Message], item: TaskItem, others: Sequence[TaskItem], seed: int
 ) -> tuple[Message, ...]:
     """A prompt that shows nothing of what its item asks about; exemplars keep their media, for they teach the form.
 
     Args:
-        mode: `removed`: the item's media are left out. `shuffled`: they are those of another item, as many of each
+        mode: `removed`: the item's media are left out. `lazy_shuffle`: they are those of another item, as many of each
             kind; of several others where no one has as many. A kind that no other item holds stays as it is.
             `noise`: uniform noise in a picture's pixels, white noise in a sound's samples, of the same size and rate.
         messages: the item's prompt.
@@ -65,8 +65,8 @@ def blinded(
     Raises:
         UserError: if the mode is not known, or noise stands for a video; MediaError: if a medium is damaged.
     """
-    if mode not in BLIND:
-        raise UserError(f"blind mode {mode!r} is not known; {did_you_mean(mode, BLIND)}")
+    if mode not in ABLATIONS:
+        raise UserError(f"blind mode {mode!r} is not known; {did_you_mean(mode, ABLATIONS)}")
     own = list(dict.fromkeys(media_of(item.messages)))
     shown: Mapping[Media, Media] = {}
     if mode == "shuffled":
@@ -80,11 +80,11 @@ def _shown(parts: Sequence[Part], own: Sequence[Media], shown: Mapping[Media, Me
     return [shown.get(part, part) for part in parts if part not in own or part in shown]  # type: ignore[arg-type, misc]
 
 
-def _of_others(own: Sequence[Media], others: Sequence[Item], rng: Random) -> dict[Media, Media]:
+def _of_others(own: Sequence[Media], others: Sequence[TaskItem], rng: Random) -> dict[Media, Media]:
     """For each medium one of its kind that is none of them, from as few items as come first and have one."""
     known = {identity(medium) for medium in own}
     shown: dict[Media, Media] = {}
-    for other in shuffled(rng, others):
+    for other in lazy_shuffle(rng, others):
         if len(shown) == len(own):
             break
         for theirs in dict.fromkeys(media_of(other.messages)):

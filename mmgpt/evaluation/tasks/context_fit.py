@@ -18,40 +18,40 @@ from mmgpt.datasets.sample import Message, media_of
 from mmgpt.evaluation.models.model import Model, Talk
 from mmgpt.generation.prompts import without_media
 
-NEAR = 32  # tokens, for templates of others that join what stands on both sides of a medium
+TEMPLATE_SLACK_TOKENS = 32  # tokens, for templates of others that join what stands on both sides of a medium
 
 
-class Fit:
+class ContextFit:
     """Measures talks for one model; remembers what media of each size take."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.costs: dict[Any, int] = {}  # tokens, by size
 
-    def excess(self, messages: Talk, room: int) -> int:
+    def tokens_over_context(self, messages: Talk, room: int) -> int:
         """By how many tokens a talk with an answer of `room` tokens is over the context: 0 or less if it fits.
 
         Raises:
             MediaError: if a medium cannot be used.
         """
         media = media_of(messages)
-        sizes = [size_of(medium) for medium in media]
+        sizes = [size_key(medium) for medium in media]
         if media and None not in sizes:
-            words = self.model.excess(without_media(messages), room)
+            words = self.model.tokens_over_context(without_media(messages), room)
             told = words + sum(self._cost(size, medium) for size, medium in zip(sizes, media, strict=True))
-            if abs(told) > NEAR:
+            if abs(told) > TEMPLATE_SLACK_TOKENS:
                 return told
-        return self.model.excess(messages, room)
+        return self.model.tokens_over_context(messages, room)
 
     def _cost(self, size: Any, medium: Media) -> int:
         if size not in self.costs:
             with_medium = Message("user", (medium, *Message.of("user", "?").parts))  # type: ignore[arg-type]
-            alone = self.model.excess((Message.of("user", "?"),), 0)
-            self.costs[size] = self.model.excess((with_medium,), 0) - alone
+            alone = self.model.tokens_over_context((Message.of("user", "?"),), 0)
+            self.costs[size] = self.model.tokens_over_context((with_medium,), 0) - alone
         return self.costs[size]
 
 
-def fewest_dropped(most: int, is_over: Callable[[int], bool]) -> int:
+def min_dropped(most: int, is_over: Callable[[int], bool]) -> int:
     """How many of `most` exemplars must go so that a prompt is not over, found by halves; it is if none goes."""
     over, fits = 0, most
     while fits - over > 1:
@@ -60,7 +60,7 @@ def fewest_dropped(most: int, is_over: Callable[[int], bool]) -> int:
     return fits
 
 
-def size_of(medium: Media) -> Any:
+def size_key(medium: Media) -> Any:
     """What a medium's tokens depend on: pixels and orientation, or samples and their rate; None if it cannot be told.
 
     Raises:

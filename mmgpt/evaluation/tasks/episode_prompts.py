@@ -5,8 +5,8 @@ from pathlib import Path
 from mmgpt.config import UserError
 from mmgpt.datasets.readers.episodes import EpisodeSource
 from mmgpt.evaluation.models.model import Model
-from mmgpt.evaluation.tasks.few_shot import Exemplars, Prompt, Shots
-from mmgpt.evaluation.tasks.item import Item, items_of
+from mmgpt.evaluation.tasks.few_shot import Exemplars, FewShotPrompt, Shots
+from mmgpt.evaluation.tasks.item import TaskItem, items_of
 from mmgpt.evaluation.tasks.task import Task
 
 
@@ -16,9 +16,9 @@ class EpisodePrompts(Exemplars):
     def __init__(self, source: EpisodeSource, task: str) -> None:
         super().__init__(None, task)
         self.source = source
-        self.episodes: dict[tuple[int, int], dict[str, Item]] = {}  # by shots and seed
+        self.episodes: dict[tuple[int, int], dict[str, TaskItem]] = {}  # by shots and seed
 
-    def prompt(self, item: Item, shots: Shots, model: Model | None = None, room: int = 0) -> Prompt:
+    def prompt(self, item: TaskItem, shots: Shots, model: Model | None = None, room: int = 0) -> FewShotPrompt:
         """An item's question after `shots.count` examples of each class of its episode, all of them.
 
         Raises:
@@ -31,7 +31,7 @@ class EpisodePrompts(Exemplars):
             source = self.source.with_shots(shots.count, self.seed)
             items = [one for index in range(len(source)) for one in items_of(source[index])]
             self.episodes[wanted] = {one.key: one for one in items}
-        return Prompt(self.episodes[wanted][item.key].messages)
+        return FewShotPrompt(self.episodes[wanted][item.key].messages)
 
 
 def exemplars_of(task: Task, cache: Path | None = None) -> Exemplars:

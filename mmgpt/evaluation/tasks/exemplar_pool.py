@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Media
 from mmgpt.datasets.source import Source
-from mmgpt.evaluation.tasks.item import Item, items_of
+from mmgpt.evaluation.tasks.item import TaskItem, items_of
 
 T = TypeVar("T")
 
@@ -30,11 +30,11 @@ class Pool:
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def items(self, sample: int) -> list[Item]:
+    def items(self, sample: int) -> list[TaskItem]:
         """The items of a sample."""
         return list(items_of(self.source[sample]))
 
-    def item(self, entry: Entry) -> Item:
+    def item(self, entry: Entry) -> TaskItem:
         """The item of an entry."""
         return self.items(entry.sample)[entry.number]
 
@@ -69,7 +69,7 @@ def identity(medium: Media) -> str:
     return hashlib.sha256(medium.encoded()[1] if payload is None else payload).hexdigest()
 
 
-def shuffled(rng: Random, values: Sequence[T]) -> Iterator[T]:
+def lazy_shuffle(rng: Random, values: Sequence[T]) -> Iterator[T]:
     """All values in random order; the first few cost as little of a long sequence as of a short one."""
     moved: dict[int, int] = {}  # what Fisher and Yates would have swapped so far
     for at in range(len(values)):
@@ -78,14 +78,14 @@ def shuffled(rng: Random, values: Sequence[T]) -> Iterator[T]:
         moved[drawn] = moved.pop(at, at)
 
 
-def balanced(rng: Random, pool: Pool, is_wanted: Callable[[Entry], bool]) -> Iterator[Entry]:
+def balanced_order(rng: Random, pool: Pool, is_wanted: Callable[[Entry], bool]) -> Iterator[Entry]:
     """Wanted entries, so that no answer comes again before every other that still has some; both in random order.
 
     An entry may cease to be wanted while others are taken: those of samples that were taken are not.
     """
     opened: list[Iterator[Entry]] = []
-    for answer in shuffled(rng, pool.answers):
-        entries: Iterator[Entry] = filter(is_wanted, shuffled(rng, pool.by_answer[answer]))
+    for answer in lazy_shuffle(rng, pool.answers):
+        entries: Iterator[Entry] = filter(is_wanted, lazy_shuffle(rng, pool.by_answer[answer]))
         first = next(entries, None)
         if first is not None:
             yield first
@@ -99,7 +99,7 @@ def balanced(rng: Random, pool: Pool, is_wanted: Callable[[Entry], bool]) -> Ite
                 yield entry
 
 
-def permuted(rng: Random, labels: Sequence[str], known: Sequence[str]) -> list[str]:
+def permute_labels(rng: Random, labels: Sequence[str], known: Sequence[str]) -> list[str]:
     """The same labels in other places, as few as can be in a place whose own label is equal.
 
     Sorted by label and moved on by the size of the largest group, none of at most half the labels stays. Labels that
@@ -114,7 +114,7 @@ def permuted(rng: Random, labels: Sequence[str], known: Sequence[str]) -> list[s
             raise UserError(f"labels=permuted: every answer is {labels[0]!r}, none is wrong; take a pool of several")
         return [rng.choice(wrong) for _ in labels]
     groups: defaultdict[str, list[int]] = defaultdict(list)
-    for place in shuffled(rng, range(len(labels))):
+    for place in lazy_shuffle(rng, range(len(labels))):
         groups[labels[place]].append(place)
     places = [place for group in groups.values() for place in group]
     step = max(map(len, groups.values()), default=0)

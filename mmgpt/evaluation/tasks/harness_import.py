@@ -326,9 +326,9 @@ class _Import:
                     raise self._refused("metric_list", f"{name} with {key}: {options[key]} has no like here")
             names.append(name)
         if "acc_norm" in names:
-            self.notes.append("acc_norm is by the token here, theirs by the byte; for acc set normalise: false")
+            self.notes.append("acc_norm is by the token here, theirs by the byte; for acc set length_normalise: false")
         ours: dict[str, Any] = {"metrics": list(dict.fromkeys(METRIC_NAMES[name] for name in names))}
-        return ours | ({"normalise": True} if "acc_norm" in names else {})
+        return ours | ({"length_normalise": True} if "acc_norm" in names else {})
 
     def _version(self) -> dict[str, int]:
         told = self.tree.get("metadata") or {}

@@ -9,7 +9,7 @@ from mmgpt.datasets.sample import GroundTruth, Message, Sample
 
 
 @dataclass(frozen=True)
-class Item:
+class TaskItem:
     """One question of a task, or a document: a text with no messages before it."""
 
     key: str
@@ -25,7 +25,7 @@ class Item:
         return self.messages[-1].text if self.messages else ""
 
 
-def items_of(sample: Sample) -> Iterator[Item]:
+def items_of(sample: Sample) -> Iterator[TaskItem]:
     """The questions of a sample: one, or one a branch; one assistant turn alone is a document.
 
     Raises:
@@ -40,15 +40,15 @@ def items_of(sample: Sample) -> Iterator[Item]:
         said = one.messages[-1].text
         if is_missing(said) or any(is_missing(answer) for answer in truth.answers):
             raise UserError(f"{one.key}: its answer is empty, and nothing can be scored against it; leave it out")
-        yield Item(one.key, one.messages[:-1], said, truth.answers or (said,), truth.choices, truth.tags)
+        yield TaskItem(one.key, one.messages[:-1], said, truth.answers or (said,), truth.choices, truth.tags)
 
 
-def merged_items_of(sample: Sample) -> Iterator[Item]:
+def merged_items_of(sample: Sample) -> Iterator[TaskItem]:
     """The questions of a sample, where branches that ask the same are one item: the captions of a picture.
 
     Its key is that of the first such branch, or the sample's if all ask the same; its reference is the first one's.
     """
-    same: dict[str, list[Item]] = {}
+    same: dict[str, list[TaskItem]] = {}
     for item in items_of(sample):
         same.setdefault(item.question, []).append(item)
     for items in same.values():

@@ -23,38 +23,40 @@ from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Part, Text
 from mmgpt.evaluation.models.model import Model
 from mmgpt.evaluation.tasks.exemplar_pool import Entry, Pool, identity
-from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.item import TaskItem
 from mmgpt.files import name_disk_errors
 from mmgpt.processor import pick_device
 
 OPEN_CLIP = "open_clip:"
-AT_ONCE = 32  # questions of the pool; a question of the task is embedded alone, so that no other one changes it
-ALIKE = 1e-5  # similarities nearer than this are a tie: rounding differs between batches and machines
+POOL_BATCH_SIZE = 32  # questions of the pool; a question of the task is embedded alone, so that no other one changes it
+SIMILARITY_TIE = 1e-5  # similarities nearer than this are a tie: rounding differs between batches and machines
 
-Of = Literal["media", "text", "both"]
-Question = Sequence[Part]
+EmbedParts = Literal["media", "text", "both"]
+PromptedItem = Sequence[Part]
 
 
 class Embedder(NamedTuple):
     """Makes vectors of length 1 of questions, float32 (R, D); `name` tells them from those of another."""
 
     name: str
-    embed: Callable[[Sequence[Question]], Tensor]
+    embed: Callable[[Sequence[PromptedItem]], Tensor]
 
 
-def open_embedder(by: str, model: Model | None) -> Embedder:
+def open_embedder(name: str, model: Model | None) -> Embedder:
     """The embedder of a name: a pool of the model's `embed`, or `open_clip:FOLDER`.
 
     Raises:
         UserError: if the model cannot embed, or the folder holds no model of open_clip.
     """
-    if by.startswith(OPEN_CLIP):
-        return _open_clip(Path(by.removeprefix(OPEN_CLIP)))
+    if name.startswith(OPEN_CLIP):
+        return _open_clip(Path(name.removeprefix(OPEN_CLIP)))
     embed: Any = getattr(model, "embed", None)
     if model is None or embed is None:
-        name = "no model is given" if model is None else f"{model.name} gives no embeddings"
-        raise UserError(f"by={by}: {name}; say by: open_clip:FOLDER, a CLIP model saved by open_clip")
-    return Embedder(f"{model.fingerprint()}/{by}", lambda questions: embed(questions, by, batch_size=AT_ONCE))
+        reason = "no model is given" if model is None else f"{model.name} gives no embeddings"
+        raise UserError(f"embedder={name}: {reason}; say embedder: open_clip:FOLDER, a CLIP model saved by open_clip")
+    return Embedder(
+        f"{model.fingerprint()}/{name}", lambda questions: embed(questions, name, batch_size=POOL_BATCH_SIZE)
+    )
 
 
 def _open_clip(folder: Path) -> Embedder:
@@ -74,7 +76,7 @@ def _open_clip(folder: Path) -> Embedder:
     clip = clip.to(device).eval()
 
     @torch.inference_mode()
-    def embed(questions: Sequence[Question]) -> Tensor:
+    def embed(questions: Sequence[PromptedItem]) -> Tensor:
         for part in (part for question in questions for part in question):
             if not isinstance(part, Image):
                 raise UserError(f"{getattr(part, 'label', part)!r} is no picture, which is all that open_clip embeds")
@@ -94,8 +96,8 @@ class Similar:
     a hash of the embedder and of the pool's questions (of media with a path, by path, time and bytes).
     """
 
-    def __init__(self, pool: Pool, embedder: Embedder, of: Of, cache: Path | None = None) -> None:
-        self.pool, self.embedder, self.of = pool, embedder, of
+    def __init__(self, pool: Pool, embedder: Embedder, embed_parts: EmbedParts, cache: Path | None = None) -> None:
+        self.pool, self.embedder, self.embed_parts = pool, embedder, embed_parts
         row_of: dict[tuple[int, int], int] = {}
         for row, (sample, numbers, _) in enumerate(self._questions()):
             row_of.update({(sample, number): row for number in numbers})
@@ -103,27 +105,27 @@ class Similar:
         self.rows_N = torch.tensor([row_of[entry.sample, entry.number] for entry in self.entries])
         self.vectors_RD = self._embed_all() if cache is None else self._cached(cache)
 
-    def nearest(self, item: Item) -> Iterator[Entry]:
+    def nearest(self, item: TaskItem) -> Iterator[Entry]:
         """All of the pool, the most similar first; ties by key."""
-        (query_D,) = self.embedder.embed([question_of(item, self.of)])
-        alike_N = torch.round((self.vectors_RD @ query_D)[self.rows_N] / ALIKE)
+        (query_D,) = self.embedder.embed([question_of(item, self.embed_parts)])
+        alike_N = torch.round((self.vectors_RD @ query_D)[self.rows_N] / SIMILARITY_TIE)
         return (self.entries[at] for at in torch.argsort(alike_N, descending=True, stable=True).tolist())
 
-    def _questions(self) -> Iterator[tuple[int, list[int], Question]]:
+    def _questions(self) -> Iterator[tuple[int, list[int], PromptedItem]]:
         """A sample's number, the numbers of its items that ask the same, and what these ask."""
         for sample in range(len(self.pool.source)):
             asked: dict[tuple[Part, ...], list[int]] = {}
             for number, item in enumerate(self.pool.items(sample)):
-                asked.setdefault(tuple(question_of(item, self.of)), []).append(number)
+                asked.setdefault(tuple(question_of(item, self.embed_parts)), []).append(number)
             yield from ((sample, numbers, question) for question, numbers in asked.items())
 
     def _embed_all(self) -> Tensor:
         questions = (question for _, _, question in self._questions())
-        chunks = iter(lambda: list(islice(questions, AT_ONCE)), [])
+        chunks = iter(lambda: list(islice(questions, POOL_BATCH_SIZE)), [])
         return torch.cat([self.embedder.embed(chunk) for chunk in chunks])
 
     def _cached(self, folder: Path) -> Tensor:
-        digest = hashlib.sha256(json.dumps([self.embedder.name, self.of]).encode())
+        digest = hashlib.sha256(json.dumps([self.embedder.name, self.embed_parts]).encode())
         for _, _, question in self._questions():
             digest.update(json.dumps([_stamp(part) for part in question]).encode())
         file = folder / f"similar-{digest.hexdigest()[:32]}.safetensors"
@@ -138,16 +140,17 @@ class Similar:
         return vectors_RD
 
 
-def question_of(item: Item, of: Of) -> list[Part]:
+def question_of(item: TaskItem, embed_parts: EmbedParts) -> list[Part]:
     """The parts of an item's user turns that are embedded.
 
     Raises:
         UserError: if there are none.
     """
     parts = [part for message in item.messages if message.role == "user" for part in message.parts]
-    kept = [part for part in parts if of == "both" or isinstance(part, Text) == (of == "text")]
+    kept = [part for part in parts if embed_parts == "both" or isinstance(part, Text) == (embed_parts == "text")]
     if not kept:
-        raise UserError(f"{item.key}: has no {of} to be found by; say shots.of: {'text' if of == 'media' else 'media'}")
+        other = "text" if embed_parts == "media" else "media"
+        raise UserError(f"{item.key}: has no {embed_parts} to be found by; say shots.embed_parts: {other}")
     return kept
 
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -22,7 +22,7 @@ from mmgpt.datasets.template import fields_of
 from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.metrics.letters import place_of
 from mmgpt.evaluation.tasks.few_shot import ShotConfig
-from mmgpt.evaluation.tasks.item import Item, items_of, merged_items_of
+from mmgpt.evaluation.tasks.item import TaskItem, items_of, merged_items_of
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.choices import checked_choices
 
@@ -36,6 +36,7 @@ Kind = Literal["generate", "choose", "classify", "rank", "score"]
 class TaskConfig(Config):
     """A benchmark."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"raw": "plain_text", "normalise": "length_normalise"}
     name: str
     data: AnySource
     exemplars: AnySource | None = None  # where shots and the text-only guess come from: never the test split
@@ -44,8 +45,8 @@ class TaskConfig(Config):
     choices: list[str] | None = Field(default=None, min_length=2)  # for choose, classify, rank: those of every item
     distractors: PositiveInt | None = None  # for choose: so many answers of other items beside the right one
     candidates: int | None = Field(default=None, ge=2)  # for rank: so many of the task's references, not all
-    normalise: bool = False  # for choose, classify and rank: log-probability a token; of raw text, a letter
-    raw: bool = False  # the same as plain text, without template and end token, as lm-evaluation-harness asks
+    length_normalise: bool = False  # for choose, classify and rank: log-probability a token; of raw text, a letter
+    plain_text: bool = False  # the same as plain text, without template and end token, as lm-evaluation-harness asks
     generate: GenerateConfig = GenerateConfig(max_new_tokens=32)
     shots: ShotConfig = ShotConfig()
     metrics: list[str] = Field(["exact_match"], min_length=1)
@@ -67,7 +68,7 @@ class TaskConfig(Config):
             ("choices", ("choose", "classify", "rank")),
             ("distractors", ("choose",)),
             ("candidates", ("rank",)),
-            ("raw", ("choose", "classify", "rank")),
+            ("plain_text", ("choose", "classify", "rank")),
         ):
             if getattr(self, name) and kind not in kinds:
                 raise ValueError(f"{name} is for kind={' or '.join(kinds)}, not {kind}; leave it out or change kind")
@@ -196,10 +197,10 @@ class Task:
             told = f"; its data: {self.config.download}" if self.config.download else ""
             raise DataNotFound(f"task {self.config.name}: {error}{told}") from None
 
-    def items(self, limit: int | None = None) -> list[Item]:
+    def items(self, limit: int | None = None) -> list[TaskItem]:
         """The first `limit` items, with their choices, which do not depend on the limit."""
         needs_all = self.config.distractors is not None or self.config.kind == "rank"
-        items: list[Item] = []
+        items: list[TaskItem] = []
         for index in range(len(self.test)):
             items += self._items(index)
             if limit and len(items) >= limit and not needs_all:
@@ -207,11 +208,11 @@ class Task:
         offered = self._offered(items)
         return [replace(item, choices=offered(item)) for item in items[:limit]] if offered else items[:limit]
 
-    def _items(self, index: int) -> list[Item]:
+    def _items(self, index: int) -> list[TaskItem]:
         sample = self.test[index]
         return list(merged_items_of(sample) if self.config.references == "branches" else items_of(sample))
 
-    def _offered(self, items: list[Item]) -> Callable[[Item], tuple[str, ...]] | None:
+    def _offered(self, items: list[TaskItem]) -> Callable[[TaskItem], tuple[str, ...]] | None:
         """What gives an item its choices; None where it has its own, or needs none."""
         config = self.config
         if config.kind in ("generate", "score"):
@@ -233,16 +234,16 @@ class Task:
         samples = (self.pool[index] for index in range(len(self.pool)))
         return sorted({item.reference for sample in samples for item in items_of(sample)})
 
-    def _own(self, item: Item) -> tuple[str, ...]:
+    def _own(self, item: TaskItem) -> tuple[str, ...]:
         return self._holding(item, item.choices)
 
-    def _holding(self, item: Item, choices: tuple[str, ...]) -> tuple[str, ...]:
+    def _holding(self, item: TaskItem, choices: tuple[str, ...]) -> tuple[str, ...]:
         if all(place_of(reference, choices) is None for reference in item.references):
             shown = ", ".join(choices[:6]) + (", ..." if len(choices) > 6 else "")
             raise UserError(f"{item.key}: its reference {item.reference!r} is not among the choices: {shown}")
         return choices
 
-    def _among(self, item: Item, answers: list[str], wanted: int) -> tuple[str, ...]:
+    def _among(self, item: TaskItem, answers: list[str], wanted: int) -> tuple[str, ...]:
         """The reference among so many answers of other items, in an order that depends on the item's key alone."""
         rng = random.Random(f"{self.config.name}/{item.key}")
         own = {item.reference, *item.references}

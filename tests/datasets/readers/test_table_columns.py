@@ -54,8 +54,8 @@ def test_a_column_that_nothing_reads_is_refused_when_the_table_opens(name, tmp_p
 
 
 @given(
-    extra=st.sets(st.sampled_from(["image", "A", "label", "Answer", "a ", "weight", "id", "split"]), min_size=1),
-    kept=st.sets(st.sampled_from(["image", "A", "label", "Answer", "a ", "weight", "id", "split"])),
+    extra=st.sets(st.sampled_from(["image", "A", "label", "Prediction", "a ", "weight", "id", "split"]), min_size=1),
+    kept=st.sets(st.sampled_from(["image", "A", "label", "Prediction", "a ", "weight", "id", "split"])),
     name=st.sampled_from(["rows.csv", "rows.json", "rows.jsonl"]),
 )
 def test_every_further_column_raises_or_is_ignored_by_name(extra, kept, name, tmp_path_factory):

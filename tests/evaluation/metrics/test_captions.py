@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics import METRICS, Answered, caption_scores
+from mmgpt.evaluation.metrics import METRICS, ScoredPrediction, caption_scores
 from mmgpt.evaluation.metrics.captions import longest_common
 
 NAMES = {
@@ -48,10 +48,10 @@ def test_flickr8k_has_the_official_figures(pack, results, expected):
 
 def test_every_image_of_flickr8k_has_the_official_figures(pack):
     predictions, references = flickr8k(pack, "results.json")
-    some = [Answered(text, tuple(references[key])) for key, text in predictions.items()]
+    some = [ScoredPrediction(text, tuple(references[key])) for key, text in predictions.items()]
     expected = json.loads((pack / "flickr8k_human0_vs_4" / "expected.json").read_text())["per_image"]
     for official, ours in NAMES.items():
-        found = METRICS[ours].each(METRICS[ours].statistics(some))
+        found = METRICS[ours].per_sample(METRICS[ours].sample_stats(some))
         assert found == pytest.approx([expected[str(key)][official] for key in predictions], abs=2e-6)
 
 
@@ -89,9 +89,12 @@ def test_two_captions_have_the_figures_worked_out_by_hand():
     assert found["Bleu_1"] == pytest.approx(5 / 6)
     assert found["Bleu_2"] == pytest.approx(math.sqrt(5 / 6 * 3 / 4))
     assert found["ROUGE_L"] == pytest.approx((1 + 2 / 3) / 2)  # of the second, precision and recall are 2/3
-    first, second = METRICS["cider"].each(
-        METRICS["cider"].statistics(
-            [Answered("A red dog.", ("a red dog",)), Answered("a cat sits", ("the cat sits", "one cat"))]
+    first, second = METRICS["cider"].per_sample(
+        METRICS["cider"].sample_stats(
+            [
+                ScoredPrediction("A red dog.", ("a red dog",)),
+                ScoredPrediction("a cat sits", ("the cat sits", "one cat")),
+            ]
         )
     )
     assert first == pytest.approx(10 * 3 / 4)  # no n-gram of four words
@@ -114,7 +117,7 @@ def test_the_longest_common_subsequence_is_that_of_the_textbook(one, other):
 
 @given(st.lists(st.tuples(words, st.lists(words, min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_scores_of_any_texts_are_finite_even_of_empty_ones(pairs):
-    some = [Answered(" ".join(said), tuple(" ".join(one) for one in right)) for said, right in pairs]
+    some = [ScoredPrediction(" ".join(said), tuple(" ".join(one) for one in right)) for said, right in pairs]
     for name in NAMES.values():
         assert 0 <= METRICS[name].value(some) <= 10 + 1e-9
         assert METRICS[name].value(some[::-1]) == pytest.approx(METRICS[name].value(some), abs=1e-12)

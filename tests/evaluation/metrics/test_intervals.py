@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmgpt.evaluation.metrics import METRICS, Metric, summary
+from mmgpt.evaluation.metrics import METRICS, Metric, interval
 from mmgpt.evaluation.metrics.intervals import mean_interval, t95, wilson
 
 SETS = 600
@@ -55,12 +55,12 @@ def test_the_bootstrap_of_a_ratio_holds_the_truth_in_95_of_100_sets(count, monke
 
     monkeypatch.setattr(intervals, "RESAMPLES", 400)
     rate = Metric(lambda some: np.zeros((len(some), 2)), lambda sums, n: float(sums[0] / sums[1]))
-    assert 0.92 <= coverage(lambda found: summary(rate, found)["ci95"], errors, 0.2, count, sets=500) <= 0.98
+    assert 0.92 <= coverage(lambda found: interval(rate, found)["ci95"], errors, 0.2, count, sets=500) <= 0.98
 
 
 def test_photographs_that_score_alike_are_known_better_than_a_share():
     scores = np.random.default_rng(0).beta(4, 7, 150)
-    found = summary(METRICS["rouge_l"], scores[:, None])
+    found = interval(METRICS["rouge_l"], scores[:, None])
     low, high = found["ci95"]
     assert (high - low) / 2 == pytest.approx(1.976 * scores.std(ddof=1) / math.sqrt(150), rel=0.02)
     share_low, share_high = wilson(float(scores.mean()), 150)
@@ -84,7 +84,7 @@ def test_students_t_is_that_of_the_tables(freedom, quantile):
 
 
 def test_which_metrics_are_means_of_scores():
-    corpus = {name for name, metric in METRICS.items() if not metric.is_share}
+    corpus = {name for name, metric in METRICS.items() if not metric.is_mean_of_scores}
     likelihood = {"perplexity", "word_perplexity", "bits_per_byte"}
     errors = {f"{kind}{normaliser}" for kind in ("wer", "cer") for normaliser in ("", "_whisper_en", "_whisper_basic")}
     sums = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "bleu", "chrf", "cider", "ece", "macro_f1", "balanced_accuracy"}

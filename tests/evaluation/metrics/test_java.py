@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mmgpt.evaluation.metrics import Answered
+from mmgpt.evaluation.metrics import ScoredPrediction
 from mmgpt.evaluation.metrics.java import java_scores
 
-SOME = [Answered("A dog runs.", ("a dog runs", "A dog!")), Answered("a cat", ("one cat",))]
+SOME = [ScoredPrediction("A dog runs.", ("a dog runs", "A dog!")), ScoredPrediction("a cat", ("one cat",))]
 FAKE = """#!/bin/sh
 # stands for java: answers in the protocol of the two jars
 case "$*" in

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgpt.evaluation.metrics import METRICS, Answered, exact_match, summary
+from mmgpt.evaluation.metrics import METRICS, ScoredPrediction, exact_match, interval
 from mmgpt.evaluation.metrics.answers import SCORES
 
 
 def of_scores(scores):
-    return summary(METRICS["exact_match"], np.array(scores)[:, None])
+    return interval(METRICS["exact_match"], np.array(scores)[:, None])
 
 
 def test_exact_match_forgives_writing_alone():
@@ -58,8 +58,8 @@ def test_the_standard_error_is_that_of_the_mean():
 def test_the_reference_itself_is_right_and_another_word_is_not(name):
     perfect, none = (0.0, 1.0) if name == "wer" else (1.0, 0.0)
     right = "17 red circles here" if name != "macro_f1" else "yes"
-    assert METRICS[name].value([Answered(right, (right,))]) == pytest.approx(perfect)
-    assert METRICS[name].value([Answered("no", (right,))]) == pytest.approx(none, abs=0.05)  # bleu is smoothed
+    assert METRICS[name].value([ScoredPrediction(right, (right,))]) == pytest.approx(perfect)
+    assert METRICS[name].value([ScoredPrediction("no", (right,))]) == pytest.approx(none, abs=0.05)  # bleu is smoothed
 
 
 def drawn(count, seed=0):
@@ -77,29 +77,29 @@ def drawn(count, seed=0):
         said, right, other = (texts[at] for at in rng.choice(len(texts), 3, replace=True))
         said = right if rng.random() < 0.5 else said
         choices = (right, *(f"{other} {word}" for word in ("not", "but", "why", "how", "who", "now")))
-        found.append(Answered(said, (right, *([other] * 3)), choices, tuple(-rng.exponential(2.0, 7))))
+        found.append(ScoredPrediction(said, (right, *([other] * 3)), choices, tuple(-rng.exponential(2.0, 7))))
     return found
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_a_figure_of_sums_that_no_order_changes(name):
     metric, some = METRICS[name], drawn(40)
-    statistics_NS = metric.statistics(some)
+    statistics_NS = metric.sample_stats(some)
     assert statistics_NS.shape[0] == 40
     assert statistics_NS.dtype == np.float64
-    value = metric.figure(statistics_NS.sum(axis=0), 40)
+    value = metric.compute(statistics_NS.sum(axis=0), 40)
     assert metric.value(some[::-1]) == pytest.approx(value, abs=1e-9)
-    assert len(metric.each(statistics_NS)) == 40
-    if metric.is_share:
-        assert np.mean(metric.each(statistics_NS)) == pytest.approx(value)
+    assert len(metric.per_sample(statistics_NS)) == 40
+    if metric.is_mean_of_scores:
+        assert np.mean(metric.per_sample(statistics_NS)) == pytest.approx(value)
     if name not in {"cider", "macro_f1", "balanced_accuracy"}:  # which look at the whole set
-        parts = np.concatenate([metric.statistics(some[:13]), metric.statistics(some[13:])])
+        parts = np.concatenate([metric.sample_stats(some[:13]), metric.sample_stats(some[13:])])
         assert parts == pytest.approx(statistics_NS)
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_the_interval_of_every_metric_holds_its_value(name):
-    found = summary(METRICS[name], METRICS[name].statistics(drawn(60, seed=1)))
+    found = interval(METRICS[name], METRICS[name].sample_stats(drawn(60, seed=1)))
     low, high = found["ci95"]
     assert low <= found["value"] <= high
     assert 0 < found["stderr"] < math.inf

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics import METRICS, Answered
+from mmgpt.evaluation.metrics import METRICS, ScoredPrediction
 from mmgpt.evaluation.metrics.answers import SCORES
 from mmgpt.evaluation.metrics.letters import labels, letter_of, place_of
 from mmgpt.evaluation.metrics.normalise import composed, plain, unmarked
@@ -73,12 +73,12 @@ def test_what_is_thought_before_an_answer_is_no_part_of_it(name, thought):
 
 def answered(name, said, right):
     choices = CHOICES if name.startswith("choice") else ()
-    others = [Answered("cow", ("cow",), choices), Answered("a cat", ("dog",), choices)]
+    others = [ScoredPrediction("cow", ("cow",), choices), ScoredPrediction("a cat", ("dog",), choices)]
     if name.startswith("pope"):
-        others = [Answered("yes", ("yes",)), Answered("yes", ("no",))]
+        others = [ScoredPrediction("yes", ("yes",)), ScoredPrediction("yes", ("no",))]
     if name == "choice_letter":
         others = []
-    return [Answered(said, (right,), choices), *others]
+    return [ScoredPrediction(said, (right,), choices), *others]
 
 
 @settings(deadline=None, max_examples=40)
@@ -210,15 +210,15 @@ def test_the_words_of_a_choice_find_it_if_they_find_one():
     assert place_of("He left.", ("He left", "He left.")) == 1  # as it stands
     assert place_of('"He left"!', ("He left", "He left.")) is None
     assert place_of("A dog", ("the dog", "a cat")) == 0
-    spaced = Answered("yes", (" yes",), ("yes", "no"), (-1.0, -2.0))
+    spaced = ScoredPrediction("yes", (" yes",), ("yes", "no"), (-1.0, -2.0))
     assert METRICS["choice_accuracy"].value([spaced]) == METRICS["recall@1"].value([spaced]) == 1.0
 
 
 def test_a_right_answer_that_is_no_choice_is_refused_with_its_value():
     check = METRICS["choice_letter"].check
-    check(Answered("", ("cat",), ("dog", "cat")))
+    check(ScoredPrediction("", ("cat",), ("dog", "cat")))
     with pytest.raises(UserError, match="'cow' is not a letter of its 2 choices nor the words of one"):
-        check(Answered("", ("cow",), ("dog", "cat")))
+        check(ScoredPrediction("", ("cow",), ("dog", "cat")))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,12 @@ def test_yes_and_no_are_read_by_rule(text, is_yes):
     ("yes", "no"), [("Yes.", "No."), (" yes", " no"), ("YES", "NO"), ("True", "False"), ("1", "0"), ("**Yes**", "no\n")]
 )
 def test_right_answers_of_yes_and_no_are_read_as_predictions_are(yes, no):
-    some = [Answered("yes", (yes,)), Answered("no", (no,)), Answered("No, it is red", (no,)), Answered("no", (yes,))]
+    some = [
+        ScoredPrediction("yes", (yes,)),
+        ScoredPrediction("no", (no,)),
+        ScoredPrediction("No, it is red", (no,)),
+        ScoredPrediction("no", (yes,)),
+    ]
     for one in some:
         check_yes_no(one)
     assert METRICS["pope_accuracy"].value(some) == 3 / 4
@@ -268,7 +273,7 @@ def test_right_answers_of_yes_and_no_are_read_as_predictions_are(yes, no):
 @pytest.mark.parametrize("value", ["banana", "2", "", "a dog"])
 def test_a_right_answer_that_is_neither_yes_nor_no_is_refused_with_its_value(value):
     with pytest.raises(UserError, match=f"the right answer '{value}' is neither yes nor no"):
-        check_yes_no(Answered("yes", (value,)))
+        check_yes_no(ScoredPrediction("yes", (value,)))
 
 
 @pytest.mark.parametrize(
@@ -323,9 +328,13 @@ def test_the_last_number_is_found_however_it_is_written(said, right, score):
 
 
 def test_labels_are_one_label_but_where_right_ones_differ_by_case_alone():
-    pets = [Answered("Dog", ("dog ",)), Answered("cat.", ("Cat",)), Answered("**cat**", ("dog",))]
+    pets = [
+        ScoredPrediction("Dog", ("dog ",)),
+        ScoredPrediction("cat.", ("Cat",)),
+        ScoredPrediction("**cat**", ("dog",)),
+    ]
     assert METRICS["balanced_accuracy"].value(pets) == pytest.approx((1 / 2 + 1) / 2)
-    letters = [Answered("a", ("a",)), Answered("a", ("A",))]
+    letters = [ScoredPrediction("a", ("a",)), ScoredPrediction("a", ("A",))]
     assert METRICS["balanced_accuracy"].value(letters) == 0.5
 
 
@@ -335,7 +344,7 @@ def test_an_empty_prediction_has_the_worst_score(name):
     metric = METRICS[name]
     worst = 0.0 if metric.higher_is_better else 1.0
     choices = CHOICES if name.startswith("choice") else ()
-    assert metric.value([Answered("", (RIGHT[name],), choices)] * 2) == pytest.approx(worst, abs=1e-6)
+    assert metric.value([ScoredPrediction("", (RIGHT[name],), choices)] * 2) == pytest.approx(worst, abs=1e-6)
 
 
 def test_a_long_answer_full_of_marks_is_read_in_no_time():

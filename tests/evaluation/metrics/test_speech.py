@@ -3,14 +3,14 @@ import sys
 import pytest
 
 from mmgpt.config import UserError
-from mmgpt.evaluation.metrics import METRICS, Answered, speech
+from mmgpt.evaluation.metrics import METRICS, ScoredPrediction, speech
 
 SAID = ["Mister Smith paid 20 dollars.", "the cat sat", "colour me blue", "uh nothing"]
 RIGHT = ["mr. smith paid $20", "the cat sat on a mat", "color me blue", "nothing"]
 
 
 def answered():
-    return [Answered(said, (right,)) for said, right in zip(SAID, RIGHT, strict=True)]
+    return [ScoredPrediction(said, (right,)) for said, right in zip(SAID, RIGHT, strict=True)]
 
 
 def test_error_rates_are_those_of_jiwer_over_the_corpus():
@@ -34,9 +34,9 @@ def test_the_normaliser_in_the_name_is_applied_to_both_sides(name):
 
 
 def test_of_several_references_the_nearest_counts_and_silence_is_scored():
-    assert METRICS["wer"].value([Answered("a b", ("c d e", "a b"))]) == 0.0
-    assert METRICS["wer"].value([Answered("a b", ("",)), Answered("a b", ("a b",))]) == 1.0
-    assert METRICS["wer"].value([Answered("", ("",))]) == 0.0
+    assert METRICS["wer"].value([ScoredPrediction("a b", ("c d e", "a b"))]) == 0.0
+    assert METRICS["wer"].value([ScoredPrediction("a b", ("",)), ScoredPrediction("a b", ("a b",))]) == 1.0
+    assert METRICS["wer"].value([ScoredPrediction("", ("",))]) == 0.0
 
 
 @pytest.mark.parametrize(("metric", "package"), [("wer", "jiwer"), ("wer_whisper_en", "whisper_normalizer.basic")])

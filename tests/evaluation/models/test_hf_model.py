@@ -160,7 +160,7 @@ def test_each_talk_may_have_its_own_options(both):
 def test_what_is_over_the_context_is_counted_as_ours(both):
     ours, theirs, _ = both("hf-llava")
     for asked in talks("hf-llava", shots=1):
-        assert theirs.excess(asked, 8) == ours.excess(asked, 8) < 0
+        assert theirs.tokens_over_context(asked, 8) == ours.tokens_over_context(asked, 8) < 0
 
 
 def test_the_fingerprint_tells_weights_apart(both):

@@ -73,7 +73,13 @@ def harness(reads, file, shots=0, **options):
 def evaluated(model, file, normalise):
     """The samples of an evaluation of the same items."""
     reader = {"kind": "jsonl", "path": file.name, "ignore": ["label"]}
-    keys = {"prompt": "{question}", "answer": "{answer}", "choices": "choices", "raw": True, "normalise": normalise}
+    keys = {
+        "prompt": "{question}",
+        "answer": "{answer}",
+        "choices": "choices",
+        "plain_text": True,
+        "normalise": normalise,
+    }
     task = {"name": "made", "kind": "choose", "reader": reader, **keys, "metrics": ["choice_accuracy"]}
     found = evaluate(model, [build(TaskConfig, task, "made")], data_root=file.parent)
     return found.value("made", "choice_accuracy"), found.samples["made-0"]

@@ -209,4 +209,4 @@ def test_given_answers_and_texts_are_not_scored(server):
         model.choose(talks("one"), [["a", "b"]], normalise=False)
     with pytest.raises(UserError, match="scores no given texts"):
         model.score_texts(["a"], ["b"])
-    assert model.excess(talks("one")[0], 8) == 0
+    assert model.tokens_over_context(talks("one")[0], 8) == 0

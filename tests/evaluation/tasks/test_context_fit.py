@@ -8,7 +8,7 @@ import soundfile
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, Video
 from mmgpt.datasets.sample import Message, media_of
-from mmgpt.evaluation.tasks.context_fit import Fit, fewest_dropped, size_of
+from mmgpt.evaluation.tasks.context_fit import ContextFit, min_dropped, size_key
 from mmgpt.generation.assistant import Assistant
 
 
@@ -17,9 +17,9 @@ class Watched(Assistant):
 
     rendered = 0
 
-    def excess(self, messages, room):
+    def tokens_over_context(self, messages, room):
         self.rendered += len(media_of(messages))
-        return super().excess(messages, room)
+        return super().tokens_over_context(messages, room)
 
 
 @pytest.fixture
@@ -50,45 +50,47 @@ def talk(*media) -> tuple[Message, ...]:
 def test_the_told_excess_is_the_rendered_one_and_media_of_one_size_are_rendered_once(model):
     media = [picture(64, 48, shade) for shade in range(10)]
     media += [sound(8_000, 0.1 * n) for n in range(1, 5)] + [sound(12_000), picture(30, 90)]
-    fit = Fit(model)
+    fit = ContextFit(model)
     for count in (1, 3, 10, 16):
-        assert fit.excess(talk(*media[:count]), 7) == Assistant.excess(model, talk(*media[:count]), 7)
+        assert fit.tokens_over_context(talk(*media[:count]), 7) == Assistant.tokens_over_context(
+            model, talk(*media[:count]), 7
+        )
     assert model.rendered == 4  # two sizes of pictures, two lengths of sounds
 
 
 def test_near_the_context_and_where_a_size_is_not_told_the_prompt_is_rendered(model):
     one = talk(picture(64, 48))
-    room = -Assistant.excess(model, one, 0)
-    fit = Fit(model)
-    assert fit.excess(one, room) == 0
+    room = -Assistant.tokens_over_context(model, one, 0)
+    fit = ContextFit(model)
+    assert fit.tokens_over_context(one, room) == 0
     assert model.rendered == 2
-    assert fit.excess(one, room + 1) == 1
-    assert fit.excess(one, 0) == -room
+    assert fit.tokens_over_context(one, room + 1) == 1
+    assert fit.tokens_over_context(one, 0) == -room
     assert model.rendered == 3
 
 
 def test_a_size_is_that_of_the_header_with_the_orientation():
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
-    assert size_of(picture(8, 4, kind="JPEG", exif=exif)) == ("image", (8, 4), 6)
-    assert size_of(picture(8, 4, kind="PNG")) == ("image", (8, 4), 1)
-    assert size_of(picture(8, 4, kind="PNG", exif=exif)) is None
-    assert size_of(Image(np.zeros((4, 8, 3), np.uint8))) == ("image", (8, 4))
-    assert size_of(sound(50)) == ("audio", 50, 16_000)
-    assert size_of(Audio(np.zeros(50, np.float32), rate=8_000)) == ("audio", (50,), 8_000)
-    assert size_of(Audio(b"no sound")) is None
-    assert size_of(Video(b"any")) is None
+    assert size_key(picture(8, 4, kind="JPEG", exif=exif)) == ("image", (8, 4), 6)
+    assert size_key(picture(8, 4, kind="PNG")) == ("image", (8, 4), 1)
+    assert size_key(picture(8, 4, kind="PNG", exif=exif)) is None
+    assert size_key(Image(np.zeros((4, 8, 3), np.uint8))) == ("image", (8, 4))
+    assert size_key(sound(50)) == ("audio", 50, 16_000)
+    assert size_key(Audio(np.zeros(50, np.float32), rate=8_000)) == ("audio", (50,), 8_000)
+    assert size_key(Audio(b"no sound")) is None
+    assert size_key(Video(b"any")) is None
 
 
 @pytest.mark.parametrize("most", range(1, 9))
 def test_as_few_go_as_must(most):
     for fewest in range(1, most + 1):
         asked: list[int] = []
-        found = fewest_dropped(most, lambda n, fewest=fewest, asked=asked: asked.append(n) or n < fewest)
+        found = min_dropped(most, lambda n, fewest=fewest, asked=asked: asked.append(n) or n < fewest)
         assert found == fewest
         assert len(asked) <= most.bit_length()
 
 
 def test_a_damaged_picture_is_refused(model):
     with pytest.raises(UserError, match="not a picture that can be read"):
-        Fit(model).excess(talk(Image(b"none", label="p.png")), 0)
+        ContextFit(model).tokens_over_context(talk(Image(b"none", label="p.png")), 0)

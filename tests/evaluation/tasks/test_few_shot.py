@@ -8,7 +8,7 @@ from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Image
 from mmgpt.datasets.sample import Message, Sample, media_of
 from mmgpt.evaluation.tasks.few_shot import Exemplars, ShotConfig, Shots
-from mmgpt.evaluation.tasks.item import Item, items_of
+from mmgpt.evaluation.tasks.item import TaskItem, items_of
 from mmgpt.evaluation.tasks.task import Task, load_task
 from mmgpt.generation.prompts import with_exemplars, without_media
 
@@ -18,7 +18,7 @@ def task(easy_vqa) -> Task:
     return Task(load_task("easy_vqa"), easy_vqa)
 
 
-def shown(task: Task, item: Item, *, name: str = "easy_vqa", count: int = 4, seed: int = 0) -> list[tuple]:
+def shown(task: Task, item: TaskItem, *, name: str = "easy_vqa", count: int = 4, seed: int = 0) -> list[tuple]:
     return Exemplars(task.pool, name, seed=seed).of(item, count)
 
 
@@ -31,7 +31,7 @@ def test_exemplars_depend_on_seed_task_key_and_number_alone(task):
     first = [spelt(shown(task, item)) for item in items]
     order = random.Random(1).sample(range(len(items)), len(items))
     random.seed(99)
-    again = {n: spelt(shown(task, Item(items[n].key, (), "other", ("other",)))) for n in order}
+    again = {n: spelt(shown(task, TaskItem(items[n].key, (), "other", ("other",)))) for n in order}
     assert [again[n] for n in range(len(items))] == first
     keys = [[key for key, _ in one] for one in first]
     assert len(set(map(str, keys))) > len(items) // 2
@@ -76,10 +76,10 @@ def configured(**options) -> ShotConfig:
 
 CONFIGS = [
     {},
-    {"pick": "balanced"},
-    {"pick": "similar"},
+    {"strategy": "balanced"},
+    {"strategy": "similar"},
     {"labels": "permuted"},
-    {"pick": "balanced", "labels": "permuted", "media": False},
+    {"strategy": "balanced", "labels": "permuted", "with_media": False},
 ]
 
 
@@ -107,7 +107,7 @@ def test_balanced_shows_as_many_of_each_answer_in_an_order_of_its_own(task):
     source = [
         Sample((Message.of("user", "?"), Message.of("assistant", one)), key=f"{n}") for n, one in enumerate(answers)
     ]
-    pool = Exemplars(source, "letters", configured(pick="balanced"))
+    pool = Exemplars(source, "letters", configured(strategy="balanced"))
     shown = {}
     for count, per_answer in ((3, [1, 1, 1]), (4, [1, 1, 2]), (9, [3, 3, 3]), (12, [3, 4, 5])):
         for item in task.items():
@@ -138,10 +138,10 @@ def test_permuted_labels_are_those_of_the_same_exemplars_and_wrong(task):
 
 @pytest.mark.parametrize("pick", ["random", "balanced"])
 def test_an_item_of_the_pool_is_shown_with_other_samples(pick, task):
-    pool = Exemplars(task.pool, "easy_vqa", configured(pick=pick))
+    pool = Exemplars(task.pool, "easy_vqa", configured(strategy=pick))
     for index in range(12):
         for item in items_of(task.pool[index]):
-            renamed = Item("another key", item.messages, item.reference, item.references)
+            renamed = TaskItem("another key", item.messages, item.reference, item.references)
             for asked in (item, renamed):
                 shown = [key.partition("#")[0] for key, _ in pool.of(asked, 6)]
                 assert item.key.partition("#")[0] not in shown
@@ -156,7 +156,7 @@ def test_shots_are_named_by_their_number_or_flamingo_0():
             Shots.parse(name)
 
 
-@pytest.mark.parametrize(("options", "name"), [({}, "flamingo-0"), ({"media": False}, "2")])
+@pytest.mark.parametrize(("options", "name"), [({}, "flamingo-0"), ({"with_media": False}, "2")])
 def test_examples_in_words_alone_are_those_of_two_shots_without_their_media(options, name, task):
     item = task.items()[0]
     shown = Exemplars(task.pool, "easy_vqa", configured(**options)).prompt(item, Shots.parse(name))
@@ -171,18 +171,18 @@ def test_whole_exemplars_go_from_the_first_until_the_prompt_fits(task, answerer)
     whole = pool.prompt(item, Shots.parse("8"))
     for kept in range(9):
         expected = with_exemplars([one.messages for one in pool.of(item, 8)][8 - kept :], item.messages)
-        room = -answerer.excess(expected, 0)  # the longest answer for which so many fit
+        room = -answerer.tokens_over_context(expected, 0)  # the longest answer for which so many fit
         shown = pool.prompt(item, Shots.parse("8"), answerer, room)
         spelt_out = [[message.to_dict() for message in messages] for messages in (shown.messages, expected)]
         assert spelt_out[0] == spelt_out[1]
         assert (shown.dropped, shown.exemplars) == (8 - kept, whole.exemplars[8 - kept :])
-        assert answerer.excess(shown.messages, room) == 0
+        assert answerer.tokens_over_context(shown.messages, room) == 0
 
 
 @pytest.mark.parametrize("name", ["0", "4"])
 def test_an_item_that_does_not_fit_alone_is_refused_with_its_key(name, task, answerer):
     item = task.items()[0]
-    room = 1 - answerer.excess(item.messages, 0)
+    room = 1 - answerer.tokens_over_context(item.messages, 0)
     with pytest.raises(
         UserError, match=f"{item.key}: 1 tokens over the context, without any exemplars and with {room}"
     ):

@@ -82,7 +82,7 @@ def test_the_written_yaml_is_the_same_task_and_tells_what_else_the_file_held(the
     first = (root / "ours.yaml").read_text().splitlines()[0]
     shots = "# my_vqa: imported from theirs.yaml; its num_fewshot is --shots 4"
     norm = "# science: imported from theirs.yaml; acc_norm is by the token here, theirs by the byte; "
-    assert first == (shots if theirs == MY_VQA else norm + "for acc set normalise: false")
+    assert first == (shots if theirs == MY_VQA else norm + "for acc set length_normalise: false")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,12 @@ def test_the_written_yaml_is_the_same_task_and_tells_what_else_the_file_held(the
 )  # fmt: skip
 def test_a_task_of_choices_has_theirs_and_the_right_one(changes, choices, references, root, write):
     config = import_task(write(CHOOSING, **changes), root)
-    assert (config.kind, config.normalise, config.metrics, config.version) == ("choose", True, ["choice_accuracy"], 2)
+    assert (config.kind, config.length_normalise, config.metrics, config.version) == (
+        "choose",
+        True,
+        ["choice_accuracy"],
+        2,
+    )
     items = Task(config, root).items()
     assert [item.choices for item in items] == choices
     assert [item.reference for item in items] == references

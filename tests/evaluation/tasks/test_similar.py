@@ -12,7 +12,7 @@ from mmgpt.datasets.sample import Message, Sample
 from mmgpt.evaluation.tasks import similar
 from mmgpt.evaluation.tasks.exemplar_pool import Pool
 from mmgpt.evaluation.tasks.few_shot import Exemplars, ShotConfig, Shots
-from mmgpt.evaluation.tasks.item import Item
+from mmgpt.evaluation.tasks.item import TaskItem
 from mmgpt.evaluation.tasks.similar import Embedder, Similar, open_embedder, question_of
 from mmgpt.evaluation.tasks.task import Task, load_task
 from mmgpt.generation.assistant import Assistant
@@ -47,10 +47,10 @@ def task(easy_vqa) -> Task:
 
 
 def by(**options) -> ShotConfig:
-    return build(ShotConfig, {"pick": "similar", **options}, "shots")
+    return build(ShotConfig, {"strategy": "similar", **options}, "shots")
 
 
-def ranked(pool: Pool, items: list[Item], embed, of: str, count: int) -> list[list[str]]:
+def ranked(pool: Pool, items: list[TaskItem], embed, of: str, count: int) -> list[list[str]]:
     """By brute force, for each item: the best of each sample, the most similar first; ties by key."""
     own = [one for sample in range(len(pool.source)) for one in pool.items(sample)]
     vectors = embed([question_of(one, of) for one in [*items, *own]]).numpy()
@@ -70,7 +70,7 @@ def _best(query, own, vectors, count):
     ("how", "of"), [("decoder", "media"), ("decoder", "both"), ("last", "text"), ("encoder", "media")]
 )
 def test_the_most_similar_of_all_are_shown_and_the_very_most_last(how, of, task, answerer):
-    pool = Exemplars(task.pool, "easy_vqa", by(by=how, of=of))
+    pool = Exemplars(task.pool, "easy_vqa", by(embedder=how, embed_parts=of))
     items = task.items()[:6]
     expected = ranked(Pool(task.pool), items, lambda questions: answerer.embed(questions, how), of, 5)
     assert [[one.key for one in pool.of(item, 5, answerer)] for item in items] == [keys[::-1] for keys in expected]
@@ -87,7 +87,7 @@ def test_a_tower_of_open_clip_finds_by_its_image_features(clip, task):
     embedder = open_embedder(f"open_clip:{folder}", None)
     questions = [question_of(item, "media") for item in task.items()[:7]]
     torch.testing.assert_close(embedder.embed(questions), embed(questions), atol=1e-5, rtol=0)
-    pool = Exemplars(task.pool, "easy_vqa", by(by=f"open_clip:{folder}"))
+    pool = Exemplars(task.pool, "easy_vqa", by(embedder=f"open_clip:{folder}"))
     items = task.items()[::4]
     expected = ranked(Pool(task.pool), items, embed, "media", 4)
     assert [[one.key for one in pool.of(item, 4)] for item in items] == [keys[::-1] for keys in expected]
@@ -101,12 +101,12 @@ def test_sounds_are_found_by_the_encoder_and_several_pictures_by_their_mean(make
         Sample((Message.of("user", sound, "which?"), Message.of("assistant", f"{n}")), key=f"s{n}")
         for n, sound in enumerate(sounds)
     ]
-    item = Item("q", (Message.of("user", Audio(sounds[2].source * 1.001, rate=16_000), "which?"),), "", ())
+    item = TaskItem("q", (Message.of("user", Audio(sounds[2].source * 1.001, rate=16_000), "which?"),), "", ())
     for how in ("encoder", "decoder"):
-        pool = Exemplars(source, "sounds", by(by=how))
+        pool = Exemplars(source, "sounds", by(embedder=how))
         assert pool.of(item, 3, assistant)[-1].key == "s2"
     with pytest.raises(UserError, match="is no picture, which is all that open_clip embeds"):
-        Exemplars(source, "sounds", by(by=f"open_clip:{clip[1]}")).of(item, 3)
+        Exemplars(source, "sounds", by(embedder=f"open_clip:{clip[1]}")).of(item, 3)
     embedder = open_embedder(f"open_clip:{clip[1]}", None)
     pictures = [Image(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(2)]
     one, other, both = embedder.embed([pictures[:1], pictures[1:], pictures])
@@ -126,7 +126,7 @@ def test_an_item_of_the_pool_is_not_its_own_exemplar_and_no_sample_comes_twice(t
 def test_equal_questions_of_different_samples_come_in_the_order_of_their_keys():
     source = [Sample((Message.of("user", "?"), Message.of("assistant", "a")), key=key) for key in "dbca"]
     constant = Embedder("constant", lambda questions: torch.ones(len(questions), 1))
-    found = Similar(Pool(source), constant, "text").nearest(Item("q", (Message.of("user", "?"),), "", ()))
+    found = Similar(Pool(source), constant, "text").nearest(TaskItem("q", (Message.of("user", "?"),), "", ()))
     assert "".join(entry.key for entry in found) == "abcd"
 
 
@@ -150,7 +150,7 @@ def test_the_pool_is_embedded_once_over_items_seeds_and_runs(task, answerer, tmp
     keys = [[one.key for one in again.of(item, 2, model)] for item in items]
     assert keys == [[one.key for one in shown] for shown in expected]
     assert model.embedded == 12 + 7
-    Exemplars(task.pool, "easy_vqa", by(by="last"), cache=tmp_path).of(items[0], 2, model)
+    Exemplars(task.pool, "easy_vqa", by(embedder="last"), cache=tmp_path).of(items[0], 2, model)
     assert model.embedded == 2 * 12 + 8
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -174,21 +174,24 @@ def test_what_cannot_embed_is_refused_with_the_way_out(task, tmp_path, answerer)
 
     item = task.items()[0]
     for model, told in ((Remote(), "openai:x gives no embeddings"), (None, "no model is given")):
-        with pytest.raises(UserError, match=f"by=decoder: {told}; say by: open_clip:FOLDER"):
+        with pytest.raises(UserError, match=f"embedder=decoder: {told}; say embedder: open_clip:FOLDER"):
             Exemplars(task.pool, "easy_vqa", by()).of(item, 2, model)
     with pytest.raises(UserError, match=r"no model of open_clip, which is an open_clip_config.json and"):
         open_embedder(f"{similar.OPEN_CLIP}{tmp_path}", None)
-    words = Item("w", (Message.of("user", "in words?"),), "", ())
-    with pytest.raises(UserError, match=r"w: has no media to be found by; say shots.of: text"):
+    words = TaskItem("w", (Message.of("user", "in words?"),), "", ())
+    with pytest.raises(UserError, match=r"w: has no media to be found by; say shots.embed_parts: text"):
         Exemplars(task.pool, "easy_vqa", by()).of(words, 2, answerer)
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"by": "decodr"}, "by=decodr is not known; did you mean decoder"),
-        ({"by": "encoder", "of": "both"}, "of=both: by=encoder embeds media alone"),
-        ({"by": "open_clip:x", "of": "text"}, "of=text: by=open_clip:x embeds media alone"),
+        ({"embedder": "decodr"}, "embedder=decodr is not known; did you mean decoder"),
+        ({"embedder": "encoder", "embed_parts": "both"}, "embed_parts=both: embedder=encoder embeds media alone"),
+        (
+            {"embedder": "open_clip:x", "embed_parts": "text"},
+            "embed_parts=text: embedder=open_clip:x embeds media alone",
+        ),
         ({"labels": "wrong"}, "labels='wrong'"),
     ],
 )
