@@ -85,9 +85,15 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _take_old_spellings(cls, tree: Any) -> Any:
-        """Fields under the names that they had in the release before, each with a note that names the present one."""
-        if not isinstance(tree, Mapping):
-            return tree
+        return cls.with_present_names(tree) if isinstance(tree, Mapping) else tree
+
+    @classmethod
+    def with_present_names(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The tree with present names for those of the release before, each with a note.
+
+        Raises:
+            ValueError: if a field is given under both.
+        """
         old = {name: cls.renamed[name] for name in tree if name in cls.renamed and name not in cls.model_fields}
         for name, present in old.items():
             if present in tree:

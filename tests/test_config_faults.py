@@ -89,7 +89,7 @@ def test_a_wrong_type_or_name_is_told_at_its_own_key(override, told, recipe):
         (["stages.0.objective=masked", "stages.0.word_dropout=0.1"], "stages.0.word_dropout=0.1 is for causal"),
         (["stages.0.optimizer.muon_convolutions=true"], "stages.0.optimizer.muon_convolutions is for kind=muon"),
         (["stages.1.data.0.words=[a, b]"], "stages.1.data.0.ways=5 needs as many made-up labels"),
-        (["wraps={vido: [a, b]}"], "wraps.vido: the model has no such encoder"),
+        (["media_markup={vido: [a, b]}"], "media_markup.vido: the model has no such encoder"),
         (["stages.two.name=one"], "stages ['one', 'one'] must have different names"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_rule_of_a_whole_section_is_told_at_the_key_it_is_about(overrides, key
         (["metrics=[exact]"], "metrics: metric 'exact' does not exist"),
         (["shots.by=decodr"], "shots.by=decodr is not known; did you mean decoder?"),
         (["reader.where={a: 1}"], 'reader.where.a=1: Input should be a valid string; write "1" in quotes'),
-        (["normalise=on"], "normalise='on': Input should be a valid boolean; write true"),
+        (["length_normalise=on"], "length_normalise='on': Input should be a valid boolean; write true"),
     ],
 )
 def test_a_task_is_told_its_faults_in_its_own_keys(overrides, told):

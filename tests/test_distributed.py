@@ -201,7 +201,7 @@ def test_two_processes_of_disjoint_modalities_train_to_the_weights_of_one(mixtur
             "micro_batch_tokens": 400,
         }
         order = order_of(stage, sources, renderer, dropout_seed(recipe, stage, 0))
-        share = list(islice(StepDataset(sources, order, renderer, **options, rank=rank, world=2), stage.steps))
+        share = list(islice(StepDataset(sources, order, renderer, **options, rank=rank, world_size=2), stage.steps))
         seen.append({kind for step in share for batch in step.batches for kind in batch.media})
         passes.append([len(step.batches) for step in share])
     assert seen == [{"image"}, {"audio"}]

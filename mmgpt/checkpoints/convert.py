@@ -131,7 +131,7 @@ def faults_of(bundle: ModelBundle, form: str) -> list[str]:
     wrap = bundle.media_markup.get(target.modality, ("", ""))
     if target.wrap and wrap != target.wrap:
         wanted_wrap = " and ".join(map(repr, target.wrap))
-        faults.append(f"media in {' and '.join(map(repr, wrap))}, but in wraps of {wanted_wrap}")
+        faults.append(f"media in {' and '.join(map(repr, wrap))}, but in media_markup of {wanted_wrap}")
     return faults
 
 

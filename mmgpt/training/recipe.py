@@ -162,7 +162,7 @@ class Recipe(Config):
     def _markup_has_media(self) -> Self:
         for modality in self.media_markup.keys() - self.model.encoders.keys():
             raise ValueError(
-                f"wraps.{modality}: the model has no such encoder; {did_you_mean(modality, PLACEHOLDER_TOKENS)}"
+                f"media_markup.{modality}: the model has no such encoder; {did_you_mean(modality, PLACEHOLDER_TOKENS)}"
             )
         return self
 

@@ -175,7 +175,11 @@ def test_bfloat16_stays_bfloat16(make_form, tmp_path):
         ),
         ("hf-llava", {"adapters": {"image": {"kind": "mlp", "stride": 2}}}, "an adapter of kind mlp as it is set"),
         ("hf-qwen2-audio", {}, "encoders of image, but for one of audio; this model can be hf-llava or mmgpt"),
-        ("hf-smolvlm", {}, "no class token .*; an adapter of kind mlp .*; media in '<' and .* wraps of '<fake_token"),
+        (
+            "hf-smolvlm",
+            {},
+            "no class token .*; an adapter of kind mlp .*; media in '<' and .* media_markup of '<fake_token",
+        ),
         ("hf-lm", {}, "encoders of image; this model can be hf-llava or mmgpt"),
     ],
 )

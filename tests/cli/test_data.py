@@ -159,7 +159,7 @@ def test_shard_by_parts_drops_copies_and_counts_tokens(mmgpt_says, lines, tmp_pa
         (("--part", "3"), "--part 3: write K/N"),
         (("--part", "3/2"), "part 3/2: the parts of 2 are 1 to 2"),
         (("--max-size", "many"), "--max-size many: write a number and a unit"),
-        (("--near-copies", "2"), "near=2.0: a similarity lies between 0 and 1"),
+        (("--near-copies", "2"), "similarity=2.0: a similarity lies between 0 and 1"),
         (("window=-1",), "book.yaml: window=-1: Input should be greater than 0"),
     ],
 )

@@ -34,7 +34,7 @@ def content(step) -> tuple:
         )
         for b in step.batches
     ]
-    return batches, step.counts, step.epochs, step.pair_errors
+    return batches, step.counts, step.epochs, step.faults
 
 
 def test_the_stream_is_the_same_for_any_number_of_workers(make_stream):
@@ -98,7 +98,7 @@ def test_bad_media_are_skipped_and_counted_with_file_and_reason(workers, bad_med
     step = next(iterate_steps(make_stream([bad_media], batch_size=4), workers))
     assert step.counts["rows"] == {"samples": 4, "skipped": 2, "trimmed": 0}
     assert sum(len(batch.ids) for batch in step.batches) == 2
-    torn, absent = step.pair_errors if step.pair_errors[0].startswith("rows/1: ") else reversed(step.pair_errors)
+    torn, absent = step.faults if step.faults[0].startswith("rows/1: ") else reversed(step.faults)
     assert torn.startswith("rows/1: ")
     assert "torn.png: the picture is damaged" in torn
     assert absent.startswith("rows/3: ")
@@ -113,9 +113,9 @@ def test_samples_too_long_for_the_context_are_skipped_and_shortened_ones_counted
     assert next(iterate_steps(short, 0)).counts["scenes"] == {"samples": 5, "trimmed": 5}
     tiny = StepDataset(sources, order, make_bundle(context=6).renderer, **options)
     step = next(iterate_steps(tiny, 0))
-    assert step.counts["scenes"]["skipped"] == len(step.pair_errors) == 5
+    assert step.counts["scenes"]["skipped"] == len(step.faults) == 5
     assert step.batches == []
-    assert "over the context of 6" in step.pair_errors[0]
+    assert "over the context of 6" in step.faults[0]
 
 
 def test_a_fault_of_the_data_stops_the_stream_with_the_sample_named_also_in_a_worker(tmp_path, make_stream):

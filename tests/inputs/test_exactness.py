@@ -61,7 +61,7 @@ def stream_from(five_sources, make_bundle):
 
 def digest(step) -> str:
     """A hash of every token, label, place and value of a step."""
-    told = hashlib.sha256(repr((step.counts, step.epochs, step.pair_errors)).encode())
+    told = hashlib.sha256(repr((step.counts, step.epochs, step.faults)).encode())
     for batch in step.batches:
         for tensor in (batch.ids, batch.labels, batch.positions, batch.documents, batch.branches, batch.sources):
             told.update(tensor.numpy().tobytes())

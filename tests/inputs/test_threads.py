@@ -308,7 +308,7 @@ def test_steps_are_the_same_for_any_number_of_threads_and_workers(renderer, sour
 
     expected = under(1, lambda: steps(0))
     assert {modality for step in expected for batch in step.batches for modality in batch.media} == {"image", "audio"}
-    assert not any(step.pair_errors for step in expected)
+    assert not any(step.faults for step in expected)
     for threads, workers in ((2, 0), (4, 0), (2, 1), (2, 2), (4, 3)):
         for step, other in zip(expected, under(threads, partial(steps, workers)), strict=True):
             assert step.position == other.position

@@ -66,8 +66,8 @@ def test_a_hidden_token_tells_what_is_to_be_learned_in_its_place(make_bundle, op
 def test_a_prepared_picture_is_the_resized_one_again():
     encoder = ViTConfig(kind="vit", image_size=16, patch_size=4, width=32, depth=1, heads=2)
     picture = PIL.Image.effect_noise((16, 16), 90).convert("RGB")
-    assert np.array_equal(prepared_picture(encoder.prepare(picture)), picture)
-    assert prepared_picture(encoder.prepare(picture)[:2]) is None
+    assert np.array_equal(prepared_picture(encoder.preprocess(picture)), picture)
+    assert prepared_picture(encoder.preprocess(picture)[:2]) is None
 
 
 def test_the_page_holds_every_source_its_media_and_what_cannot_be_used(make_recipe, tmp_path):

@@ -86,7 +86,7 @@ def test_ctc_refuses_exactly_the_transcripts_that_no_path_through_the_frames_spe
     symbols = list(text.encode())
     paths = itertools.product([None, *set(symbols)], repeat=frames)
     spelt = any([s for s, _ in itertools.groupby(path) if s is not None] == symbols for path in paths)
-    assert (CTCConfig(kind="ctc").fault(text, frames) is None) == spelt
+    assert (CTCConfig(kind="ctc").pair_error(text, frames) is None) == spelt
 
 
 def test_the_greedy_transcript_joins_repeats_and_drops_blanks_and_padding():

@@ -163,7 +163,7 @@ def test_a_teacher_that_reads_otherwise_is_refused_with_how(make_bundle, tmp_pat
     assert f"{here} tokens, the student's {here + 1}; token {here} is None there, '<|more|>' here" in refused(longer)
     wrapped = make_bundle()
     wrapped.media_markup = {"image": ("<", ">")}
-    assert "its wraps is {}, the student's {'image'" in refused(wrapped)
+    assert "its media_markup is {}, the student's {'image'" in refused(wrapped)
     path = bundle_at(tmp_path / "wider", make_bundle(width=64, image={"width": 48, "depth": 2}))
     assert open_teacher(path, DistillConfig(), plain) is not None
     assert open_teacher("nowhere", DistillConfig(weight=0.0), plain) is None

@@ -56,7 +56,7 @@ class TaskConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _from_short_form(cls, tree: Any) -> Any:
-        return _translated(tree) if isinstance(tree, Mapping) else tree
+        return _translated(cls.with_present_names(tree)) if isinstance(tree, Mapping) else tree
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Self:

@@ -216,7 +216,7 @@ def test_common_voice_sentences_may_hold_single_quotation_marks(root, put):
 
 
 def test_scienceqa_lists_its_choices_and_shows_a_picture_where_there_is_one(root, put):
-    one = {"question": "Which?", "choices": ["cat", "dog"], "answer": 1, "hint": "FrameSelection.", "split": "val"}
+    one = {"question": "Which?", "choices": ["cat", "dog"], "answer": 1, "hint": "Look.", "split": "val"}
     put(
         "scienceqa/problems.json",
         {"1": {**one, "image": "image.png"}, "2": {**one, "image": None}, "3": {**one, "split": "test"}},
