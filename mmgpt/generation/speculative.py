@@ -39,7 +39,7 @@ class VerifiedToken:
 class Proposer(Protocol):
     """Guesses how texts go on."""
 
-    def proposal(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    def propose(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Up to `count` ids that may follow each text, which is as in the last call with what was decoded since."""
 
     def select_rows(self, rows: Tensor) -> None:
@@ -49,7 +49,7 @@ class Proposer(Protocol):
 class PromptLookup:
     """Guesses that a text goes on as it did where its last few tokens stood before."""
 
-    def proposal(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    def propose(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Up to `count` ids a text."""
         return [look_up(text, count) for text in texts]
 
@@ -101,7 +101,7 @@ class DraftModel:
         longest = max(len(one.ids) for one in prompts)
         self.cache = prefill(draft, shown, room)[0] if longest < theirs.decoder.context else None
 
-    def proposal(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    def propose(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Up to `count` ids a text; none once a text fills the draft's context."""
         if self.cache is None:
             return [[] for _ in texts]
@@ -221,7 +221,7 @@ def speculate(
         own = [texts[row] for row in rows]
         wanted = max(ends[row] - len(texts[row]) for row in rows) - 1  # a pass gives one token more than was guessed
         count = min(draft_tokens, wanted, context - max(map(len, own)))
-        proposals = proposer.proposal(own, count) if count > 0 else [[] for _ in own]
+        proposals = proposer.propose(own, count) if count > 0 else [[] for _ in own]
         ids_BT = pad([[text[-1], *proposal] for text, proposal in zip(own, proposals, strict=True)])
         logits_BTV = decode_many(model, cache, ids_BT.to(model.device))
 

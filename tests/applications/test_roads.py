@@ -38,7 +38,7 @@ def evaluation(name, worse=0):
         answers.append(Prediction(said, tuple(-0.1 - ((number + place * 3) % 7) / 3 for place in range(7))))
     metric = METRICS[name]
     statistics_NS = metric.sample_stats([answered(*pair) for pair in zip(items, answers, strict=True)])
-    each = metric.each(statistics_NS)
+    each = metric.per_sample(statistics_NS)
     rows = [
         sample_row(item, FewShotPrompt(item.messages), answer, {name: score})
         for item, answer, score in zip(items, answers, each, strict=True)

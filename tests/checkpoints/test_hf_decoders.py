@@ -73,7 +73,7 @@ def test_greedy_cached_answers_are_those_of_its_own_library_token_for_token(refe
     options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
     expected = [theirs.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist() for ids in prompts]
     model, rendered = read(folder), [prompt_of(ids) for ids in prompts]
-    replies = generate(model, tokenizer, rendered, GenerateConfig(max_new_tokens=64), end=-1)
+    replies = generate(model, tokenizer, rendered, GenerateConfig(max_new_tokens=64), eos_token_id=-1)
     assert [reply.tokens for reply in replies] == expected
 
 

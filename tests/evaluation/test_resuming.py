@@ -173,8 +173,8 @@ def test_two_processes_give_the_scores_and_exemplars_of_one(kind, answerer, easy
 
 
 def test_a_process_that_does_not_answer_is_named(answerer, easy_vqa, tmp_path, monkeypatch):
-    monkeypatch.setattr(scorer, "PATIENCE", 0.0)
-    monkeypatch.setattr(scorer, "POLL", 0.01)
+    monkeypatch.setattr(scorer, "PEER_TIMEOUT_SECONDS", 0.0)
+    monkeypatch.setattr(scorer, "POLL_SECONDS", 0.01)
     evaluate(answerer, ["easy_vqa"], data_root=easy_vqa, out=tmp_path, place=(1, 3))
     with pytest.raises(TimeoutError, match="task easy_vqa: no answer from rank 2 of 3"):
         evaluate(answerer, ["easy_vqa"], data_root=easy_vqa, out=tmp_path, place=(0, 3))

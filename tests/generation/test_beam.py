@@ -113,7 +113,7 @@ def test_one_beam_is_greedy(pair, prompts, decode_plainly):
 
 def test_more_beams_find_what_is_likelier(pair, prompts):
     _, ours = pair
-    options: dict[str, Any] = {"length_penalty": 0.0, "max_new_tokens": 6, "end": -1}
+    options: dict[str, Any] = {"length_penalty": 0.0, "max_new_tokens": 6, "eos_token_id": -1}
     best = [[beams[0].total for beams in beam_search(ours, prompts, num_beams=n, **options)] for n in (1, 12)]
     assert all(few <= many + 1e-5 for few, many in zip(*best, strict=True))
     assert sum(best[1]) > sum(best[0]) + 0.5
@@ -132,7 +132,7 @@ def test_pictures_are_read_once_for_all_beams(make_assistant: Callable[..., Any]
         "num_beams": 3,
         "length_penalty": 1.0,
         "max_new_tokens": 8,
-        "end": assistant.eos_token_id,
+        "eos_token_id": assistant.eos_token_id,
     }
     model = assistant.model.eval()
     together = beam_search(model, prompts, **options)

@@ -192,7 +192,7 @@ def test_a_known_beginning_is_exact_in_every_kind_of_decoder(decoder, make_assis
     fresh = [run(engine_of(assistant), [one], 1)[0] for one in prompts]
     engine = engine_of(assistant)
     assert run(engine, prompts, 3) == fresh
-    assert all(engine.prefiller.match(engine.prefiller.text(one).keys)[1] > LEAST_SHARED for one in prompts)
+    assert all(engine.prefiller.match(engine.prefiller.text(one).token_keys)[1] > LEAST_SHARED for one in prompts)
 
 
 def test_another_picture_of_the_same_size_is_no_shared_beginning(hearing):
@@ -203,8 +203,8 @@ def test_another_picture_of_the_same_size_is_no_shared_beginning(hearing):
     ]
     before = texts[0].media[0].places_K[0]
     assert texts[0].prompt.ids == texts[2].prompt.ids
-    assert shared_length(texts[0].keys, texts[1].keys) == len(texts[0].keys)
-    assert shared_length(texts[0].keys, texts[2].keys) == before
+    assert shared_length(texts[0].token_keys, texts[1].token_keys) == len(texts[0].token_keys)
+    assert shared_length(texts[0].token_keys, texts[2].token_keys) == before
 
 
 def test_placeholders_without_their_medium_are_told(hearing):
@@ -357,9 +357,9 @@ def test_the_shortest_beginning_worth_keeping_is_found_and_no_shorter_one(hearin
     ids = torch.randint(20, 300, (LEAST_SHARED + 4,)).tolist()
     plain = lambda ids: prefiller.text(Rendered(ids, ids, [0] * len(ids), list(range(len(ids))), [], "", ""))  # noqa: E731
     prefiller.read(hearing.model.decoder.new_cache(1, 64), [plain(ids)])
-    assert prefiller.match(plain([*ids[:LEAST_SHARED], 5, 6]).keys)[1] == LEAST_SHARED
-    assert prefiller.match(plain([*ids[: LEAST_SHARED - 1], 5, 6]).keys)[1] == 0
-    assert prefiller.match(plain(ids).keys)[1] == len(ids) - 1
+    assert prefiller.match(plain([*ids[:LEAST_SHARED], 5, 6]).token_keys)[1] == LEAST_SHARED
+    assert prefiller.match(plain([*ids[: LEAST_SHARED - 1], 5, 6]).token_keys)[1] == 0
+    assert prefiller.match(plain(ids).token_keys)[1] == len(ids) - 1
 
 
 def test_calls_from_several_threads_share_the_batch_and_have_their_own_answers(hearing):

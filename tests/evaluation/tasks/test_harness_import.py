@@ -110,7 +110,7 @@ def test_a_task_of_choices_has_theirs_and_the_right_one(changes, choices, refere
 
 
 def test_accuracy_alone_is_not_normalised(root, write):
-    assert not import_task(write(CHOOSING, metric_list=[{"metric": "acc"}]), root).normalise
+    assert not import_task(write(CHOOSING, metric_list=[{"metric": "acc"}]), root).length_normalise
 
 
 def test_a_text_to_score_is_a_document(root, write):
