@@ -125,7 +125,7 @@ def digests() -> dict[str, Any]:
         "texts": texts,
         "truths": [repr([one.key, one.truths]) for some in samples.values() for one in some],
         "worlds": [hashlib.sha256(values.tobytes()).hexdigest() for values in loaded],
-        "kept": keep_texts(worlds["stories"], near=0.6).indexes if find_spec("datasketch") else (),
+        "kept": keep_texts(worlds["stories"], similarity=0.6).indexes if find_spec("datasketch") else (),
         "order": list(islice(order.draw(), 100)),
         "tokenizer": json.loads(Tokenizer.train(texts, 400).core.to_str()),
         "threads": torch.get_num_threads(),
