@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmgpt.inputs.rendered import IGNORED, Objective, Rendered, TargetText
 
+FULL_ENOUGH = 0.98  # share of real tokens above which no second way of packing is tried
 NUM_PACKING_TRIALS = 4  # numbers of rows among which packing chooses
 PADDING = -1  # the document number of padding
 
@@ -192,27 +193,56 @@ def split_into_micro_batches(
 def pack(samples: Sequence[Rendered], length: int, max_media: int | None = None) -> list[list[Rendered]]:
     """Lay samples into a few rows of up to `length` tokens and `max_media` media of a kind, evenly filled.
 
-    The longest come first, each to the row that has most room (Graham 1969, doi:10.1137/0117039), so that rows differ
-    by less than a short sample. Of the least number of rows that do and the next few, that is taken which leaves least
-    padding. A sample over the length has a row of its own.
+    For the least number of rows and the next few, the longest samples go first, each to the row that has most room
+    (Graham 1969, doi:10.1137/0117039). Where over 2 % is padding, each also goes to the first row below a limit that
+    bisection lowers (Coffman, Garey and Johnson 1978, doi:10.1137/0207001). The packing with the least padding is
+    taken; a sample over the length has a row of its own.
     """
     longest_first = sorted(samples, key=lambda sample: -len(sample.ids))
     large = [[sample] for sample in longest_first if len(sample.ids) >= length]
     small = longest_first[len(large) :]
-    least = -(-sum(len(sample.ids) for sample in small) // length)
-    found: list[list[list[Rendered]]] = []
+    if not small:
+        return large
+    total, found = _length(small), list[list[list[Rendered]]]()
+    least = -(-total // length)
     for count in range(least, len(small) + 1):
         rows: list[list[Rendered]] = [[] for _ in range(count)]
-        if all(_place(sample, rows, length, max_media) for sample in small):
+        if all(_place(sample, sorted(rows, key=_length), length, max_media) for sample in small):
             found.append(rows)
         if len(found) == NUM_PACKING_TRIALS:
             break
-    return large + min(found, key=lambda rows: len(rows) * max(map(_length, rows), default=0), default=[])
+    if total < FULL_ENOUGH * min(map(_padded, found)):
+        counts = range(least, least + NUM_PACKING_TRIALS)
+        limited = (_lowered(small, count, length, max_media) for count in counts)
+        found += [rows for rows in limited if rows]
+    return large + min(found, key=_padded)
 
 
-def _place(sample: Rendered, rows: list[list[Rendered]], length: int, max_media: int | None) -> bool:
-    for row in sorted(rows, key=_length):
-        if not row or (_length(row) + len(sample.ids) <= length and _fits_media([*row, sample], max_media)):
+def _padded(rows: Sequence[Sequence[Rendered]]) -> int:
+    """Tokens of a batch of rows, padding included."""
+    return len(rows) * max(map(_length, rows))
+
+
+def _lowered(
+    longest_first: Sequence[Rendered], count: int, length: int, max_media: int | None
+) -> list[list[Rendered]] | None:
+    """At most `count` rows, first fit, under the lowest limit that bisection finds; None if `length` is too low."""
+    found = None
+    low, high = -(-_length(longest_first) // count), length
+    while low <= high:
+        limit = (low + high) // 2
+        rows: list[list[Rendered]] = [[] for _ in range(count)]
+        if all(_place(sample, rows, limit, max_media) for sample in longest_first):
+            found, high = [row for row in rows if row], limit - 1
+        else:
+            low = limit + 1
+    return found
+
+
+def _place(sample: Rendered, rows: Sequence[list[Rendered]], length: int, max_media: int | None) -> bool:
+    """Add a sample to the first row that has room for it; False if there is none."""
+    for row in rows:
+        if _length(row) + len(sample.ids) <= length and (not row or _fits_media([*row, sample], max_media)):
             row.append(sample)
             return True
     return False

@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mmgpt.inputs.batch import PADDING, collate, collate_packed, pack, split_into_micro_batches
@@ -124,10 +124,14 @@ def test_packing_lays_every_sample_into_one_row_within_its_tokens_and_media(leng
 
 
 @given(seed=st.integers(0, 200), count=st.integers(40, 90))
-def test_packed_rows_are_full(seed, count):
+@example(seed=53, count=40)  # a sample of 900 tokens and rows of 846: 94 % is the most
+@example(seed=53, count=47)
+def test_packed_rows_are_as_full_as_can_be(seed, count):
     lengths = np.random.default_rng(seed).lognormal(4.3, 0.7, count).clip(8, 900).astype(int)  # as those of mixed data
     batch = collate_packed(pack([row(int(length)) for length in lengths], 1000))
-    assert (batch.documents != PADDING).float().mean() >= 0.97
+    total, least = int(lengths.sum()), -(-int(lengths.sum()) // 1000)
+    most = max(total / (rows * max(int(lengths.max()), -(-total // rows))) for rows in range(least, least + 4))
+    assert (batch.documents != PADDING).float().mean() >= 0.97 * most
 
 
 def test_the_number_of_rows_is_the_one_that_leaves_least_padding():
