@@ -3,6 +3,7 @@
 The teacher reads the same batches as the student: the same ids, and media as the student's encoders prepare them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class Teacher:
     num_tokens: int
 
     @torch.no_grad()
-    def teacher(self, batch: Batch) -> TeacherTargets | None:
+    def targets(self, batch: Batch) -> TeacherTargets | None:
         """What it makes of a batch's targets; None where there are none."""
         if not batch.num_targets:
             return None
@@ -50,17 +51,31 @@ class Teacher:
         )
 
 
-def open_teacher(
-    path: str, config: DistillConfig, student: ModelBundle, device: str | torch.device = "cpu"
-) -> Teacher | None:
-    """A teacher for a student; None where it would count nothing.
+def open_teachers(
+    teachers: Mapping[str, tuple[str, DistillConfig]], student: ModelBundle, device: str | torch.device = "cpu"
+) -> dict[str, Teacher]:
+    """The teachers of stages by the stages' names; a model that teaches in several is loaded once.
 
+    Args:
+        teachers: the path of each stage's teacher, and how much that counts; one that counts nothing is left out.
+        student: who learns.
+        device: of the teachers' weights.
     Raises:
         UserError: if there is no such model, or it reads other ids or media than the student; says how they differ.
     """
-    if config.weight == 0:
-        return None
-    bundle = load_bundle(path, device)
+    loaded: dict[str, ModelBundle] = {}
+    for path in dict.fromkeys(path for path, config in teachers.values() if config.weight):
+        loaded[path] = load_bundle(path, device)
+        loaded[path].model.requires_grad_(False)
+        _check_suits(path, loaded[path], student)
+    return {
+        stage: Teacher(loaded[path].model, config, len(loaded[path].tokenizer))
+        for stage, (path, config) in teachers.items()
+        if path in loaded and config.weight
+    }
+
+
+def _check_suits(path: str, bundle: ModelBundle, student: ModelBundle) -> None:
     _check_tokens(path, bundle.tokenizer, student.tokenizer)
     ours, theirs = student.model.config, bundle.model.config
     for name in ("template", "system", "media_markup"):
@@ -79,8 +94,6 @@ def open_teacher(
         if modality not in specs:
             raise UserError(f"teacher {path}: has no encoder for {modality}, the student has; take a teacher with one")
         _check_media(path, modality, spec, specs[modality])
-    bundle.model.requires_grad_(False)
-    return Teacher(bundle.model, config, len(bundle.tokenizer))
 
 
 def _check_tokens(path: str, theirs: Tokenizer, ours: Tokenizer) -> None:

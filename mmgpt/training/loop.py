@@ -22,7 +22,7 @@ from mmgpt.processor import warn_of_slow_bf16
 from mmgpt.run_log import OnRecord, Record, RunLog
 from mmgpt.training import lora, train_state
 from mmgpt.training.data_mix import steps_of
-from mmgpt.training.distill import open_teacher
+from mmgpt.training.distill import open_teachers
 from mmgpt.training.recipe import Recipe, open_recipe
 from mmgpt.training.run_tokenizer import make_tokenizer, new_tokens
 from mmgpt.training.same_data import same_data
@@ -110,20 +110,19 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: ProcessGroup
 
     ranks.on_main(begin)
     bundle = _make_model(recipe, run, start)
-    for stage in recipe.stages:
-        if stage.teacher:
-            open_teacher(stage.teacher, stage.distill, bundle)  # one that does not suit is told now
+    left = recipe.stages[start.stage if start else 0 :]
+    paths = {stage.name: (stage.teacher, stage.distill) for stage in left if stage.teacher}
+    teachers = open_teachers(paths, bundle, ranks.device)  # all now, so that one that does not suit is refused now
     for origin in [] if start else _load_origins(bundle, recipe):
         if ranks.is_main:
             told = {"stage": names[0], "step": 0, **origin}
             log.write(told)
             on_record(told)
     bundle.model.to(ranks.device)
-    for number, stage in enumerate(recipe.stages):
-        if start and number < start.stage:
-            continue
-        at = start if start and number == start.stage else None
-        StageRun(recipe, stage, bundle, sources[stage.name], run, log, ranks, on_record, data).run(at)
+    for number, stage in enumerate(left):
+        at = start if number == 0 else None
+        teacher = teachers.pop(stage.name, None)
+        StageRun(recipe, stage, bundle, sources[stage.name], run, log, ranks, on_record, data, teacher).run(at)
     ranks.on_main(lambda: write_folder(run / "final", lambda draft: save_bundle(bundle, draft)))
 
 

@@ -23,7 +23,7 @@ from mmgpt.model.bundle import ModelBundle
 from mmgpt.run_log import OnRecord, Record, RunLog
 from mmgpt.training import lora, train_state
 from mmgpt.training.data_mix import open_stream, steps_of
-from mmgpt.training.distill import open_teacher
+from mmgpt.training.distill import Teacher
 from mmgpt.training.ema import EMA
 from mmgpt.training.interrupt import Interrupted, stop_signals
 from mmgpt.training.new_token_rows import freeze_old_rows
@@ -59,6 +59,7 @@ class StageRun:
         ranks: ProcessGroup,
         on_record: OnRecord,
         data: Data,
+        teacher: Teacher | None,
     ) -> None:
         self.stage, self.bundle, self.folder = stage, bundle, run / stage.name
         self.log, self.ranks, self.on_record = log, ranks, on_record
@@ -71,7 +72,7 @@ class StageRun:
         self.share = lr_schedule(stage.schedule, self.steps)
         weights = stage.head_weights
         self.heads = {head.name: weights[head.kind] for head in recipe.model.heads if head.kind in weights}
-        self.teacher = open_teacher(stage.teacher, stage.distill, bundle, ranks.device) if stage.teacher else None
+        self.teacher = teacher
         freeze_except(bundle.model, stage.train)
         self.held = freeze_old_rows(bundle.model, stage.train, bundle.new_tokens)
         if stage.lora:

@@ -1,10 +1,12 @@
 """One optimizer update over micro-batches."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mmgpt.distributed import SINGLE_PROCESS, ProcessGroup
@@ -67,12 +69,12 @@ def train_step(
     for batch in batches:
         with _autocast(model.device, precision):
             batch = batch.to(model.device)
-            loss = model(batch, heads, teacher.teacher(batch) if teacher else None)
+            loss = model(batch, heads, teacher.targets(batch) if teacher else None)
             objective = loss.total / max(1, targets)
             for name, nats in loss.heads.items():
                 objective = objective + nats * (heads[name] / counts[name])
         objective.backward()
-        figures.add(batch, loss, float(objective.detach()))
+        figures.add(batch, loss, objective.detach())
     ranks.all_reduce_gradients(model.parameters())
     learning = [p for p in model.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
@@ -96,32 +98,52 @@ def train_step(
 
 
 class StepTotals:
-    """Sums over the micro-batches of a step, by kind and name, which are the same on every rank."""
+    """Sums over the micro-batches of a step, by kind and name, which are the same on every rank.
+
+    What a micro-batch gives stays on the device until all are through: reading a number waits for the device.
+    """
 
     def __init__(self, heads: Iterable[str], sources: Iterable[str]) -> None:
         self.sources = list(sources)
         names = [("head", name) for name in heads]
         names += [(kind, name) for name in self.sources for kind in ("nats", "targets")]
         self.sums = dict.fromkeys([("objective", ""), ("tokens", ""), ("media", ""), *names], 0.0)
+        self.unread: list[Callable[[], None]] = []
 
-    def add(self, batch: Batch, loss: Loss, objective: float) -> None:
-        """Count a micro-batch."""
-        self.sums["objective", ""] += objective
-        self.sums["tokens", ""] += int((batch.documents >= 0).sum())
+    def add(self, batch: Batch, loss: Loss, objective: Tensor) -> None:
+        """Count a micro-batch; its media and its graph are let go."""
         self.sums["media", ""] += sum(len(media.names) for media in batch.media.values())
-        for name, nats in loss.heads.items():
-            self.sums["head", name] += float(nats.detach())
-        if loss.distilled_N is not None:
-            self.sums["head", "distill"] += float(loss.distilled_N.sum())
-        for number, name in enumerate(batch.source_names):
-            own = loss.nll_N[loss.sources_N == number]
+        heads = {name: nats.detach() for name, nats in loss.heads.items()}
+        targets = loss.nll_N, loss.sources_N, batch.source_names
+        self.unread.append(partial(self._read, objective, batch.documents, heads, loss.distilled_N, targets))
+
+    def _read(
+        self,
+        objective: Tensor,
+        documents_BT: Tensor,
+        heads: Mapping[str, Tensor],
+        distilled_N: Tensor | None,
+        targets: tuple[Tensor, Tensor, Sequence[str]],
+    ) -> None:
+        self.sums["objective", ""] += float(objective)
+        self.sums["tokens", ""] += int((documents_BT >= 0).sum())
+        for name, nats in heads.items():
+            self.sums["head", name] += float(nats)
+        if distilled_N is not None:
+            self.sums["head", "distill"] += float(distilled_N.sum())
+        nll_N, sources_N, names = targets
+        for number, name in enumerate(names):
+            own_N = nll_N[sources_N == number]
             if name not in self.sources:
                 self.sources.append(name)
-            for kind, value in (("nats", float(own.sum())), ("targets", len(own))):
+            for kind, value in (("nats", float(own_N.sum())), ("targets", len(own_N))):
                 self.sums[kind, name] = self.sums.get((kind, name), 0.0) + value
 
     def over(self, ranks: ProcessGroup) -> dict[tuple[str, str], float]:
         """The sums over all ranks."""
+        for read in self.unread:
+            read()
+        self.unread.clear()
         return dict(zip(self.sums, ranks.sum(list(self.sums.values())), strict=True))
 
 

@@ -11,7 +11,7 @@ from mmgpt.model import loss as loss_module
 from mmgpt.model.bundle import new_bundle
 from mmgpt.model.loss import TeacherTargets, chunked_cross_entropy
 from mmgpt.run_log import read_log
-from mmgpt.training.distill import DistillConfig, Teacher, open_teacher
+from mmgpt.training.distill import DistillConfig, Teacher, open_teachers
 from mmgpt.training.loop import train
 from mmgpt.training.optim import make_optimizers
 from mmgpt.training.recipe import StageConfig
@@ -147,7 +147,7 @@ def test_a_teacher_that_reads_otherwise_is_refused_with_how(make_bundle, tmp_pat
     def refused(student, **teacher):
         path = bundle_at(tmp_path / "teacher", make_bundle(**teacher))
         with pytest.raises(UserError) as error:
-            open_teacher(path, DistillConfig(), student)
+            open_teachers({"a": (path, DistillConfig())}, student)
         return str(error.value)
 
     plain = make_bundle()
@@ -165,8 +165,11 @@ def test_a_teacher_that_reads_otherwise_is_refused_with_how(make_bundle, tmp_pat
     wrapped.media_markup = {"image": ("<", ">")}
     assert "its media_markup is {}, the student's {'image'" in refused(wrapped)
     path = bundle_at(tmp_path / "wider", make_bundle(width=64, image={"width": 48, "depth": 2}))
-    assert open_teacher(path, DistillConfig(), plain) is not None
-    assert open_teacher("nowhere", DistillConfig(weight=0.0), plain) is None
+    assert open_teachers({"a": ("nowhere", DistillConfig(weight=0.0))}, plain) == {}
+    teachers = {"a": (path, DistillConfig()), "b": (path, DistillConfig(weight=0.0)), "c": (path, DistillConfig())}
+    opened = open_teachers(teachers, plain)
+    assert opened["a"].model is opened["c"].model  # loaded once
+    assert list(opened) == ["a", "c"]
 
 
 def test_a_teacher_that_is_not_there_is_told_before_training(make_recipe, teacher_run, tmp_path):

@@ -211,3 +211,16 @@ def test_training_stops_with_the_first_reasons_where_too_many_samples_are_bad(
     recipe = make_recipe({"data": data, "steps": 10, "batch_size": 4, "max_skipped": max_skipped})
     with pytest.raises(UserError, match=rf"samples could not be used, over max_skipped={max_skipped}; first: rows/"):
         train(recipe, out=tmp_path / "run", data_root=tmp_path, device="cpu")
+
+
+def test_no_number_is_read_from_the_device_before_the_last_backward_pass(make_bundle, scenes, monkeypatch):
+    """Reading one waits until a GPU has done all that it was given."""
+    bundle, calls = make_bundle(), []
+    batches = [collate([bundle.renderer.render(sample)]) for sample in scenes[:3]]
+    optimizers = make_optimizers(bundle.model, stage())
+    backward, number = torch.Tensor.backward, torch.Tensor.__float__
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *given: calls.append("backward") or backward(*given))
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda given: calls.append("read") or number(given))
+    train_step(bundle.model, optimizers, batches, max_norm=NO_CLIPPING)
+    assert calls[:3] == ["backward"] * 3
+    assert "read" in calls[3:]
