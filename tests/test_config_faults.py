@@ -109,7 +109,7 @@ def test_a_rule_of_a_whole_section_is_told_at_the_key_it_is_about(overrides, key
         (["generate.max_new_tokens=2.5"], "generate.max_new_tokens=2.5: Input should be a valid integer"),
         (["generate.num_beams=2", "generate.temperature=1.0"], "generate.num_beams=2 does not go with temperature"),
         (["metrics=[exact]"], "metrics: metric 'exact' does not exist"),
-        (["shots.by=decodr"], "shots.by=decodr is not known; did you mean decoder?"),
+        (["shots.embedder=decodr"], "shots.embedder=decodr is not known; did you mean decoder?"),
         (["reader.where={a: 1}"], 'reader.where.a=1: Input should be a valid string; write "1" in quotes'),
         (["length_normalise=on"], "length_normalise='on': Input should be a valid boolean; write true"),
     ],

@@ -15,7 +15,7 @@ def tensors() -> tuple[Tensor, Tensor, Tensor]:
     return hidden_ND, weight_VD, torch.randint(V, (N,))
 
 
-@pytest.mark.parametrize("cap", [None, 2.5])
+@pytest.mark.parametrize("softcap", [None, 2.5])
 @pytest.mark.parametrize("chunk_logits", [1, V, 3 * V, 7 * V + 1, N * V, 10 * N * V])
 def test_chunked_loss_and_both_gradients_are_those_of_torch(chunk_logits, softcap, monkeypatch):
     monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk_logits)
