@@ -145,6 +145,33 @@ def test_the_map_has_a_line_for_every_file(monkeypatch):
     assert file_map.PAGE.read_text(encoding="utf-8") == file_map.page_with_map(), "run python scripts/file_map.py"
 
 
+def rows_of_where_is() -> list[list[str]]:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page[page.index("## Where is") : page.index("## A line a file")]
+    return [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+
+
+@pytest.mark.parametrize(("what", "files", "names"), rows_of_where_is())
+def test_what_the_page_points_at_is_there(what, files, names):
+    paths = [
+        ROOT / file if (ROOT / file).exists() else ROOT / "mmgpt" / file for file in re.findall(r"`([^`]+)`", files)
+    ]
+    assert [path for path in paths if not path.exists()] == [], what
+    source = " ".join(path.read_text() for path in paths if path.is_file())
+    wanted = [part for quoted in re.findall(r"`([^`]+)`", names) for part in quoted.split(".")]
+    assert [name for name in wanted if not re.search(rf"\b{name}\b", source)] == [], f"{what}: not in {files}"
+
+
+def test_the_map_of_tests_points_at_files():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page[page.index("| what is proven") : page.index("## A change")]
+    for quoted in re.findall(r"`([\w/{},*]+(?:\.py|/|\*))`", table):
+        before, braces, rest = quoted.partition("{")
+        inside, _, after = rest.partition("}")
+        for name in [before + one + after for one in inside.split(",")] if braces else [quoted]:
+            assert list((ROOT / "tests").glob(name)), f"{quoted}: no tests/{name}"
+
+
 def import_names_of_extras() -> set[str]:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     names = {re.match(r"[\w-]+", requirement)[0] for group in groups.values() for requirement in group}

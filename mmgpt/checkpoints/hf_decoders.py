@@ -1,6 +1,6 @@
 """Decoders of other projects: their config.json and weights read from files, and written back.
 
-What each family calls its parts stands in `family_tables.py`; rotary positions are spelt as in transformers 4 and 5.
+What each family calls its parts stands in `hf_decoder_tables.py`; rotary positions as in transformers 4 and 5.
 """
 
 import math

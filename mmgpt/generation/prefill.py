@@ -133,7 +133,7 @@ class Prefiller:
         """Texts to read in one pass, the first and others like it; and the slots a row that they take.
 
         Not with it are texts that can reuse what another of them has in common with them, once that is read; texts of
-        so different a length that padding would cost more than a pass; and what is over READ_AT_ONCE.
+        so different a length that padding would cost more than a pass; and what is over MAX_PREFILL_TOKENS.
         """
         context = self.model.config.decoder.context
         token_keys = {text: text.all_token_keys for text in texts}

@@ -1,4 +1,4 @@
-"""Choosing the next token: pure functions over logits, and the chooser of a request that composes them.
+"""Choosing the next token: pure functions over logits, and the sampler of a request that composes them.
 
 Shape letters: B rows, C candidates, V vocabulary.
 """
@@ -170,7 +170,7 @@ class Sampler:
 def make_sampler(
     options: GenerateConfig, tokenizer: Tokenizer | None, seed: int, prompt_ids: Sequence[int], eos_token_id: int
 ) -> Sampler:
-    """The chooser of a new request.
+    """The sampler of a new request.
 
     Args:
         options: of this request.
@@ -184,13 +184,13 @@ def make_sampler(
     grammar_mask = None
     if options.constraint is not None:
         if tokenizer is None:
-            raise ValueError("a constraint is over the texts of tokens; give make_chooser the tokenizer")
+            raise ValueError("a constraint is over the texts of tokens; give make_sampler the tokenizer")
         grammar_mask = make_grammar_mask(options.constraint, tokenizer, eos_token_id)
     return Sampler(options, seed, prompt_ids, grammar_mask)
 
 
 def sample_tokens(logits_BV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
-    """The next token id of each row (B,): plain greedy rows together, each other one by its own chooser."""
+    """The next token id of each row (B,): plain greedy rows together, each other one by its own sampler."""
     ids_B = logits_BV.argmax(dim=-1)
     for row, sampler in enumerate(samplers):
         if not sampler.is_plain:

@@ -1,6 +1,6 @@
 """Speculative decoding: several tokens are guessed cheaply and judged by the model in one pass.
 
-A guess is taken where the request's own chooser chooses that very token, so answers are those of plain decoding, greedy
+A guess is taken where the request's own sampler chooses that very token, so answers are those of plain decoding, greedy
 or sampled by the same seed, with penalties and constraints. (Leviathan et al. 2022, arXiv:2211.17192, in its greedy
 case; guesses from the text so far are prompt look-up, Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding.)
 

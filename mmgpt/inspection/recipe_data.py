@@ -78,7 +78,7 @@ class _Readable(Source):
     def __getitem__(self, index: int) -> Sample:
         try:
             return self.source[index]
-        except Exception:  # also what nobody foresaw, as in data_check
+        except Exception:  # also what nobody foresaw, as in check.py
             return Sample(())
 
 

@@ -1,7 +1,7 @@
 """Heads on an encoder's features, to train it on pairs of a medium and its text without, or beside, the decoder's loss.
 
-A pair is a sample's only medium of a modality with its only reply (`inputs/chat.py` decides it). Every head gives the
-sum of its loss over the pairs of a micro-batch; the training step divides by what all pairs of the step count.
+A pair is a sample's only medium of a modality with its only reply (`inputs/objectives.py` decides it). Every head gives
+the sum of its loss over the pairs of a micro-batch; the training step divides by what all pairs of the step count.
 Shape letters: P pairs, N features, D width of the encoder, S symbols, K distinct texts, T width of the decoder,
 W width that media and texts share.
 """

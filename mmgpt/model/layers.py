@@ -19,7 +19,7 @@ from mmgpt.model.rope import RopeScaling, rotate
 
 
 class DecoderConfig(PretrainedConfig):
-    """A decoder language model; the switches cover the families of `families.py` and what learns fast from scratch."""
+    """A decoder language model; its switches cover the families of `FAMILIES` and what learns fast from scratch."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "inner": "ffn_width",

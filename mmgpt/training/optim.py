@@ -12,9 +12,15 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.training.muon import Muon
-from mmgpt.training.recipe import ScheduleConfig, StageConfig
+from mmgpt.training.recipe import OptimizerConfig, ScheduleConfig, StageConfig
 
 NEW_ROWS = "[new]"  # ends a pattern of `train` that names a table of tokens of which only added rows learn
+Group = dict[str, Any]  # of parameters, as torch.optim takes them
+OPTIMIZERS: dict[str, Callable[[list[Group], OptimizerConfig], Optimizer]] = {
+    "adamw": lambda groups, options: AdamW(groups, betas=options.betas, fused=True),
+    "sgd": lambda groups, options: SGD(groups, momentum=options.momentum),
+    "muon": lambda groups, options: Muon(groups, momentum=options.momentum, interval=options.muon_interval),
+}
 BLOCK = re.compile(r"(.+?\.\w*(?:blocks|layers)\.\d+)\.")  # a block of a stack, in the name of a parameter
 
 
@@ -44,30 +50,23 @@ def check_patterns(names: Sequence[str], patterns: Sequence[str]) -> None:
 
 
 def make_optimizers(model: nn.Module, stage: StageConfig) -> list[Optimizer]:
-    """The optimizers of a stage; each group carries its `peak` rate and its `part` for the freeze table."""
+    """The optimizers of a stage; each group carries its `peak` rate."""
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rates = learning_rates_of(model, stage)
     matrices = _matrices(model, stage.optimizer.muon_convolutions)
-    groups: dict[str, list[dict[str, Any]]] = {"muon": [], "rest": []}
+    rest = "adamw" if stage.optimizer.kind == "muon" else stage.optimizer.kind
+    groups: dict[str, list[Group]] = {"muon": [], rest: []}
     by_rate: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in learning:
         scale = rates[name] / stage.learning_rate
         by_muon = stage.optimizer.kind == "muon" and name in matrices and ".lora_" not in name  # too narrow a matrix
-        kind = "muon" if by_muon else "rest"
+        kind = "muon" if by_muon else rest
         by_rate.setdefault((kind, scale, name in matrices), []).append(parameter)
     for (kind, scale, decays), parameters in by_rate.items():
         peak = scale * (stage.optimizer.muon_learning_rate if kind == "muon" else stage.learning_rate)
         decay = stage.optimizer.weight_decay if decays else 0.0
         groups[kind].append({"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay})
-    options = stage.optimizer
-    optimizers: list[Optimizer] = []
-    if groups["muon"]:
-        optimizers.append(Muon(groups["muon"], momentum=options.momentum, interval=options.muon_interval))
-    if groups["rest"]:
-        rest = groups["rest"]
-        sgd = options.kind == "sgd"
-        optimizers.append(SGD(rest, momentum=options.momentum) if sgd else AdamW(rest, betas=options.betas, fused=True))
-    return optimizers
+    return [OPTIMIZERS[kind](some, stage.optimizer) for kind, some in groups.items() if some]
 
 
 def learning_rates_of(model: nn.Module, stage: StageConfig) -> dict[str, float]:

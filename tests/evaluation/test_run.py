@@ -158,7 +158,7 @@ def test_blind_asks_the_same_again_without_media_and_guesses_from_the_words(kind
     assert spelt[21:] == list(dict.fromkeys(spelt[:21]))  # the same prompt is asked once
     metric = "choice_accuracy" if kind == "choose" else "exact_match"
     guessed = found.results[0]["blind"]["text_only"][metric]["value"]
-    assert guessed == pytest.approx(9 / 21)  # counted by hand in test_shots.py
+    assert guessed == pytest.approx(9 / 21)  # counted by hand in test_few_shot.py
     if kind == "choose":
         items = Task(choosing, easy_vqa).items()
         hits = [c.text == i.reference for c, i in zip(answerer.choose(blind, CHOICES), items, strict=True)]
