@@ -77,7 +77,7 @@ def test_the_precision_is_that_which_the_machine_computes_fast(monkeypatch):
 def test_with_an_interval_of_one_each_matrix_moves_at_each_step_and_of_two_in_turns_twice_as_far():
     def moved(interval: int) -> list[list[float]]:
         params = [torch.nn.Parameter(torch.eye(4)), torch.nn.Parameter(torch.eye(4, 6))]
-        optimizer, steps = Muon(params, lr=0.1, interval=interval), []
+        optimizer, steps = Muon(params, lr=0.1, interval=interval, dtype=torch.float32), []
         for _ in range(4):
             before = [p.detach().clone() for p in params]
             for p in params:
@@ -96,7 +96,7 @@ def test_an_update_after_an_interval_counts_the_gradients_between():
     generator = torch.Generator().manual_seed(3)
     gradients = [torch.randn(6, 6, generator=generator) for _ in range(3)]
     matrix = torch.nn.Parameter(torch.zeros(6, 6))
-    optimizer = Muon([matrix], lr=0.5, momentum=0.9, interval=2)
+    optimizer = Muon([matrix], lr=0.5, momentum=0.9, interval=2, dtype=torch.float32)
     for gradient in gradients:
         before = matrix.detach().clone()
         matrix.grad = gradient.clone()
