@@ -5,6 +5,7 @@ A rule is a pair of names in which `{}` stands for a layer's number: one table a
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import NamedTuple
 
@@ -13,6 +14,11 @@ from torch import Tensor
 
 from mmgpt.config import UserError
 from mmgpt.files import first_of
+
+
+def names_part(name: str, pattern: str) -> bool:
+    """Whether a glob names a weight or layer, or a part that holds it: `decoder`, `encoders.*`, `*.norm.weight`."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 class Rule(NamedTuple):

@@ -15,7 +15,6 @@ Shape letters: N tokens, I inputs, O outputs, G groups of inputs.
 """
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.files import first_of
 from mmgpt.processor import has_int8_units
+from mmgpt.weight_names import names_part
 
 Scheme = Literal["int8", "int4", "int8-dynamic"]
 BLOCKS = ("decoder.blocks.*",)
@@ -221,9 +221,9 @@ def _targets(model: nn.Module, quantization: Quantization) -> list[str]:
     """The linear layers that the globs name; of a layer's subclasses none, for they read their weights otherwise."""
     linear: dict[str, Any] = {name: one for name, one in model.named_modules() if type(one) is nn.Linear}
     for pattern in quantization.layers:
-        if not any(_names(pattern, name) for name in linear):
+        if not any(names_part(name, pattern) for name in linear):
             raise UserError(f"quantize: {pattern!r} matches no linear layer; {did_you_mean(pattern, _known(linear))}")
-    found = [name for name in linear if any(_names(pattern, name) for pattern in quantization.layers)]
+    found = [name for name in linear if any(names_part(name, pattern) for pattern in quantization.layers)]
     misfits = [
         f"{name} ({one.in_features} to {one.out_features})"
         for name, one in linear.items()
@@ -235,10 +235,6 @@ def _targets(model: nn.Module, quantization: Quantization) -> list[str]:
             f"{first_of(misfits)}; take int8, or name other layers"
         )
     return found
-
-
-def _names(pattern: str, layer: str) -> bool:
-    return fnmatchcase(layer, pattern) or fnmatchcase(layer, f"{pattern}.*")
 
 
 def _known(names: Sequence[str] | Mapping[str, Any]) -> list[str]:

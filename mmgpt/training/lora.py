@@ -8,7 +8,6 @@ import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.sample import parse_messages
 from mmgpt.files import first_of, save_weights, write_folder
 from mmgpt.model.bundle import ModelBundle
-from mmgpt.weight_names import their_name
+from mmgpt.weight_names import names_part, their_name
 
 MERGE_TOLERANCE = 1e-4  # of logits in float32, as a share of the largest (of 1, where all are smaller)
 ADAPTER = "default"  # what peft calls a model's only adapter
@@ -85,13 +84,9 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if pattern == "decoder.head":
             raise UserError("lora: decoder.head cannot be adapted; name it in train, where it learns itself")
-        if not any(_names(pattern, name) for name in linear):
+        if not any(names_part(name, pattern) for name in linear):
             raise UserError(f"lora: target {pattern!r} matches no linear layer; {did_you_mean(pattern, known)}")
-    return [name for name in linear if any(_names(pattern, name) for pattern in patterns)]
-
-
-def _names(pattern: str, module: str) -> bool:
-    return fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*")
+    return [name for name in linear if any(names_part(name, pattern) for pattern in patterns)]
 
 
 def adapted(model: nn.Module) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.training.muon import Muon
 from mmgpt.training.recipe import OptimizerConfig, ScheduleConfig, StageConfig
+from mmgpt.weight_names import names_part
 
 NEW_ROWS = "[new]"  # ends a pattern of `train` that names a table of tokens of which only added rows learn
 Group = dict[str, Any]  # of parameters, as torch.optim takes them
@@ -26,8 +26,7 @@ BLOCK = re.compile(r"(.+?\.\w*(?:blocks|layers)\.\d+)\.")  # a block of a stack,
 
 def matches(name: str, pattern: str) -> bool:
     """True if a glob names a parameter or a part that holds it: `decoder`, `encoders.*`, `*.norm.weight`."""
-    pattern = pattern.removesuffix(NEW_ROWS)
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+    return names_part(name, pattern.removesuffix(NEW_ROWS))
 
 
 def freeze_except(model: nn.Module, patterns: Sequence[str]) -> None:
