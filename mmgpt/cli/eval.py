@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -85,10 +86,10 @@ def evaluate(
     if not all(one.isdecimal() for one in several):
         raise UserError(f"--seeds {seeds}: give numbers with commas between them, as in 0,1,2")
     wanted: list[str | TaskConfig] = [*_listed(tasks)]
-    wanted += [import_task(path, data_root) for path in imported or []]
+    terminal = Console(stderr=True)
+    wanted += [import_task(path, data_root, partial(terminal.print, style="dim")) for path in imported or []]
     if not wanted:
         raise UserError("no task to score; give --tasks NAMES, or --import FILE.yaml")
-    terminal = Console(stderr=True)
     shown = terminal.is_interactive and is_main()
     out_console.quiet = terminal.quiet = not is_main()
     with Progress(*Progress.get_default_columns(), TOLD, console=terminal, transient=True, disable=not shown) as bars:

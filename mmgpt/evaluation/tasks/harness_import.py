@@ -5,7 +5,7 @@ its key, for a task that scores something else under the same name is worse than
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mmgpt.config import UserError, build, did_you_mean, included
 from mmgpt.datasets.readers.rows import FOLDER_OF, open_rows
 from mmgpt.datasets.source import DataNotFound, resolve, resolve_all
 from mmgpt.evaluation.tasks.task import TaskConfig
-from mmgpt.yaml_reader import YamlError, dump, parse
+from mmgpt.yaml_reader import YamlError, parse
 
 REMEDY = "write the task in mmgpt's own keys (docs/evaluation.md)"
 KINDS = {
@@ -76,24 +76,23 @@ class _Function(str):
     """What stands after `!function`; it is refused later, by the key that has it."""
 
 
-def import_task(path: str | Path, data_root: str | Path = ".") -> TaskConfig:
+def import_task(
+    path: str | Path, data_root: str | Path = ".", tell: Callable[[str], None] = lambda note: None
+) -> TaskConfig:
     """A task of lm-evaluation-harness or lmms-eval as ours.
 
     Args:
         path: its YAML.
         data_root: the folder that its dataset_path is below; the first row is read to tell numbers from texts.
+        tell: called with what else the file says that whoever compares scores must know.
     Raises:
         UserError: on a key that cannot be carried over, naming it; if the data is not there, or lacks a column.
     """
-    return _Import(Path(path), Path(data_root)).config()
-
-
-def import_yaml(path: str | Path, data_root: str | Path = ".") -> str:
-    """The same as YAML, below a line that says what else the file held."""
     one = _Import(Path(path), Path(data_root))
-    tree = one.config().model_dump(mode="json", exclude_unset=True)
-    said = "; ".join([f"imported from {Path(path).name}", *one.notes])
-    return f"# {tree['name']}: {said}\n" + dump(tree)
+    config = one.config()
+    for note in one.notes:
+        tell(f"{path}: {note}")
+    return config
 
 
 class _Import:

@@ -6,8 +6,8 @@ import PIL.Image
 import pytest
 import yaml
 
-from mmgpt.config import UserError
-from mmgpt.evaluation.tasks.harness_import import import_task, import_yaml
+from mmgpt.config import UserError, to_yaml
+from mmgpt.evaluation.tasks.harness_import import import_task
 from mmgpt.evaluation.tasks.task import Task, load_task
 
 MY_VQA = """
@@ -75,14 +75,14 @@ def test_a_generating_task_is_the_one_written_in_our_keys(root, write):
 
 
 @pytest.mark.parametrize("theirs", [MY_VQA, CHOOSING])
-def test_the_written_yaml_is_the_same_task_and_tells_what_else_the_file_held(theirs, root, write):
-    path = write(theirs)
-    (root / "ours.yaml").write_text(import_yaml(path, root))
-    assert load_task(root / "ours.yaml") == import_task(path, root)
-    first = (root / "ours.yaml").read_text().splitlines()[0]
-    shots = "# my_vqa: imported from theirs.yaml; its num_fewshot is --shots 4"
-    norm = "# science: imported from theirs.yaml; acc_norm is by the token here, theirs by the byte; "
-    assert first == (shots if theirs == MY_VQA else norm + "for acc set length_normalise: false")
+def test_it_can_be_written_as_yaml_and_what_else_the_file_held_is_told(theirs, root, write):
+    path, told = write(theirs), []
+    imported = import_task(path, root, told.append)
+    (root / "ours.yaml").write_text(to_yaml(imported))
+    assert load_task(root / "ours.yaml") == imported
+    shots = "its num_fewshot is --shots 4"
+    norm = "acc_norm is by the token here, theirs by the byte; for acc set length_normalise: false"
+    assert told == [f"{path}: {shots if theirs == MY_VQA else norm}"]
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,9 @@ def test_of_several_includes_the_first_wins_as_it_does_in_the_harness(root, writ
     (root / "first.yaml").write_text("task: first\n")
     (root / "second.yaml").write_text("task: second\nnum_fewshot: 2\n")
     path = write(MY_VQA, task="-", num_fewshot="-", include=["first.yaml", "second.yaml"])
-    assert import_task(path, root).name == "first"
-    assert import_yaml(path, root).startswith("# first: imported from theirs.yaml; its num_fewshot is --shots 2")
+    told = []
+    assert import_task(path, root, told.append).name == "first"
+    assert told == [f"{path}: its num_fewshot is --shots 2"]
 
 
 def test_a_file_that_is_not_there_is_told(root):
