@@ -11,7 +11,6 @@ from mmgpt.evaluation.metrics import METRICS
 from mmgpt.evaluation.results import Record
 from mmgpt.evaluation.run import Evaluation, OnProgress, OnScore, evaluate
 from mmgpt.evaluation.tasks.task import Task, load_task
-from mmgpt.generation.assistant import Assistant, load
 from mmgpt.reports.examples import Example, save_examples
 from mmgpt.reports.run_report import write_report
 from mmgpt.run_log import OnRecord
@@ -27,10 +26,6 @@ class Finished:
     evaluation: Evaluation | None
     report: Path
     examples: list[Example]
-
-    def load(self) -> Assistant:
-        """The trained model."""
-        return load(self.folder)
 
 
 def run_recipe(

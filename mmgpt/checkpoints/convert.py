@@ -179,7 +179,7 @@ def _write_multimodal(bundle: ModelBundle, folder: Path, target: ExportFormat) -
         folder,
     )
     write_json(folder / "preprocessor_config.json", {**pixels, "processor_class": target.processor})
-    count = config.media_specs()[modality].num_tokens(encoder.max_shape)
+    count = config.media_processors()[modality].num_tokens(encoder.max_shape)
     write_json(folder / "processor_config.json", _processor(target, encoder, count))
     tokenizer = bundle.tokenizer.renamed(PLACEHOLDER_TOKENS[modality], target.slot)
     before, after = ("", "") if target.wrap else bundle.media_markup.get(modality, ("", ""))

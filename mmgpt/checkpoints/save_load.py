@@ -50,7 +50,7 @@ def save_bundle(bundle: ModelBundle, folder: Path, with_golden: bool = True) -> 
     write_json(folder / "config.json", config_json)
     bundle.tokenizer.save(folder)
     sizes = {
-        m: {"kind": c.kind, "num_tokens": model.config.media_specs()[m].num_tokens(c.max_shape)}
+        m: {"kind": c.kind, "num_tokens": model.config.media_processors()[m].num_tokens(c.max_shape)}
         for m, c in model.config.encoders.items()
     }
     write_json(folder / "processor_config.json", sizes)

@@ -22,7 +22,7 @@ from mmgpt.generation.prompts import parse_prompt, truncate_conversation
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.generation.speculative import check_draft
 from mmgpt.inputs.choices import without_space
-from mmgpt.inputs.rendered import IGNORED, Medium, Rendered
+from mmgpt.inputs.rendered import IGNORED, Rendered
 from mmgpt.inputs.trimming import TooLong
 from mmgpt.model.bundle import ModelBundle
 from mmgpt.model.quantize import Quantization, pick_scheme
@@ -38,6 +38,12 @@ class Choice:
     index: int
     text: str
     logprobs: list[float]
+
+    @classmethod
+    def best(cls, choices: Sequence[str], logprobs: list[float]) -> "Choice":
+        """The first of those with the highest log-probability."""
+        index = max(range(len(logprobs)), key=logprobs.__getitem__)
+        return cls(index, choices[index], logprobs)
 
 
 class Assistant:
@@ -160,7 +166,9 @@ class Assistant:
         Returns (to `yield from`, or as the value of StopIteration) the number of tokens decoded.
         """
         config = self._options(options)
-        whole = {"num_beams": config.num_beams > 1, "best_of": config.best_of > 1, "speculation": config.speculation}
+        if config.speculation == "draft":
+            raise UserError("speculation: draft needs chat(..., draft=mmgpt.load(SMALL)); a stream takes lookup")
+        whole = {"num_beams": config.num_beams > 1, "best_of": config.best_of > 1}
         for name, is_set in whole.items():
             if is_set:
                 raise UserError(f"{name} is for whole answers, and a stream tells its own as it goes; leave it out")
@@ -221,10 +229,9 @@ class Assistant:
             rows = range(at, min(at + batch_size, len(conversations)))
             texts = {i: without_space(lists[i]) for i in rows}
             rendered = [self.renderer.choices(parse_prompt(conversations[i]), texts[i], f"prompt {i}") for i in rows]
-            for i, logprobs in zip(rows, self._score(list(map(_split, rendered))), strict=True):
+            for i, logprobs in zip(rows, self._score(rendered), strict=True):
                 scores = [sum(one) / (len(one) if normalise else 1) for one in logprobs]
-                best = max(range(len(scores)), key=scores.__getitem__)
-                chosen.append(Choice(best, lists[i][best], scores))
+                chosen.append(Choice.best(lists[i], scores))
         return chosen if many else chosen[0]
 
     def score(self, context: str | Sequence[str], continuation: str | Sequence[str]) -> Any:
@@ -267,7 +274,7 @@ class Assistant:
             if first >= len(ids):
                 raise UserError(f"prompt {number}: {len(ids)} tokens, none of which is scored; give a longer text")
             for window in windows(first, len(ids), self.renderer.context):
-                pairs.append((_plain(ids[window.start : window.first], [], "score"), [ids[window.first : window.stop]]))
+                pairs.append((_plain(ids[window.start : window.first], "score"), [ids[window.first : window.stop]]))
                 owners.append(number)
         found: list[list[float]] = [[] for _ in texts]
         for owner, (logprobs,) in zip(owners, self._score(pairs), strict=True):
@@ -280,7 +287,7 @@ class Assistant:
         """Log-probabilities of the tokens of several continuations of each context, all given as token ids."""
         return self._score(
             [
-                (_plain(list(head), [], "score"), [list(tail) for tail in tails])
+                (_plain(list(head), "score"), [list(tail) for tail in tails])
                 for head, tails in zip(contexts, continuations, strict=True)
             ]
         )
@@ -292,9 +299,7 @@ class Assistant:
         asked = []
         for number, (ids, own) in enumerate(zip(contexts, each, strict=True)):
             config = self._options(dict(own))
-            asked.append(
-                GenerationRequest(partial(_plain, list(ids), [], f"text {number}"), config, config.seed + number)
-            )
+            asked.append(GenerationRequest(partial(_plain, list(ids), f"text {number}"), config, config.seed + number))
         return list(generate(self.engine, asked, batch_size))
 
     def _options(self, options: dict[str, Any]) -> GenerateConfig:
@@ -307,19 +312,8 @@ class Assistant:
             return score(self.engine.prefiller, [prompt for prompt, _ in pairs], [ends for _, ends in pairs])
 
 
-def _plain(ids: list[int], media: list[Medium], key: str) -> Rendered:
-    return Rendered(ids, [IGNORED] * len(ids), [0] * len(ids), list(range(len(ids))), media, key, "")
-
-
-def _split(rendered: Rendered) -> tuple[Rendered, list[list[int]]]:
-    """A prompt with branches as the prompt, up to the token that opens every branch, and the branches' targets."""
-    ids = [token for token, branch in zip(rendered.ids, rendered.branches, strict=True) if branch == 0]
-    opening = rendered.ids[len(ids)]
-    targets: list[list[int]] = [[] for _ in range(rendered.branches[-1])]
-    for label, branch in zip(rendered.labels, rendered.branches, strict=True):
-        if label != IGNORED:
-            targets[branch - 1].append(label)
-    return _plain([*ids, opening], rendered.media, rendered.key), targets
+def _plain(ids: list[int], key: str) -> Rendered:
+    return Rendered(ids, [IGNORED] * len(ids), [0] * len(ids), list(range(len(ids))), [], key, "")
 
 
 def _is_many(messages: Sequence[Any]) -> bool:

@@ -89,6 +89,20 @@ def decode_one(model: MultimodalModel, cache: KVCache, ids_B: Tensor) -> Tensor:
     return logits_BV
 
 
+@torch.inference_mode()
+def decode_many(model: MultimodalModel, cache: KVCache, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Read one or more tokens after every row's text: the logits (B, T, V) that follow each; `cache.lengths_B` stays.
+
+    How many of a row's tokens are kept is told by the length that the caller sets; the slots of the others are free.
+    """
+    longest = max(map(len, rows))
+    ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=model.device)
+    positions_BT = cache.lengths_B[:, None] + torch.arange(longest, device=model.device)
+    attention_mask = cached_attention_mask(positions_BT, int(cache.lengths_B.max()) + longest)
+    hidden_BTD = model.decoder(model.decoder.embed(ids_BT), positions_BT, attention_mask, cache=cache)
+    return model.decoder.logits(hidden_BTD)
+
+
 def one_step(decoder: Decoder, cache: KVCache, ids_B: Tensor, reach: int) -> Tensor:
     """The logits (B, V) after one more token a row; `reach` slots of the cache are looked at, the new ones included."""
     positions_B1 = cache.lengths_B[:, None]

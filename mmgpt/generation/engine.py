@@ -1,7 +1,7 @@
 """The engine: requests join and leave a running batch, so that short answers do not wait for long ones.
 
-A step either reads waiting prompts into free rows of the cache, or adds a token to every running row. Rows at work lie
-in front; one that ends is filled by the last, so that no work is done for empty rows.
+A step either reads waiting prompts into free rows of the cache, or adds a token to every running row, several where
+guesses hold. Rows at work lie in front; one that ends is filled by the last, so that no work is done for empty rows.
 
 Source: Yu et al. 2022 (Orca, OSDI). Shape letters: B rows, V vocabulary.
 """
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from mmgpt.config import UserError
 from mmgpt.generation.compiled_step import Step
-from mmgpt.generation.decode import Reply, cut_at, decode_one, text_of
+from mmgpt.generation.decode import Reply, cut_at, decode_many, decode_one, text_of
 from mmgpt.generation.prefill import Prefiller, TokenSequence
 from mmgpt.generation.sampling import GenerateConfig, Sampler, make_sampler, sample_tokens, token_scores
+from mmgpt.generation.speculative import PromptLookup, Proposer
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.cache import KVCache
@@ -34,6 +35,7 @@ class Request:
 
     Attributes:
         budget: the most tokens that its options and the context allow.
+        proposer: guesses tokens that one pass of the model then judges; None for a token a pass.
         reply: grows with every step.
         error: why it ended without an answer.
     """
@@ -42,6 +44,7 @@ class Request:
     options: GenerateConfig
     sampler: Sampler
     budget: int
+    proposer: Proposer | None = None
     reply: Reply = field(default_factory=Reply)
     is_done: bool = False
     error: Exception | None = None
@@ -56,6 +59,11 @@ class Request:
         if self.error is not None:
             raise self.error
         return self.reply
+
+    @property
+    def reach(self) -> int:
+        """Slots of the cache that it may come to need."""
+        return len(self.text.prompt.ids) + self.budget + (self.options.draft_tokens if self.proposer else 0)
 
 
 class Engine:
@@ -75,18 +83,26 @@ class Engine:
         self.model, self.tokenizer, self.eos_token_id = model, tokenizer, eos_token_id
         self.decode = step or decode_one
         self.prefiller = Prefiller(model)
+        self.lookup = PromptLookup()
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # the request of row i of the cache
         self.most_rows: int | None = None  # that memory has room for, once it ran out
         self.cache: KVCache | None = None
         self.lock = threading.RLock()  # held for a step, or a use of the reader
 
-    def submit(self, prompt: Rendered, options: GenerateConfig, index: int = 0) -> Request:
-        """Hand a request in; `index` is its place in the call, and its draws are seeded with `options.seed + index`."""
+    def submit(self, prompt: Rendered, options: GenerateConfig, draft: Proposer | None = None) -> Request:
+        """Hand a request in; its draws are seeded with `options.seed`.
+
+        Args:
+            prompt: rendered.
+            options: of this request.
+            draft: guesses for options with `speculation: draft`.
+        """
         text = self.prefiller.text(prompt)
-        sampler = make_sampler(options, self.tokenizer, options.seed + index, prompt.ids, self.eos_token_id)
+        sampler = make_sampler(options, self.tokenizer, options.seed, prompt.ids, self.eos_token_id)
         room = self.model.config.decoder.context - len(prompt.ids)
-        request = Request(text, options, sampler, min(options.max_new_tokens, room))
+        proposer = {None: None, "lookup": self.lookup, "draft": draft}[options.speculation]
+        request = Request(text, options, sampler, min(options.max_new_tokens, room), proposer)
         with self.lock:
             if not self.waiting and not self.running:
                 self.model.eval()
@@ -103,22 +119,24 @@ class Engine:
                 self._finish(request)
 
     def generate(
-        self, prompts: Iterable[tuple[Rendered, GenerateConfig]], max_batch: int, numbered: bool = True
+        self,
+        prompts: Iterable[tuple[Rendered, GenerateConfig]],
+        max_batch: int,
+        draft: Proposer | None = None,
     ) -> Iterator[Reply]:
         """The replies in the order of the prompts, which are taken from their source as rows become free.
 
         Args:
             prompts: prompts with their options.
             max_batch: of these prompts in the batch.
-            numbered: seed each with its place among them; else with its options' seed alone.
+            draft: as of `submit`.
         """
-        source = enumerate(prompts)
+        source = iter(prompts)
         in_flight: deque[Request] = deque()  # in order; done ones at the head are given out
         try:
             while True:
                 while sum(not one.is_done for one in in_flight) < max_batch and (found := next(source, None)):
-                    index, (prompt, options) = found
-                    in_flight.append(self.submit(prompt, options, index if numbered else 0))
+                    in_flight.append(self.submit(*found, draft))
                 while in_flight and in_flight[0].is_done:
                     yield in_flight.popleft().result()
                 if not in_flight:
@@ -130,7 +148,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Read some waiting prompts if there is room for them, else add a token to every running row."""
+        """Read some waiting prompts if there is room for them, else add a token or more to every running row."""
         with self.lock:
             free = len(self.waiting) if self.most_rows is None else self.most_rows - len(self.running)
             group, reach = self._next_batch(free) if self.waiting and free > 0 else ([], 0)
@@ -153,7 +171,7 @@ class Engine:
 
     def _join(self, group: list[Request], reach: int) -> None:
         held = len(self.running)
-        cache = self._grown(held + len(group), max(reach, *(len(one.text.prompt.ids) + one.budget for one in group)))
+        cache = self._grown(held + len(group), max(reach, *(one.reach for one in group)))
         logits_BV = self.prefiller.read(cache.view(held, len(group)), [one.text for one in group])
         for one in group:
             self.waiting.remove(one)
@@ -168,8 +186,33 @@ class Engine:
         cache = self.cache.view(0, len(rows))
         lengths = [len(one.text) - 1 for one in rows]  # the last token is not in the cache yet
         cache.lengths_B = torch.tensor(lengths, device=self.model.device)
-        ids_B = torch.tensor([one.text.tokens[-1] for one in rows], device=self.model.device)
-        self._choose(rows, self.decode(self.model, cache, ids_B))
+        lasts, guesses = [one.text.tokens[-1] for one in rows], self._guesses(rows)
+        if not any(guesses):
+            self._choose(rows, self.decode(self.model, cache, torch.tensor(lasts, device=self.model.device)))
+            return
+        ids = [[last, *guess] for last, guess in zip(lasts, guesses, strict=True)]
+        logits_BTV = decode_many(self.model, cache, ids)
+        going = list(range(len(rows)))  # those whose guesses held so far
+        for step in range(logits_BTV.shape[1]):
+            self._choose([rows[at] for at in going], logits_BTV[going, step])
+            going = [
+                at for at in going if not rows[at].is_done and guesses[at][step : step + 1] == rows[at].text.tokens[-1:]
+            ]
+            if not going:
+                return
+
+    def _guesses(self, rows: Sequence[Request]) -> list[list[int]]:
+        """What may follow each row: no more than it may still say less one, which a pass gives anyway."""
+        assert self.cache is not None
+        room = min(self.model.config.decoder.context, self.cache.size) - max(len(one.text) for one in rows)
+        guesses: dict[Request, list[int]] = {}
+        for proposer in dict.fromkeys(one.proposer for one in rows if one.proposer):
+            asked = [one for one in rows if one.proposer is proposer]
+            most = {one: min(one.options.draft_tokens, one.budget - len(one.reply.tokens) - 1, room) for one in asked}
+            if (count := max(most.values())) > 0:
+                found = proposer.propose([one.text for one in asked], count)
+                guesses |= {one: guess[: max(0, most[one])] for one, guess in zip(asked, found, strict=True)}
+        return [guesses.get(one, []) for one in rows]
 
     def _choose(self, rows: list[Request], logits_BV: Tensor) -> None:
         sums_B = logits_BV.logsumexp(dim=-1)
@@ -222,7 +265,8 @@ class Engine:
             if last is not request:
                 assert self.cache is not None
                 self.running[row] = last
-                self.cache.copy_row(row, self.cache.view(len(self.running), 1), len(last.text))
+                written = min(self.cache.size, len(last.text) + last.options.draft_tokens)  # guesses not judged yet
+                self.cache.copy_row(row, self.cache.view(len(self.running), 1), written)
         request.text.forget()
         request.reply.text = text_of(self.tokenizer, request.reply.tokens, request.options.stop)
         if not self.running and not self.waiting:
@@ -276,15 +320,3 @@ def _not_numbers(one: Request) -> Exception:
     return FloatingPointError(
         f"{one.text.prompt.key}: the model's logits are not numbers; its weights are damaged or its training diverged"
     )
-
-
-def generate(
-    model: MultimodalModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Rendered],
-    options: GenerateConfig,
-    eos_token_id: int,
-) -> list[Reply]:
-    """Answer a batch of prompts."""
-    engine = Engine(model, tokenizer, eos_token_id)
-    return list(engine.generate(((prompt, options) for prompt in prompts), len(prompts)))

@@ -113,7 +113,7 @@ class Prefiller:
             if at != len(places):
                 raise ValueError(
                     f"{prompt.key}: the prompt holds {len(places)} {modality} placeholders but its media have {at} "
-                    "tokens; render it with the model's own config.media_specs()"
+                    "tokens; render it with the model's own config.media_processors()"
                 )
         return TokenSequence(prompt, token_keys, placed)
 

@@ -35,10 +35,6 @@ class LRUCache(Generic[V]):
         self._held.move_to_end(key)
         return self._held[key][0]
 
-    def items(self) -> list[tuple[bytes, V]]:
-        """All, the least recently used first."""
-        return [(key, value) for key, (value, _) in self._held.items()]
-
     def holds(self, key: bytes) -> bool:
         """True if it is held; that is no use of it."""
         return key in self._held

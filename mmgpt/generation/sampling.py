@@ -44,8 +44,6 @@ class GenerateConfig(Config):
     def _agree(self) -> Self:
         if self.best_of > 1 and self.temperature == 0:
             raise ValueError(f"best_of={self.best_of} needs a temperature; without one all answers are the same")
-        if self.speculation and self.top_logprobs:
-            raise ValueError(f"top_logprobs={self.top_logprobs} are not told of speculation; leave one of the two out")
         if self.num_beams == 1:
             if self.length_penalty != 1:
                 raise ValueError(f"length_penalty={self.length_penalty} ranks beams; set num_beams, or leave it out")

@@ -9,7 +9,7 @@ from mmgpt.config import UserError
 from mmgpt.datasets.sample import Sample, Text
 from mmgpt.inputs.rendered import (
     IGNORED,
-    MediaSpec,
+    MediaProcessor,
     Objective,
     Rendered,
     TargetText,
@@ -66,13 +66,13 @@ def paired(rendered: Rendered, pair: TargetText) -> Rendered:
     return replace(rendered, media=media)
 
 
-def only_pairs(rendered: Rendered, objective: Objective, specs: Mapping[str, MediaSpec]) -> Rendered:
+def only_pairs(rendered: Rendered, objective: Objective, processors: Mapping[str, MediaProcessor]) -> Rendered:
     """Drop all targets, for a head learns from the pairs of a medium and its text.
 
     Raises:
         UserError: if there is no pair that it can learn from; TooLong: if a transcript does not fit its clip.
     """
-    modalities = [modality for modality, spec in specs.items() if objective in spec.pair_errors]
+    modalities = [modality for modality, one in processors.items() if objective in one.heads]
     pairs = [medium for medium in rendered.media if medium.text and medium.modality in modalities]
     if not pairs:
         counts = Counter(medium.modality for medium in rendered.media)
@@ -82,7 +82,8 @@ def only_pairs(rendered: Rendered, objective: Objective, specs: Mapping[str, Med
             f"assistant turn, in words; it holds {held}; leave it out of this stage's data"
         )
     for one in pairs:
-        fault = one.text and specs[one.modality].pair_errors[objective](one.text.text, tuple(one.values.shape))
+        processor = processors[one.modality]
+        fault = one.text and processor.pair_error(objective, one.text.text, tuple(one.values.shape))
         if fault:
             raise fault
     return replace(rendered, labels=[IGNORED] * len(rendered.labels))

@@ -15,7 +15,7 @@ from mmgpt.inputs.objectives import is_document, masked, only_pairs, only_reply,
 from mmgpt.inputs.rendered import (
     IGNORED,
     HeadKind,
-    MediaSpec,
+    MediaProcessor,
     Medium,
     MediumPlaceholders,
     Objective,
@@ -36,7 +36,7 @@ class Renderer:
     """Turns samples into token ids and media, for training and for prompts alike.
 
     Attributes:
-        specs: what each modality of the model needs; a part of any other modality is refused.
+        processors: of each modality that the model takes; a part of any other is refused.
         context: the most tokens a row may take.
         system: the system turn of conversations that come without one; None for none.
         media_markup: markup before and after each medium of a modality.
@@ -45,7 +45,7 @@ class Renderer:
 
     tokenizer: Tokenizer
     template: ChatTemplate
-    specs: Mapping[str, MediaSpec]
+    processors: Mapping[str, MediaProcessor]
     context: int
     system: str | None = None
     media_markup: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Renderer:
             fitted = self._fit(sample, "respond" if of_encoder else objective, showing)
             rendered = self._with_pair(fitted, sample)
             if of_encoder:
-                return only_pairs(rendered, objective, self.specs)
+                return only_pairs(rendered, objective, self.processors)
         except UserError as error:
             raise type(error)(f"{sample.key}: {error}") from None
         if all(label == IGNORED for label in rendered.labels):
@@ -111,24 +111,20 @@ class Renderer:
             )
         return _rendered(pieces, [], Sample(messages, key=key))
 
-    def choices(self, messages: tuple[Message, ...], choices: list[str], key: str = "prompt") -> Rendered:
-        """Render a prompt with every choice as a branch, so that one pass scores them all.
+    def choices(
+        self, messages: tuple[Message, ...], choices: list[str], key: str = "prompt"
+    ) -> tuple[Rendered, list[list[int]]]:
+        """Render a prompt, and each choice as the ids that answer it, the end token included.
 
-        The choices and their end tokens are the labels. The last prompt token opens every branch.
+        Raises:
+            UserError: as of `prompt`; TooLong: if prompt and longest choice do not fit the context.
         """
-        context = self._prompt_pieces(messages, RenderContext())
-        opening = context.ids.pop()
-        context.labels.pop()
-        branches = []
-        for choice in choices:
-            branch = TokenBuilder(ids=[opening], labels=[IGNORED])
-            branch.add(self.tokenizer.encode(choice), True)
-            branch.add(self._end_ids, True)
-            branches.append(branch)
-        longest = len(context.ids) + max(len(branch.ids) for branch in branches)
+        pieces = self._prompt_pieces(messages, RenderContext())
+        answers = [[*self.tokenizer.encode(choice), *self._end_ids] for choice in choices]
+        longest = len(pieces.ids) + max(map(len, answers))
         if longest > self.context:
             raise TooLong(f"{key}: prompt and longest choice take {longest} tokens, over the context of {self.context}")
-        return _rendered(context, branches, Sample(messages, key=key))
+        return _rendered(pieces, [], Sample(messages, key=key)), answers
 
     def parts(self, parts: Sequence[Part], key: str = "parts") -> Rendered:
         """Render parts alone, as a document begins: without a template, and with nothing after them.
@@ -271,7 +267,7 @@ class Renderer:
                     out.add(piece, False)
 
     def _prepare(self, part: Media, rng: random.Random | None) -> list[tuple[int, ...] | MediumPlaceholders]:
-        if isinstance(part, Video) and self.specs and self.video:
+        if isinstance(part, Video) and self.processors and self.video:
             seed = rng.getrandbits(64) if rng else None  # the frames of a showing are augmented alike
             pieces: list[tuple[int, ...] | MediumPlaceholders] = []
             for one in self.video(part):
@@ -280,12 +276,13 @@ class Renderer:
                 else:
                     pieces += self._prepare(one, random.Random(seed) if rng else None)
             return pieces
-        if part.modality not in self.specs:
-            known = ", ".join(["text", *self.specs, *(["video"] if self.specs and self.video else [])])
+        if part.modality not in self.processors:
+            known = ", ".join(["text", *self.processors, *(["video"] if self.processors and self.video else [])])
             raise UserError(f"{part.name()}: this model has no {part.modality} encoder; it takes {known}: leave it out")
-        spec = self.specs[part.modality]
-        values = spec.preprocess(part, rng)
-        medium = Medium(part.modality, values, spec.num_tokens(tuple(values.shape)), part.name(), group=part.group)
+        processor = self.processors[part.modality]
+        values = processor.preprocess(part, rng)
+        count = processor.num_tokens(tuple(values.shape))
+        medium = Medium(part.modality, values, count, part.name(), group=part.group)
         before, after = map(self.tokenizer.encode_markup, self.media_markup.get(part.modality, ("", "")))
         return [MediumPlaceholders(medium, self.tokenizer.special(PLACEHOLDER_TOKENS[part.modality]), before, after)]
 

@@ -1,9 +1,9 @@
 """What a sample becomes: token ids, labels and prepared media."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -16,19 +16,21 @@ AuxiliaryKind = Literal[HeadKind, "alike"]  # losses of heads that can be added 
 Objective = Literal["respond", "causal", "masked", HeadKind]
 
 
-@dataclass(frozen=True)
-class MediaSpec:
-    """How one modality enters.
+class MediaProcessor(Protocol):
+    """How one modality enters."""
 
-    Attributes:
-        preprocess: decodes a part to a tensor; augments it where a generator is given to draw from.
-        num_tokens: counts what a tensor's shape will take.
-        pair_errors: for each kind of head there is, why it cannot learn from a text with a tensor of some shape, if so.
-    """
+    @property
+    def heads(self) -> Collection[str]:
+        """Kinds of the heads that learn from it."""
 
-    preprocess: Callable[[Media, random.Random | None], Tensor]
-    num_tokens: Callable[[tuple[int, ...]], int]
-    pair_errors: Mapping[str, Callable[[str, tuple[int, ...]], UserError | None]] = field(default_factory=dict)
+    def preprocess(self, part: Media, rng: random.Random | None) -> Tensor:
+        """Decode a part to a tensor; augment it where there is a generator to draw from."""
+
+    def num_tokens(self, shape: tuple[int, ...]) -> int:
+        """Tokens that a tensor of this shape takes."""
+
+    def pair_error(self, head: str, text: str, shape: tuple[int, ...]) -> UserError | None:
+        """Why a head cannot learn from a text with a tensor of this shape, if so."""
 
 
 class TargetText(NamedTuple):

@@ -201,9 +201,9 @@ class _Look:
             yield from self._miscounts(rendered)
 
     def _miscounts(self, rendered: Rendered) -> Iterator[tuple[Reason, str]]:
-        for modality, spec in self.renderer.specs.items():
+        for modality, processor in self.renderer.processors.items():
             held = rendered.ids.count(self.renderer.tokenizer.special(PLACEHOLDER_TOKENS[modality]))
-            given = sum(spec.num_tokens(tuple(m.values.shape)) for m in rendered.media if m.modality == modality)
+            given = sum(processor.num_tokens(tuple(m.values.shape)) for m in rendered.media if m.modality == modality)
             if held != given:
                 yield "count", f"{held} {modality} placeholders, the encoder gives {given} tokens"
 

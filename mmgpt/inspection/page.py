@@ -15,7 +15,6 @@ from mmgpt.inputs.objectives import rows_of
 from mmgpt.inputs.rendered import IGNORED, Medium, Objective, Rendered
 from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, Tokenizer
 from mmgpt.inspection.recipe_data import RecipeData, stratified_indexes
-from mmgpt.model.config import ModelConfig
 from mmgpt.reports.gallery import medium_figure
 from mmgpt.reports.html import Markup, html_page, tag
 from mmgpt.training.recipe import StageConfig
@@ -91,10 +90,7 @@ def _card(data: RecipeData, source: Source, index: int, objective: Objective) ->
         entered = entered or rendered.media
     # of a trimmed sample, whose first exchanges are gone, no medium is sure to be the one that entered
     given = sample.media
-    figures = [
-        _figure(medium, entered[at] if len(entered) == len(given) else None, data.recipe.model)
-        for at, medium in enumerate(given)
-    ]
+    figures = [_figure(medium, entered[at] if len(entered) == len(given) else None) for at, medium in enumerate(given)]
     return _article(sample.key, "; ".join(lengths), figures, blocks)
 
 
@@ -110,7 +106,7 @@ def _refused(error: UserError) -> Markup:
     return tag("p", tag("b", "cannot be used: "), str(error), cls="bad")
 
 
-def _figure(part: Media, entered: Medium | None, model: ModelConfig) -> Markup:
+def _figure(part: Media, entered: Medium | None) -> Markup:
     """A medium as it came, and beside a picture what the encoder gets of it."""
     took = f"{entered.num_tokens} tokens" if entered else "did not enter"
     seen = prepared_picture(entered.values) if entered and isinstance(part, Image) else None

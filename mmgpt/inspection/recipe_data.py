@@ -10,8 +10,8 @@ from mmgpt.datasets.readers.registry import open_source
 from mmgpt.datasets.sample import Sample
 from mmgpt.datasets.source import Source
 from mmgpt.inputs.render import Renderer
-from mmgpt.inputs.templates import TEMPLATES
 from mmgpt.inputs.tokenizer import PLACEHOLDER_TOKENS, Tokenizer
+from mmgpt.model.bundle import make_renderer
 from mmgpt.training.recipe import Recipe, StageConfig, open_recipe
 from mmgpt.training.run_tokenizer import make_tokenizer
 from mmgpt.training.warm_start import chat_settings
@@ -57,14 +57,11 @@ def open_data(
         raise UserError(f"stage {stage!r} is none of {recipe.name}'s; {did_you_mean(stage, names)}")
     sources = {one.name: [open_source(item, data_root) for item in one.data] for one in recipe.stages}
     readable: dict[str, list[Source]] = {name: [_Readable(source) for source in some] for name, some in sources.items()}
-    tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, readable)
+    chat = chat_settings(recipe)
+    tokenizer = Tokenizer.load(run) if run is not None else make_tokenizer(recipe, chat, readable)
     for modality in recipe.model.encoders:
         tokenizer.special(PLACEHOLDER_TOKENS[modality])
-    template, system, media_markup = chat_settings(recipe)
-    specs, context = recipe.model.media_specs(), recipe.model.decoder.context
-    renderer = Renderer(
-        tokenizer, TEMPLATES[template], specs, context, system, media_markup, recipe.model.video_reader()
-    )
+    renderer = make_renderer(recipe.model, tokenizer, chat.template, chat.system, chat.media_markup, recipe.limits)
     wanted = names if stage is None else [stage]
     return RecipeData(recipe, Path(data_root), {name: sources[name] for name in wanted}, renderer)
 

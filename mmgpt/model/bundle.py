@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -68,10 +69,20 @@ class ModelBundle:
     def renderer(self) -> Renderer:
         """Renders prompts and samples for this model."""
         config = self.model.config
-        specs = config.media_specs(self.limits)
-        template, context = TEMPLATES[self.template], config.decoder.context
-        video = config.video_reader(self.limits)
-        return Renderer(self.tokenizer, template, specs, context, self.system, self.media_markup, video)
+        return make_renderer(config, self.tokenizer, self.template, self.system, self.media_markup, self.limits)
+
+
+def make_renderer(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    template: str,
+    system: str | None,
+    media_markup: Mapping[str, tuple[str, str]],
+    limits: Limits,
+) -> Renderer:
+    """What renders for a model of this config, in the form of a template of TEMPLATES, media within their limits."""
+    processors, video = config.media_processors(limits), config.video_reader(limits)
+    return Renderer(tokenizer, TEMPLATES[template], processors, config.decoder.context, system, media_markup, video)
 
 
 def new_bundle(config: ModelConfig, tokenizer: Tokenizer, template: str, rows: int | None = None) -> ModelBundle:

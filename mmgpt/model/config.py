@@ -1,6 +1,7 @@
 """What a model is made of, and whether its parts suit each other."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from mmgpt.config import Config, UserError, did_you_mean
 from mmgpt.datasets.media import LIMITS, Limits, MediaError
 from mmgpt.encoders.audio_config import SoundConfig
 from mmgpt.encoders.registry import ENCODERS, EncoderConfig
-from mmgpt.inputs.rendered import MediaSpec
+from mmgpt.inputs.rendered import MediaProcessor
 from mmgpt.inputs.video import VideoConfig, VideoReader
 from mmgpt.model.adapters import AdapterConfig, check_grids
 from mmgpt.model.heads import HeadConfig
@@ -71,13 +72,14 @@ class ModelConfig(Config):
                 raise ValueError(f"heads hold {head.kind} for {head.modality} twice; leave heads.{number} out")
         return self
 
-    def media_specs(self, limits: Limits = LIMITS) -> dict[str, MediaSpec]:
+    def media_processors(self, limits: Limits = LIMITS) -> dict[str, MediaProcessor]:
         """How each modality is prepared and counted; picklable, so that data workers need no model."""
         return {
-            modality: MediaSpec(
-                _Prepare(encoder, limits),
-                _TokenCount(encoder, self.adapters[modality]),
-                {head.kind: _PairFault(encoder, head) for head in self.heads if head.modality == modality},
+            modality: EncoderProcessor(
+                encoder,
+                self.adapters[modality],
+                {head.kind: head for head in self.heads if head.modality == modality},
+                limits,
             )
             for modality, encoder in self.encoders.items()
         }
@@ -90,13 +92,20 @@ class ModelConfig(Config):
 
 
 @dataclass(frozen=True)
-class _Prepare:
-    """Decodes a part and makes the encoder's tensor of it, augmented where there is an `rng` to draw from."""
+class EncoderProcessor:
+    """What an encoder and its adapter make of media, and the heads on the encoder, by their kinds."""
 
     encoder: EncoderConfig
+    adapter: AdapterConfig
+    heads: Mapping[str, HeadConfig]
     limits: Limits
 
-    def __call__(self, part: Any, rng: random.Random | None) -> Tensor:
+    def preprocess(self, part: Any, rng: random.Random | None) -> Tensor:
+        """The encoder's tensor of a part, augmented where there is an `rng` to draw from.
+
+        Raises:
+            MediaError: if the part cannot be decoded, or the encoder does not take it.
+        """
         try:
             return self.encoder.preprocess(part.load(self.limits), rng)
         except MediaError:
@@ -104,24 +113,10 @@ class _Prepare:
         except UserError as error:
             raise MediaError(f"{part.name()}: {error}") from None
 
-
-@dataclass(frozen=True)
-class _TokenCount:
-    """Tokens of a medium from the shape of its tensor."""
-
-    encoder: EncoderConfig
-    adapter: AdapterConfig
-
-    def __call__(self, shape: tuple[int, ...]) -> int:
+    def num_tokens(self, shape: tuple[int, ...]) -> int:
+        """Tokens of a medium from the shape of its tensor."""
         return sum(map(self.adapter.num_tokens, self.encoder.grids_of(shape)))
 
-
-@dataclass(frozen=True)
-class _PairFault:
-    """Why a head cannot learn from a text and a medium, by the shape of its tensor."""
-
-    encoder: EncoderConfig
-    head: HeadConfig
-
-    def __call__(self, text: str, shape: tuple[int, ...]) -> UserError | None:
-        return self.head.pair_error(text, self.encoder.num_tokens(shape))
+    def pair_error(self, head: str, text: str, shape: tuple[int, ...]) -> UserError | None:
+        """Why a head cannot learn from a text and a medium, by the shape of its tensor."""
+        return self.heads[head].pair_error(text, self.encoder.num_tokens(shape))

@@ -126,21 +126,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
 
 
-def cross_entropy_sum(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of `hidden @ weight.T` against `targets`, and each target's own (detached).
-
-    With a `softcap`, of the softly capped logits: cap tanh(logit / cap).
-    """
-    total, nll_N, _ = chunked_cross_entropy(hidden_ND, weight_VD, targets_N, softcap, None)
-    return total, nll_N
-
-
 def chunked_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, softcap: float | None, teacher: TeacherTargets | None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    softcap: float | None = None,
+    teacher: TeacherTargets | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The summed loss under a guide, each target's own cross-entropy, and its T^2 KL (both detached)."""
+    """The summed loss of the logits `hidden @ weight.T` against targets.
+
+    Args:
+        hidden_ND: states at the positions before the targets.
+        weight_VD: the output layer.
+        targets_N: token ids.
+        softcap: caps the logits softly: cap tanh(logit / cap).
+        teacher: whose probabilities are learned beside the targets.
+    Returns:
+        The sum, differentiable; each target's cross-entropy; and its T^2 KL, None without a teacher (both detached).
+    """
     if torch.is_autocast_enabled(hidden_ND.device.type):
         dtype = torch.get_autocast_dtype(hidden_ND.device.type)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)

@@ -86,7 +86,7 @@ class MultimodalModel(nn.Module):
             if expected != sum(counts):
                 raise ValueError(
                     f"{name}: the prompt holds {expected} {modality} tokens, encoder and adapter give {sum(counts)}; "
-                    "render the batch with this model's own config.media_specs()"
+                    "render the batch with this model's own config.media_processors()"
                 )
         given = [count for counts in pieces for count in counts]
         tokens_PKD = self.adapters[modality](*(encoded or self.encode(modality, media)))

@@ -16,7 +16,7 @@ from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.config import Config, UserError
 from mmgpt.datasets.media import Audio, Image, MediaError
 from mmgpt.inputs.batch import Batch
-from mmgpt.inputs.rendered import MediaSpec
+from mmgpt.inputs.rendered import MediaProcessor
 from mmgpt.inputs.tokenizer import Tokenizer
 from mmgpt.model.bundle import ModelBundle
 from mmgpt.model.loss import TeacherTargets
@@ -89,11 +89,11 @@ def _check_suits(path: str, bundle: ModelBundle, student: ModelBundle) -> None:
             f"teacher {path}: reads {theirs.decoder.context} tokens, the student {ours.decoder.context}; "
             "set model.decoder.context to the teacher's, or to less"
         )
-    specs = theirs.media_specs()
-    for modality, spec in ours.media_specs().items():
-        if modality not in specs:
+    processors = theirs.media_processors()
+    for modality, processor in ours.media_processors().items():
+        if modality not in processors:
             raise UserError(f"teacher {path}: has no encoder for {modality}, the student has; take a teacher with one")
-        _check_media(path, modality, spec, specs[modality])
+        _check_media(path, modality, processor, processors[modality])
 
 
 def _check_tokens(path: str, theirs: Tokenizer, ours: Tokenizer) -> None:
@@ -107,7 +107,7 @@ def _check_tokens(path: str, theirs: Tokenizer, ours: Tokenizer) -> None:
     )
 
 
-def _check_media(path: str, modality: str, ours: MediaSpec, theirs: MediaSpec) -> None:
+def _check_media(path: str, modality: str, ours: MediaProcessor, theirs: MediaProcessor) -> None:
     """Compare what becomes of a small and a large medium: encoders may differ in all else, such as their width."""
     for medium in _probes(modality):
         here, there = _prepared(ours, medium), _prepared(theirs, medium)
@@ -119,7 +119,7 @@ def _check_media(path: str, modality: str, ours: MediaSpec, theirs: MediaSpec) -
                 f"teacher {path}: prepares {modality} otherwise than the student ({shown[0]} and {shown[1]}); "
                 "give both encoders the same sizes and settings"
             )
-        counts = [spec.num_tokens(tuple(here.shape)) for spec in (theirs, ours)]
+        counts = [one.num_tokens(tuple(here.shape)) for one in (theirs, ours)]
         if counts[0] != counts[1]:
             raise UserError(
                 f"teacher {path}: takes {counts[0]} tokens for {modality}, the student {counts[1]}; "
@@ -127,10 +127,10 @@ def _check_media(path: str, modality: str, ours: MediaSpec, theirs: MediaSpec) -
             )
 
 
-def _prepared(spec: MediaSpec, medium: Image | Audio) -> Tensor | None:
+def _prepared(processor: MediaProcessor, medium: Image | Audio) -> Tensor | None:
     """The tensor of a medium; None where it is refused, as too long a sound is."""
     try:
-        return spec.preprocess(medium, None)
+        return processor.preprocess(medium, None)
     except MediaError:
         return None
 

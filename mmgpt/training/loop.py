@@ -27,7 +27,7 @@ from mmgpt.training.recipe import Recipe, open_recipe
 from mmgpt.training.run_tokenizer import make_tokenizer, new_tokens
 from mmgpt.training.same_data import same_data
 from mmgpt.training.stage import StageRun
-from mmgpt.training.warm_start import chat_settings, warm_start
+from mmgpt.training.warm_start import ChatSettings, chat_settings, warm_start
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: ProcessGroup
     _check_stages(recipe, ranks)
     names = [stage.name for stage in recipe.stages]
     start = train_state.newest(run, names)
-    chat_settings(recipe, start.folder if start else None)  # a start that is not there is told now
+    chat = chat_settings(recipe, start.folder if start else None)
     sources = {stage.name: [open_source(item, data_root) for item in stage.data] for stage in recipe.stages}
     data = same_data(sources, start, ranks)
     for stage in recipe.stages:
@@ -101,7 +101,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: ProcessGroup
     log = RunLog(run)
 
     def begin() -> None:
-        made = None if (run / "tokenizer.json").is_file() else make_tokenizer(recipe, sources)
+        made = None if (run / "tokenizer.json").is_file() else make_tokenizer(recipe, chat, sources)
         run.mkdir(parents=True, exist_ok=True)
         write_file(run / "config.yaml", to_yaml(recipe))
         if made:
@@ -109,7 +109,7 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: ProcessGroup
         log.cut(names, start.stage if start else 0, start.step if start else -1)
 
     ranks.on_main(begin)
-    bundle = _make_model(recipe, run, start)
+    bundle = _make_model(recipe, run, chat, start)
     left = recipe.stages[start.stage if start else 0 :]
     paths = {stage.name: (stage.teacher, stage.distill) for stage in left if stage.teacher}
     teachers = open_teachers(paths, bundle, ranks.device)  # all now, so that one that does not suit is refused now
@@ -126,15 +126,14 @@ def _train(recipe: Recipe, run: Path, data_root: str | Path, ranks: ProcessGroup
     ranks.on_main(lambda: write_folder(run / "final", lambda draft: save_bundle(bundle, draft)))
 
 
-def _make_model(recipe: Recipe, run: Path, start: train_state.ResumePoint | None) -> ModelBundle:
+def _make_model(recipe: Recipe, run: Path, chat: ChatSettings, start: train_state.ResumePoint | None) -> ModelBundle:
     """A model of the recipe's parts with random weights, and all that goes with it."""
     torch.manual_seed(recipe.seed)
     tokenizer = Tokenizer.load(run)
     known = read_json(start.folder / "config.json") if start else {}
-    template, system, media_markup = chat_settings(recipe, start.folder if start else None)
     rows = known["vocab_size"] if start else embedding_rows(recipe.model, tokenizer)
-    bundle = new_bundle(recipe.model, tokenizer, template, rows)
-    bundle.system, bundle.media_markup = system, media_markup
+    bundle = new_bundle(recipe.model, tokenizer, chat.template, rows)
+    bundle.system, bundle.media_markup = chat.system, chat.media_markup
     bundle.new_tokens = tuple(known["new_tokens"]) if start else new_tokens(recipe, tokenizer)
     bundle.card, bundle.limits = recipe.card(), recipe.limits
     return bundle

@@ -11,10 +11,10 @@ from mmgpt.datasets.source import Source
 from mmgpt.inputs.templates import TEMPLATES, special_tokens
 from mmgpt.inputs.tokenizer import END, MASK, PLACEHOLDER_TOKENS, Tokenizer, TokenizerConfig
 from mmgpt.training.recipe import Recipe
-from mmgpt.training.warm_start import chat_settings
+from mmgpt.training.warm_start import ChatSettings
 
 
-def make_tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenizer:
+def make_tokenizer(recipe: Recipe, chat: ChatSettings, sources: dict[str, list[Source]]) -> Tokenizer:
     """The tokenizer that a recipe names or its decoder brings, or one trained on the texts of its stages' sources.
 
     Special tokens that the recipe needs and it lacks are added at its end.
@@ -23,7 +23,7 @@ def make_tokenizer(recipe: Recipe, sources: dict[str, list[Source]]) -> Tokenize
     tokenizer = given_tokenizer(recipe) or Tokenizer.train(
         _texts(_distinct_sources(recipe, sources), config.num_samples), config.vocab_size
     )
-    return tokenizer.extended(needed_tokens(recipe, tokenizer))
+    return tokenizer.extended(needed_tokens(recipe, chat, tokenizer))
 
 
 def given_tokenizer(recipe: Recipe) -> Tokenizer | None:
@@ -49,16 +49,15 @@ def new_tokens(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(range(len(given), len(tokenizer))) if given else ()
 
 
-def needed_tokens(recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
+def needed_tokens(recipe: Recipe, chat: ChatSettings, tokenizer: Tokenizer) -> list[str]:
     """The special tokens that a recipe's template, media and stages use."""
-    template, _, media_markup = chat_settings(recipe)
     masks = any(stage.objective == "masked" or stage.word_dropout for stage in recipe.stages)
     end = [] if END in tokenizer.special_ids else [END]
     return [
         *end,
-        *(token for token in TEMPLATES[template].tokens if token != END),
+        *(token for token in TEMPLATES[chat.template].tokens if token != END),
         *(PLACEHOLDER_TOKENS[modality] for modality in recipe.model.encoders),
-        *special_tokens("".join(chain(*media_markup.values()))),
+        *special_tokens("".join(chain(*chat.media_markup.values()))),
         *([MASK] if masks else []),
     ]
 

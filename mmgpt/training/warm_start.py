@@ -1,7 +1,7 @@
 """A training that begins with the weights of another: what has the same name and shape is copied, and all is told."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,15 @@ from mmgpt.model.bundle import ModelBundle
 from mmgpt.training.recipe import Recipe
 
 
-def chat_settings(recipe: Recipe, checkpoint: Path | None = None) -> tuple[str, str | None, dict[str, tuple[str, str]]]:
+class ChatSettings(NamedTuple):
+    """How conversations are written: the name of a template, the system turn, the markup around media."""
+
+    template: str
+    system: str | None
+    media_markup: dict[str, tuple[str, str]]
+
+
+def chat_settings(recipe: Recipe, checkpoint: Path | None = None) -> ChatSettings:
     """Template, system turn and markup around media: a recipe's own, else those of its start, else chatml alone.
 
     Raises:
@@ -23,7 +31,7 @@ def chat_settings(recipe: Recipe, checkpoint: Path | None = None) -> tuple[str, 
     start = read_json(folder / "config.json") if folder else {}
     template = recipe.template or start.get("template") or "chatml"
     system = start.get("system") if recipe.system is None else recipe.system
-    return template, system, recipe.media_markup or media_markup_of(start)
+    return ChatSettings(template, system, recipe.media_markup or media_markup_of(start))
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ def test_a_small_quickstart_learns_is_scored_reported_and_answers(tmp_path, task
     item = scenes[0].unbranched()[1].messages[:-1]
     reply = model.chat(item)
     assert reply.finish_reason == "stop"
-    assert reply.text == finished.load().chat(item).text
+    assert reply.text == mmgpt.load(finished.folder).chat(item).text
 
 
 @pytest.mark.train

@@ -11,7 +11,7 @@ from mmgpt.checkpoints.hf_decoders import decoder_fields, decoder_weights, famil
 from mmgpt.config import UserError, build
 from mmgpt.files import load_weights, read_json, save_weights
 from mmgpt.generation.decode import decode_one, prefill
-from mmgpt.generation.engine import generate
+from mmgpt.generation.engine import Engine
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate, collate_packed
 from mmgpt.inputs.rendered import Rendered
@@ -72,8 +72,8 @@ def test_greedy_cached_answers_are_those_of_its_own_library_token_for_token(refe
     prompts = [random_ids(length).tolist() for length in (5, 19)]
     options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
     expected = [theirs.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist() for ids in prompts]
-    model, rendered = read(folder), [prompt_of(ids) for ids in prompts]
-    replies = generate(model, tokenizer, rendered, GenerateConfig(max_new_tokens=64), eos_token_id=-1)
+    asked = [(prompt_of(ids), GenerateConfig(max_new_tokens=64)) for ids in prompts]
+    replies = Engine(read(folder), tokenizer, -1).generate(asked, len(asked))
     assert [reply.tokens for reply in replies] == expected
 
 

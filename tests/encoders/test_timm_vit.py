@@ -232,8 +232,8 @@ def test_a_fold_takes_tiles_and_pictures_of_any_ratio_as_many_tokens_as_it_says(
         grids = [grid for shape in shapes.tolist() for grid in encoder.config.grids_of(tuple(shape))]
         tokens = ADAPTERS["fold"](adapter, width=32, out_width=32, grid=grids[0])(encoder(values, shapes), grids)
         assert len(tokens) == len(grids)
-        specs = config.media_specs()["image"]
-        assert [specs.num_tokens(tuple(shape)) for shape in shapes.tolist()] == (
+        processor = config.media_processors()["image"]
+        assert [processor.num_tokens(tuple(shape)) for shape in shapes.tolist()] == (
             [9, 7, 9] if "multiple" in options else [4, 28, 28]
         )
 

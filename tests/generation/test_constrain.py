@@ -17,7 +17,6 @@ from mmgpt.config import UserError
 from mmgpt.datasets.sample import Message
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.sampling import GenerateConfig, make_sampler
-from mmgpt.generation.speculative import PromptLookup, speculate
 from mmgpt.inputs.tokenizer import Tokenizer
 
 SCHEMAS = int(os.environ.get("MMGPT_SCHEMAS", "100"))  # MMGPT_SCHEMAS=1000 for a thorough run
@@ -166,20 +165,10 @@ class Schemas:
 def answered(assistant: Assistant, constraints: list[dict[str, Any]], budget: int) -> list[tuple[str, str]]:
     """Text and finish reason of an answer under each constraint, in one batch."""
     prompt = assistant.renderer.prompt((Message.of("user", "JSON, please."),))
-    options = [GenerateConfig(temperature=8.0, constraint=one, max_new_tokens=budget) for one in constraints]
-    samplers = [
-        make_sampler(one, assistant.tokenizer, i, prompt.ids, assistant.eos_token_id) for i, one in enumerate(options)
-    ]
-    rows: list[list[int]] = [[] for _ in constraints]
-    sizes = {"max_new_tokens": budget, "draft_tokens": 3}
-    prompts = [prompt] * len(rows)
-    for token in speculate(
-        assistant.model.eval(), prompts, samplers, PromptLookup(), set(), assistant.eos_token_id, **sizes
-    ):
-        rows[token.row].append(token.id)
-    return [
-        (assistant.tokenizer.decode(row), "stop" if row[-1] == assistant.eos_token_id else "length") for row in rows
-    ]
+    drawn = {"temperature": 8.0, "max_new_tokens": budget, "speculation": "lookup", "draft_tokens": 3}
+    options = [GenerateConfig(constraint=one, seed=at, **drawn) for at, one in enumerate(constraints)]
+    replies = assistant.engine.generate([(prompt, one) for one in options], len(options))
+    return [(reply.text, reply.finish_reason) for reply in replies]
 
 
 def test_json_of_random_bounded_schemas_parses_and_validates(make_assistant: Callable[..., Assistant]):
@@ -247,18 +236,12 @@ def test_constrained_speculation_gives_the_answers_of_plain_constrained_decoding
 ):
     prompts = [assistant.renderer.prompt(one) for one in conversations]
     schema = {"type": "array", "items": {"enum": ["left", "right"]}, "minItems": 6, "maxItems": 6}
-    options = GenerateConfig(constraint={"json_schema": schema}, max_new_tokens=64)
-
-    def samplers():
-        return [make_sampler(options, assistant.tokenizer, 0, one.ids, assistant.eos_token_id) for one in prompts]
-
-    plain = decode_plainly(assistant.model.eval(), prompts, samplers(), assistant.eos_token_id, 64)
-    found: list[list[int]] = [[] for _ in prompts]
-    sizes = {"max_new_tokens": 64, "draft_tokens": 6}
-    for token in speculate(
-        assistant.model, prompts, samplers(), PromptLookup(), set(), assistant.eos_token_id, **sizes
-    ):
-        found[token.row].append(token.id)
+    options = GenerateConfig(constraint={"json_schema": schema}, max_new_tokens=64, draft_tokens=6)
+    samplers = [make_sampler(options, assistant.tokenizer, 0, one.ids, assistant.eos_token_id) for one in prompts]
+    plain = decode_plainly(assistant.model.eval(), prompts, samplers, assistant.eos_token_id, 64)
+    guessing = options.model_copy(update={"speculation": "lookup"})
+    replies = assistant.engine.generate([(one, guessing) for one in prompts], len(prompts))
+    found = [reply.tokens for reply in replies]
     assert found == [[token for token, _ in row] for row in plain]
     assert all(json.loads(assistant.tokenizer.decode(row)) for row in found)
 

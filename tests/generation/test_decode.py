@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from mmgpt.generation.assistant import Assistant
 from mmgpt.generation.decode import Reply, cut_at, decode_one, prefill
-from mmgpt.generation.engine import generate
+from mmgpt.generation.engine import Engine
 from mmgpt.generation.sampling import GenerateConfig
 from mmgpt.inputs.batch import collate
 from mmgpt.inputs.rendered import Rendered
@@ -51,7 +51,8 @@ def rendered(assistant: Assistant, conversations) -> list[Rendered]:
 
 
 def answers(assistant: Assistant, prompts: list[Rendered], end: int = NO_END, **options) -> list[Reply]:
-    return generate(assistant.model.eval(), assistant.tokenizer, prompts, GenerateConfig(**options), end)
+    engine = Engine(assistant.model, assistant.tokenizer, end)
+    return list(engine.generate([(one, GenerateConfig(**options)) for one in prompts], len(prompts)))
 
 
 def summary(replies: list[Reply]) -> list[tuple[str, list[int], str]]:
@@ -216,7 +217,8 @@ def test_greedy_decoding_gives_the_tokens_of_transformers_generate(kv_heads, tok
         asked = torch.tensor([ids])
         out = theirs.generate(asked, do_sample=False, max_new_tokens=24, eos_token_id=5, pad_token_id=0)
         wanted.append(out[0, len(ids) :].tolist())
-    replies = generate(ours, tokenizer, [prompt_of(ids) for ids in prompts], GenerateConfig(max_new_tokens=24), 5)
+    asked = [(prompt_of(ids), GenerateConfig(max_new_tokens=24)) for ids in prompts]
+    replies = Engine(ours, tokenizer, 5).generate(asked, len(asked))
     found = [reply.tokens for reply in replies]
     assert found == wanted
     assert len({token for row in found for token in row}) > 20

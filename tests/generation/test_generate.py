@@ -47,6 +47,18 @@ def test_speculation_gives_the_answers_of_plain_decoding(options, assistant, mak
     drafted = assistant.chat(talks(assistant), max_new_tokens=20, speculation="draft", draft=small, **options)
     assert [r.tokens for r in drafted] == [r.tokens for r in plain]
     torch.testing.assert_close(drafted[1].logprobs, plain[1].logprobs, atol=1e-4, rtol=0)
+    assert (
+        "".join(assistant.stream(talks(assistant)[0], max_new_tokens=20, speculation="lookup", **options))
+        == plain[0].text
+    )
+
+
+def test_speculation_tells_the_alternatives_and_takes_the_best_of_several(assistant):
+    options = {"max_new_tokens": 12, "temperature": 1.0, "best_of": 3, "top_logprobs": 2}
+    plain = assistant.chat(talks(assistant), **options)
+    looked_up = assistant.chat(talks(assistant), speculation="lookup", **options)
+    assert [r.tokens for r in looked_up] == [r.tokens for r in plain]
+    assert [[one[0][0] for one in r.top] for r in looked_up] == [[one[0][0] for one in r.top] for r in plain]
 
 
 def test_ways_of_decoding_may_differ_from_one_conversation_to_the_next(assistant):
@@ -91,11 +103,10 @@ def test_what_cannot_be_answered_so_is_refused(assistant, make_bundle):
     other = Assistant(make_bundle(template="gemma"))
     with pytest.raises(UserError, match="the draft model has another tokenizer"):
         assistant.chat(talk, speculation="draft", draft=other)
-    for name, value in {"num_beams": 2, "speculation": "lookup"}.items():
-        with pytest.raises(UserError, match=f"{name} is for whole answers"):
-            assistant.stream(talk, **{name: value})
-    with pytest.raises(UserError, match="top_logprobs=2 are not told of speculation"):
-        assistant.chat(talk, speculation="lookup", top_logprobs=2)
+    with pytest.raises(UserError, match="num_beams is for whole answers"):
+        assistant.stream(talk, num_beams=2)
+    with pytest.raises(UserError, match="a stream takes lookup"):
+        assistant.stream(talk, speculation="draft")
 
 
 def test_a_talk_over_the_context_is_trimmed_when_asked_to(assistant):

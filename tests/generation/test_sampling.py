@@ -280,5 +280,5 @@ def test_wrong_and_contradictory_options_are_refused_in_one_line_with_their_valu
 
 
 def test_a_constraint_without_a_tokenizer_is_a_fault_of_the_caller():
-    with pytest.raises(ValueError, match="give make_chooser the tokenizer"):
+    with pytest.raises(ValueError, match="give make_sampler the tokenizer"):
         sampler(constraint={"regex": "a+"})

@@ -1,30 +1,20 @@
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from mmgpt.config import UserError
-from mmgpt.generation import speculative as module
 from mmgpt.generation.assistant import Assistant
-from mmgpt.generation.decode import decode_one, prefill
+from mmgpt.generation.decode import decode_many, decode_one, prefill
+from mmgpt.generation.engine import Engine
+from mmgpt.generation.prefill import TokenSequence
 from mmgpt.generation.sampling import GenerateConfig, Sampler, make_sampler
-from mmgpt.generation.speculative import (
-    DraftModel,
-    PromptLookup,
-    Proposer,
-    accept,
-    check_draft,
-    decode_many,
-    look_up,
-    pad,
-    speculate,
-)
+from mmgpt.generation.speculative import DraftModel, PromptLookup, Proposer, check_draft, look_up
 from mmgpt.inputs.rendered import Rendered
 from mmgpt.model.config import ModelConfig
 from mmgpt.model.layers import DecoderConfig
@@ -57,7 +47,14 @@ def random_prompts(count: int, seed: int = 0) -> list[Rendered]:
     return [prompt_of([rng.randrange(8, VOCAB) for _ in range(rng.randint(1, 30))]) for _ in range(count)]
 
 
-@dataclass
+class Silent:
+    """A tokenizer for ids that are no text."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return ""
+
+
+@dataclass(eq=False)
 class Watched:
     """A guesser whose guesses are counted."""
 
@@ -66,15 +63,12 @@ class Watched:
     guessed: int = 0
     heights: list[int] = field(default_factory=list)
 
-    def propose(self, texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    def propose(self, texts: Sequence[TokenSequence], count: int) -> list[list[int]]:
         guesses = self.inner.propose(texts, count)
         self.passes += 1
         self.guessed += sum(map(len, guesses))
         self.heights.append(len(texts))
         return guesses
-
-    def select_rows(self, rows: Tensor) -> None:
-        self.inner.select_rows(rows)
 
 
 Rows = list[list[tuple[int, float]]]  # ids with their log-probabilities
@@ -98,14 +92,14 @@ def plainly(decode_plainly) -> Callable[..., Rows]:
 def guessed(
     model: MultimodalModel, prompts: list[Rendered], proposer: Proposer, eos_token_id: int = END, **options: Any
 ) -> Rows:
-    config = GenerateConfig(**options)
-    sizes = {"max_new_tokens": config.max_new_tokens, "draft_tokens": config.draft_tokens}
-    rows: Rows = [[] for _ in prompts]
-    for token in speculate(
-        model, prompts, choosers_of(prompts, config, eos_token_id), proposer, set(), eos_token_id, **sizes
-    ):
-        rows[token.row].append((token.id, token.logprob))
-    return rows
+    """Answers by an engine whose guesses all come from this proposer."""
+    config = GenerateConfig(speculation="draft", **options)
+    engine = Engine(model, Silent(), eos_token_id)
+    seeded = [(one, config.model_copy(update={"seed": config.seed + at})) for at, one in enumerate(prompts)]
+    return [
+        list(zip(reply.tokens, reply.logprobs, strict=True))
+        for reply in engine.generate(seeded, len(prompts), proposer)
+    ]
 
 
 def assert_same(found: Rows, wanted: Rows) -> None:
@@ -114,14 +108,14 @@ def assert_same(found: Rows, wanted: Rows) -> None:
         assert [logprob for _, logprob in own] == pytest.approx([logprob for _, logprob in other], abs=1e-4)
 
 
-def draft_for(model: MultimodalModel, prompts: list[Rendered], **decoder: Any) -> DraftModel:
+def draft_for(model: MultimodalModel, **decoder: Any) -> DraftModel:
     """A draft that often agrees: the model itself with its weights a little off."""
     draft = model_of(**decoder)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in draft.parameters():
             parameter += 0.1 * parameter.abs().mean() * torch.randn_like(parameter)
-    return DraftModel(draft, model, prompts, room=40)
+    return DraftModel(draft, model)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,9 +125,9 @@ def test_tokens_read_together_have_the_logits_of_tokens_read_one_by_one_and_can_
     plain, _ = prefill(model, prompts, 20)
     ids_BT = torch.randint(8, VOCAB, (4, 5))
     for kept in ([5, 1, 3, 2], [1, 4, 5, 1]):
-        logits_BTV = decode_many(model, cache, ids_BT)
+        logits_BTV = decode_many(model, cache, ids_BT.tolist())
         counts_B = torch.tensor(kept)
-        accept(cache, counts_B)
+        cache.lengths_B = cache.lengths_B + counts_B
         for step in range(5):  # rows that stop early are put back as they were
             lengths_B = plain.lengths_B
             logits_BV = decode_one(model, plain, ids_BT[:, step])
@@ -150,7 +144,7 @@ def test_speculation_gives_the_greedy_tokens_of_random_prompts(kind, by, plainly
     model, prompts = model_of(**KINDS[kind]), random_prompts(25)  # 100 prompts over the four kinds
     eos_token_id = plainly(model, prompts[:1], eos_token_id=-1, max_new_tokens=3)[0][2][0]
     wanted = plainly(model, prompts, eos_token_id, max_new_tokens=16)
-    watched = Watched(PromptLookup() if by == "lookup" else draft_for(model, prompts, **KINDS[kind]))
+    watched = Watched(PromptLookup() if by == "lookup" else draft_for(model, **KINDS[kind]))
     assert_same(guessed(model, prompts, watched, eos_token_id, max_new_tokens=16), wanted)
     lengths = [len(row) for row in wanted]
     assert min(lengths) <= 3 < max(lengths) == 16
@@ -172,10 +166,10 @@ def test_repetitive_texts_take_many_guesses_of_the_look_up(plainly):
 def test_a_draft_like_the_model_saves_most_passes(plainly):
     model, prompts = model_of(), random_prompts(20)
     wanted = plainly(model, prompts, eos_token_id=-1, max_new_tokens=31)
-    itself = Watched(DraftModel(model, model, prompts, room=40))
+    itself = Watched(DraftModel(model, model))
     assert_same(guessed(model, prompts, itself, eos_token_id=-1, max_new_tokens=31), wanted)
     assert itself.passes == 5  # 1 token by the prompt, 6 by each pass
-    near = Watched(draft_for(model, prompts))
+    near = Watched(draft_for(model))
     assert_same(guessed(model, prompts, near, eos_token_id=-1, max_new_tokens=31), wanted)
     assert 5 < near.passes < 30
 
@@ -188,7 +182,7 @@ def test_a_draft_like_the_model_saves_most_passes(plainly):
 def test_sampled_and_penalised_answers_are_those_of_plain_decoding_by_the_same_seed(options, plainly):
     model, prompts = model_of(token_shift=True, loud=4.0), random_prompts(12)
     wanted = plainly(model, prompts, max_new_tokens=24, **options)
-    watched = Watched(DraftModel(model, model, prompts, room=40))
+    watched = Watched(DraftModel(model, model))
     assert_same(guessed(model, prompts, watched, max_new_tokens=24, **options), wanted)
     assert watched.passes < 23
 
@@ -200,7 +194,7 @@ def test_the_context_ends_rows_as_in_plain_decoding(kind, by, plainly):
     prompts = [prompt_of((list(range(8, 40)) * 4)[:length]) for length in (127, 120, 90, 3)]
     wanted = plainly(model, prompts, eos_token_id=-1, max_new_tokens=60)
     assert [len(row) for row in wanted] == [1, 8, 38, 60]
-    proposer = PromptLookup() if by == "lookup" else draft_for(model, prompts, **KINDS[kind])
+    proposer = PromptLookup() if by == "lookup" else draft_for(model, **KINDS[kind])
     assert_same(guessed(model, prompts, proposer, eos_token_id=-1, max_new_tokens=60), wanted)
 
 
@@ -211,25 +205,28 @@ def test_a_draft_with_a_shorter_context_and_another_vocabulary_guesses_as_long_a
     wanted = plainly(model, prompts, eos_token_id=-1, max_new_tokens=30)
     for width in (64, 128):
         small = MultimodalModel(ModelConfig(decoder=DecoderConfig(**{**SIZES, "context": 40})), width, {}).eval()
-        assert_same(
-            guessed(model, prompts, DraftModel(small, model, prompts, 40), eos_token_id=-1, max_new_tokens=30), wanted
-        )
-    long = [prompt_of([9] * 40), *prompts]
-    assert DraftModel(small, model, long, 40).propose([one.ids for one in long], 3) == [[]] * 7
+        assert_same(guessed(model, prompts, DraftModel(small, model), eos_token_id=-1, max_new_tokens=30), wanted)
+    texts = [Engine(model, Silent(), -1).prefiller.text(one) for one in (prompt_of([9] * 38), prompts[0])]
+    for text in texts:
+        text.tokens.append(9)
+    assert [len(guess) for guess in DraftModel(small, model).propose(texts, 3)] == [0, 3]
 
 
-def test_a_row_that_the_caller_ends_gives_nothing_more():
-    model, prompts = model_of(), random_prompts(3)
-    config = GenerateConfig(max_new_tokens=20)
-    samplers = [make_sampler(config, None, 0, one.ids, -1) for one in prompts]
-    finished: set[int] = set()
-    counts = [0, 0, 0]
-    draft = DraftModel(model, model, prompts, 40)
-    for token in speculate(model, prompts, samplers, draft, finished, -1, max_new_tokens=20, draft_tokens=5):
-        counts[token.row] += 1
-        if token.row == 1 and counts[1] == 4:
-            finished.add(1)
-    assert counts == [20, 4, 20]
+def test_guessed_and_plain_requests_of_any_length_share_a_batch_that_they_join_and_leave(plainly):
+    model, prompts = model_of(window=1), random_prompts(30)
+    wanted = plainly(model, prompts, eos_token_id=-1, max_new_tokens=40)
+    engine, draft = Engine(model, Silent(), -1), Watched(DraftModel(model, model))
+    kinds = [None, "lookup", "draft"]
+    sizes = [1 + 7 * at % 40 for at in range(30)]
+    options = [
+        GenerateConfig(max_new_tokens=size, speculation=kinds[at % 3], draft_tokens=1 + at % 6)
+        for at, size in enumerate(sizes)
+    ]
+    replies = list(engine.generate(zip(prompts, options, strict=True), 7, draft))
+    found = [list(zip(reply.tokens, reply.logprobs, strict=True)) for reply in replies]
+    assert_same(found, [row[:size] for row, size in zip(wanted, sizes, strict=True)])
+    assert 1 < max(draft.heights) < 7
+    assert (engine.running, engine.cache) == ([], None)
 
 
 def test_pictures_are_seen_by_a_draft_that_has_their_encoder(
@@ -239,10 +236,10 @@ def test_pictures_are_seen_by_a_draft_that_has_their_encoder(
     prompts = [assistant.renderer.prompt(one) for one in conversations]
     model, eos_token_id = assistant.model.eval(), assistant.eos_token_id
     wanted = plainly(model, prompts, eos_token_id, max_new_tokens=12)
-    same = Watched(DraftModel(model, model, prompts, 20))
+    same = Watched(DraftModel(model, model))
     assert_same(guessed(model, prompts, same, eos_token_id, max_new_tokens=12), wanted)
     assert same.passes == 2
-    unlike = Watched(DraftModel(blind.model.eval(), model, prompts, 20))
+    unlike = Watched(DraftModel(blind.model, model))
     assert_same(guessed(model, prompts, unlike, eos_token_id, max_new_tokens=12), wanted)
 
 
@@ -271,12 +268,9 @@ def test_a_look_up_copies_what_followed_the_longest_shared_end_last(text, count)
     assert found == []
 
 
-def test_padding_is_behind_the_shorter_rows():
-    assert pad([[3], [4, 5]]).tolist() == [[3, 0], [4, 5]]
-
-
 def test_a_pass_that_is_not_a_number_stops_the_decoding(monkeypatch):
     model, prompts = model_of(), random_prompts(2)
-    monkeypatch.setattr(module, "decode_many", lambda *_: torch.full((2, 6, VOCAB), float("nan")))
+    nothing = torch.full((2, 6, VOCAB), float("nan"))
+    monkeypatch.setattr("mmgpt.generation.engine.decode_many", lambda *_: nothing)
     with pytest.raises(FloatingPointError, match="diverged"):
-        guessed(model, prompts, DraftModel(model, model, [replace(one) for one in prompts], 40), eos_token_id=-1)
+        guessed(model, prompts, DraftModel(model, model), eos_token_id=-1)

@@ -52,13 +52,13 @@ def test_a_sample_holds_as_many_tokens_as_the_sound_that_was_made(renderer):
     slot = renderer.tokenizer.special(PLACEHOLDER_TOKENS["audio"])
     for draw in range(8):
         rendered = renderer.render(TALK, sample_number=draw)
-        expected = renderer.specs["audio"].num_tokens(tuple(heard(rendered).shape))
+        expected = renderer.processors["audio"].num_tokens(tuple(heard(rendered).shape))
         assert rendered.ids.count(slot) == rendered.media[0].num_tokens == expected
 
 
 def test_prompts_choices_and_samples_without_a_draw_are_never_augmented(renderer, make_renderer):
     plain = heard(make_renderer().prompt(ASKED))
-    for rendered in (renderer.prompt(ASKED), renderer.choices(ASKED, ["yes", "no"]), renderer.render(TALK)):
+    for rendered in (renderer.prompt(ASKED), renderer.choices(ASKED, ["yes", "no"])[0], renderer.render(TALK)):
         assert same(heard(rendered), plain)
 
 

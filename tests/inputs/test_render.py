@@ -305,14 +305,11 @@ def test_media_tokens_are_never_targets(renderers):
 
 
 @pytest.mark.parametrize("template", [*TEMPLATES])
-def test_choices_are_branches_that_begin_where_the_reply_begins(template, renderers):
+def test_choices_are_replies_to_the_prompt_with_their_end(template, renderers):
     renderer = renderers[template]
     messages = (Message.of("user", PICTURE, "Is it red?"),)
-    rendered = renderer.choices(messages, ["yes", "no, blue"])
+    rendered, answers = renderer.choices(messages, ["yes", "no, blue"])
     end = renderer.tokenizer.special(renderer.template.end)
-    expected = [*renderer.tokenizer.encode("yes"), end, *renderer.tokenizer.encode("no, blue"), end]
-    assert targets(rendered) == expected
+    assert answers == [[*renderer.tokenizer.encode(choice), end] for choice in ("yes", "no, blue")]
     prompt = renderer.prompt(messages)
-    for number in (1, 2):
-        seen = [i for i, branch in zip(rendered.ids, rendered.branches, strict=True) if branch in (0, number)]
-        assert seen[: len(prompt.ids)] == prompt.ids
+    assert (rendered.ids, rendered.labels, rendered.positions) == (prompt.ids, prompt.labels, prompt.positions)

@@ -272,7 +272,7 @@ def test_prompts_choices_and_parts_are_rendered_the_same_under_any_number_of_thr
     asked = (Message.of("user", *parts),)
     for make in (
         lambda: renderer.prompt(asked),
-        lambda: renderer.choices(asked, ["yes", "no"]),
+        lambda: renderer.choices(asked, ["yes", "no"])[0],
         lambda: renderer.parts(asked[0].parts),
     ):
         one = under(1, make)

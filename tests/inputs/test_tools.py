@@ -206,7 +206,7 @@ def test_lone_surrogates_are_encoded_in_samples_prompts_choices_and_system_turns
     for given_as in (own, replace(own, system=text)):
         prompt = given_as.prompt(parse_messages(raw))
         assert own.tokenizer.decode(prompt.ids).count(right) == 1 + (given_as is not own)
-    assert own.choices(parse_messages(raw), [text, "b"]).ids == own.choices(parse_messages(raw), [right, "b"]).ids
+    assert own.choices(parse_messages(raw), [text, "b"])[1] == own.choices(parse_messages(raw), [right, "b"])[1]
     assert own.tokenizer.encode(text) == own.tokenizer.encode(right)
     assert own.tokenizer.count(text) == own.tokenizer.count(right)
     assert json.dumps(parse_messages(raw)[0].to_dict(), ensure_ascii=False).encode()

@@ -166,7 +166,7 @@ def test_an_error_that_is_no_user_error_is_a_fault_and_no_end(checked, tokenizer
         return Sample((Message.of("user", str(index)), Message.of("assistant", "a")), "train", f"train/{index}")
 
     monkeypatch.setattr("mmgpt.datasets.readers.registry.MessagesSource.__getitem__", fail)
-    monkeypatch.setattr("mmgpt.inspection.recipe_data.make_tokenizer", lambda recipe, sources: tokenizer)
+    monkeypatch.setattr("mmgpt.inspection.recipe_data.make_tokenizer", lambda recipe, chat, sources: tokenizer)
     found = checked(tasks=False)
     assert [(one.reason, one.key, one.message) for one in found.findings] == [("crash", "train/2", "KeyError: 'image'")]
 

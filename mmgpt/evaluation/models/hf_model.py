@@ -108,8 +108,7 @@ class HFModel:
             tails = [self._ids(self._answer(talk, opened, text)) for text in texts]
             found = self._after(self._inputs([talk]), tails, batch_size)
             scores = [sum(one) / (len(one) if normalise else 1) for one in found]
-            best = max(range(len(scores)), key=scores.__getitem__)
-            chosen.append(Choice(best, texts[best], scores))
+            chosen.append(Choice.best(texts, scores))
         return chosen
 
     def score_texts(self, contexts: Sequence[str], texts: Sequence[str]) -> list[list[float]]:

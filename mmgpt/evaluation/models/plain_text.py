@@ -37,6 +37,5 @@ def choose_plain(
     chosen = []
     for some in choices:
         scores = [sum(next(found)) / (len(choice) if normalise else 1) for choice in some]
-        best = max(range(len(some)), key=scores.__getitem__)
-        chosen.append(Choice(best, some[best], scores))
+        chosen.append(Choice.best(some, scores))
     return chosen
