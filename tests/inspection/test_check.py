@@ -171,6 +171,13 @@ def test_an_error_that_is_no_user_error_is_a_fault_and_no_end(checked, tokenizer
     assert [(one.reason, one.key, one.message) for one in found.findings] == [("crash", "train/2", "KeyError: 'image'")]
 
 
+def test_media_over_a_recipe_s_limits_are_refused_as_its_training_refuses_them(make_recipe):
+    data = open_data(make_recipe(limits={"pixels": 100}))
+    found = check_data(data, limit=4)
+    assert {one.reason for one in found.findings} == {"medium"}
+    assert "pixels" in found.findings[0].message
+
+
 def test_the_same_sample_twice_in_a_generated_source_is_a_warning(make_recipe):
     recipe = make_recipe(
         {"data": [{"reader": "world", "name": "stories", "size": 30}], "objective": "causal"},
