@@ -48,8 +48,8 @@ def has_int8_units(device: torch.device) -> bool:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """The type for products in which bfloat16 is precise enough."""
-    return torch.bfloat16 if has_bf16_units(device) else torch.float32
+    """The type for products in which bfloat16 is precise enough; on all CPUs float32, so that a recipe learns alike."""
+    return torch.bfloat16 if device.type != "cpu" and has_bf16_units(device) else torch.float32
 
 
 def warn_of_slow_bf16(what: str, device: torch.device, remedy: str) -> None:

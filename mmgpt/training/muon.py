@@ -29,7 +29,7 @@ class Muon(Optimizer):
         weight_decay: decoupled, times lr.
         interval: steps from one update of a matrix to its next, which is `interval` times as large; the mean takes
             every gradient. The shapes take turns, so that steps cost alike.
-        dtype: of the orthogonalisation; None is bfloat16 where the device has units for it, else float32.
+        dtype: of the orthogonalisation; None is float32 on a CPU, elsewhere bfloat16 where the device has units for it.
     """
 
     def __init__(
