@@ -61,7 +61,13 @@ def read_text(path: Path) -> str:
         return payload.decode("utf-8")
     except UnicodeDecodeError as error:
         line = payload.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: not a UTF-8 text file (line {line}: {error}); convert it first") from None
+        raise not_utf8(path, f"line {line}: {error}") from None
+
+
+def not_utf8(path: Path, reason: object) -> UserError:
+    """The error about a file whose bytes are no UTF-8, with where and which."""
+    remedy = "save it as UTF-8, as by iconv -f LATIN1 -t UTF-8 if it is Latin-1"
+    return UserError(f"{path}: not a UTF-8 text file ({reason}); {remedy}")
 
 
 def read_lines(path: Path) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.file_names import files_below, match_names, members_of
 from mmgpt.datasets.media import open_zip
-from mmgpt.datasets.plain_text import COMPRESSED, parse_json, read_json, read_lines, start_of_text
+from mmgpt.datasets.plain_text import COMPRESSED, not_utf8, parse_json, read_json, read_lines, start_of_text
 from mmgpt.datasets.readers.delimited import DELIMITERS, read_delimited
 from mmgpt.datasets.template import fields_of
 
@@ -137,10 +137,11 @@ class JsonLines:
         return f"row {index - (self.ends[which - 1] if which else 0)} of {self.paths[which]}"
 
     def _parse(self, line: bytes, which: int, index: int) -> Row:
-        number = index - (self.ends[which - 1] if which else 0)
-        path = self.paths[which]
+        number, path = index - (self.ends[which - 1] if which else 0), self.paths[which]
         try:
             row = parse_json(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, f"row {number}: {error}") from None
         except ValueError as error:
             hint = "write one object a line" if line[:1] != b"[" else "if it is one list, name the file .json"
             raise UserError(f"{path}: row {number} is not JSON ({error}); {hint}") from None

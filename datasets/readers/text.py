@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 
 from mmgpt.config import UserError, did_you_mean
 from mmgpt.datasets.cells import check_keys, is_missing
-from mmgpt.datasets.plain_text import start_of_text
+from mmgpt.datasets.plain_text import not_utf8, start_of_text
 from mmgpt.datasets.readers.rows import Rows, open_rows
 from mmgpt.datasets.sample import Message, Sample
 from mmgpt.datasets.source import Source, SourceConfig, resolve_all
@@ -145,8 +145,8 @@ def _count_characters(path: Path) -> int:
             while chunk := file.read(CHUNK):
                 length += len(decoder.decode(chunk))
         decoder.decode(b"", final=True)
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a UTF-8 text file ({error}); convert it first") from None
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
     return length
 
 
