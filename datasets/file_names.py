@@ -126,7 +126,7 @@ def match_names(names: Iterable[str], pattern: str) -> list[tuple[str, dict[str,
 
 
 def _expression(pattern: str) -> str:
-    """A regular expression with a group for each name in braces; * is anything but a slash."""
+    """A regular expression with a group for each name in braces; * is anything but a slash, .png is .PNG too."""
     seen: set[str] = set()
     expression = ""
     for literal, field, _, _ in parse(pattern):
@@ -139,4 +139,4 @@ def _expression(pattern: str) -> str:
             )
         expression += f"(?P={field})" if field in seen else f"(?P<{field}>[^/]+)"
         seen.add(field)
-    return expression
+    return re.sub(r"\\\.\w+$", r"(?i:\g<0>)", expression)

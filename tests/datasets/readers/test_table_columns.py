@@ -220,6 +220,21 @@ def test_files_of_the_system_are_no_tables_and_no_texts(tmp_path):
         assert len(open_source(TextConfig(reader="text", path=path), tmp_path)) == 1
 
 
+@pytest.mark.parametrize("path", ["in", "in.zip"])
+@pytest.mark.parametrize("files", ["{label}/{n}.png", "{label}/*.PNG"])
+def test_a_pattern_of_files_takes_their_ends_in_any_case(files, path, tmp_path):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for name in ("cat/1.png", "cat/2.PNG", "Cat/3.Png", "cat/4.jpg", "cat/5png"):
+            (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.new("RGB", (4, 4)).save(tmp_path / "in" / name, format="PNG")
+            archive.write(tmp_path / "in" / name, name)
+    options = {"path": path, "image": f"{path}/{{file}}", "prompt": "{image}", "answer": "{label}"}
+    source = read(tmp_path, **options, files=files)
+    samples = [source[n] for n in range(len(source))]
+    assert sorted(sample.messages[1].text for sample in samples) == ["Cat", "cat", "cat"]
+    assert all(sample.messages[0].parts[0].load().size == (4, 4) for sample in samples)
+
+
 def test_members_of_a_zip_are_found_however_their_names_are_spelt(tmp_path):
     PIL.Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     payload = (tmp_path / "x.png").read_bytes()
