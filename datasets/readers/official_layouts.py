@@ -34,6 +34,7 @@ UNREAD_KEYS = {
     "annotations": ("question_id", "image_id", "answer_type", "question_type", "multiple_choice_answer", "confidence"),
     "answers": ("answer_id", "answer_confidence", "raw_answer"),
 }
+UNCAPTIONED = "caption them, or say missing_captions: skip"
 
 
 class CocoCaptionsConfig(SourceConfig):
@@ -44,6 +45,7 @@ class CocoCaptionsConfig(SourceConfig):
     images: str  # folder of the pictures; with Karpathy's COCO the one that holds train2014 and val2014
     restval: bool = True  # Karpathy's train split takes the rest of the validation pictures too, as is usual
     missing_media: Literal["error", "skip"] = "error"
+    missing_captions: Literal["error", "skip"] = "error"  # of a picture of the split
     tags: list[str] = []  # keys of the official images, such as NoCaps' domain: groups that scores are reported of
     prompt: str = "{image}Describe the picture."
 
@@ -87,6 +89,9 @@ def _coco_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path) -> 
             key: {"file": image["file_name"], **{tag: image[tag] for tag in config.tags}}
             for key, image in _by_key(tree["images"], "id", path).items()
         }
+        captioned = {one["image_id"] for one in tree["annotations"]}
+        if config.missing_captions == "error":
+            _refuse([key for key in images if key not in captioned], f"{path}: images without a caption", UNCAPTIONED)
         return [
             {"picture": one["image_id"], **images[one["image_id"]], "caption": _stripped(one["caption"])}
             for one in tree["annotations"]
@@ -105,14 +110,17 @@ def _karpathy_rows(tree: dict[str, Any], config: CocoCaptionsConfig, path: Path)
         for image in tree["images"]:
             _check(image["sentences"], ("raw", *UNREAD_KEYS["sentences"]), config.ignore, f"{path}: sentences")
         wanted = {config.split, "restval"} if config.split == "train" and config.restval else {config.split}
+        chosen = [image for image in tree["images"] if image["split"] in wanted]
+        if config.missing_captions == "error":
+            uncaptioned = [image["filename"] for image in chosen if not image["sentences"]]
+            _refuse(uncaptioned, f"{path}: images without a caption", UNCAPTIONED)
         return [
             {
                 "picture": image.get("cocoid", image["filename"]),
                 "file": "/".join(filter(None, (image.get("filepath"), image["filename"]))),
                 "caption": _stripped(sentence["raw"]),
             }
-            for image in tree["images"]
-            if image["split"] in wanted
+            for image in chosen
             for sentence in image["sentences"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
@@ -127,6 +135,7 @@ class VqaConfig(SourceConfig):
     annotations: str | None = None
     image: str  # path of a picture by its {image_id}, as in images/COCO_val2014_{image_id:012d}.jpg
     missing_media: Literal["error", "skip"] = "error"
+    missing_questions: Literal["error", "skip"] = "error"  # of an annotation
     prompt: str = "{image}{question}\nAnswer the question using a single word or phrase."
 
 
@@ -150,10 +159,11 @@ class VqaSource(TableSource):
             group_by="image_id",
         )
         self.files = [questions, annotations]
-        super().__init__(table, data_root, ListRows(_vqa_rows(questions, annotations, config.ignore)))
+        super().__init__(table, data_root, ListRows(_vqa_rows(questions, annotations, config)))
 
 
-def _vqa_rows(questions: Path, annotations: Path, ignore: Sequence[str]) -> list[Row]:
+def _vqa_rows(questions: Path, annotations: Path, config: VqaConfig) -> list[Row]:
+    ignore = config.ignore
     asked, answered = _read_json(questions, "questions")["questions"], _read_json(annotations, "annotations")
     try:
         _check(
@@ -166,6 +176,11 @@ def _vqa_rows(questions: Path, annotations: Path, ignore: Sequence[str]) -> list
             raise UserError(
                 f"{annotations}: no answers to {len(absent)} questions of {questions.name}: {absent[:3]}..."
             )
+        if config.missing_questions == "error":
+            questioned = {one["question_id"] for one in asked}
+            unasked = [key for key in by_question if key not in questioned]
+            what = f"{annotations}: annotations without a question in {questions.name}"
+            _refuse(unasked, what, "give the questions of this file, or say missing_questions: skip")
         for one in answered["annotations"]:
             _check(one["answers"], ("answer", *UNREAD_KEYS["answers"]), ignore, f"{annotations}: answers")
         return [_vqa_row(one, by_question[one["question_id"]], annotations) for one in asked]
@@ -254,6 +269,12 @@ def _by_key(objects: Iterable[dict[str, Any]], key: str, path: Path) -> dict[Any
             raise UserError(f"{path}: {key} {one[key]!r} stands twice; leave one of the two")
         found[one[key]] = one
     return found
+
+
+def _refuse(left_out: Sequence[Any], what: str, remedy: str) -> None:
+    """Refuse objects that no sample would hold, told by their keys."""
+    if left_out:
+        raise UserError(f"{what}: {len(left_out)}, the first of them {left_out[0]!r}; {remedy}")
 
 
 def _stripped(caption: Any) -> Any:

@@ -142,6 +142,36 @@ def test_captions_of_another_shape_are_refused(content, wrong, root, put):
         read(root, "coco_captions")
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "tree", "first"),
+    [
+        (
+            "coco_captions",
+            "coco/annotations/captions_train2017.json",
+            {**OFFICIAL, "annotations": OFFICIAL["annotations"][::2]},
+            "25",
+        ),
+        (
+            "coco_karpathy",
+            "coco/dataset_coco.json",
+            {"images": [karpathy("restval", 1), {**karpathy("train", 2), "sentences": []}]},
+            "'2.jpg'",
+        ),
+    ],
+)
+def test_pictures_without_a_caption_are_told_or_skipped_when_asked(name, path, tree, first, root, put):
+    put(path, tree)
+    rule = f"{path.rpartition('/')[2]}: images without a caption: 1, the first of them {first}; caption them, or say"
+    with pytest.raises(UserError, match=rf"{rule} missing_captions: skip"):
+        read(root, name)
+    assert len(read(root, name, missing_captions="skip")) == 1
+
+
+def test_a_picture_of_another_split_needs_no_caption(root, put):
+    put("coco/dataset_coco.json", {"images": [karpathy("train", 1), {**karpathy("val", 2), "sentences": []}]})
+    assert len(read(root, "coco_karpathy")) == 1
+
+
 @pytest.mark.parametrize("name", ["vqa_v2", "okvqa"])
 def test_official_vqa_groups_the_questions_of_a_picture_and_keeps_the_ten_answers(name, root, put):
     prefix = "vqa_v2/v2_" if name == "vqa_v2" else "okvqa/"
@@ -160,6 +190,11 @@ def test_official_vqa_groups_the_questions_of_a_picture_and_keeps_the_ten_answer
     assert [truth.answers for truth in source[0].truths] == [("red",) * 6 + ("pink",) * 4] * 2
     with pytest.raises(UserError, match="a split without annotations has no answers to learn"):
         read(root, name, split="val", annotations=None)
+    put(f"{prefix}OpenEnded_mscoco_val2014_questions.json", {"questions": questions[:1]})
+    with pytest.raises(UserError, match=r"annotations without a question in .*: 2, the first of them 3; give the que"):
+        read(root, name, split="val")
+    assert len(read(root, name, split="val", missing_questions="skip")) == 1
+    put(f"{prefix}OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
     put(f"{prefix}mscoco_val2014_annotations.json", {"annotations": annotations[:1]})
     with pytest.raises(UserError, match=r"no answers to 2 questions of .*: \[1, 2\]"):
         read(root, name, split="val")
