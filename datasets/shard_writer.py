@@ -304,7 +304,10 @@ def _write_whole(path: Path, payload: bytes) -> None:
 
 
 def _packed(key: str, members: list[tuple[str, bytes]]) -> bytes:
-    """A sample as its piece of a tar; nothing in it depends on when and by whom it is written."""
+    """A sample as its piece of a tar; nothing in it depends on when and by whom it is written.
+
+    webdataset.TarWriter would make the same bytes, but importing it brings torch to every process that writes.
+    """
     pieces = []
     for ext, data in members:
         member = tarfile.TarInfo(f"{key}.{ext}")

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-import webdataset
 
 from mmgpt.applications.pipeline import run_recipe
 from mmgpt.generation.compiled_step import compiled_step
@@ -81,6 +80,8 @@ def quickstart_gpu() -> Record:
 
 def loader_wait(steps: int = 60, device: str = "cuda", width: int = 1024, workers: int = 8) -> Record:
     """Share of a training step that waits for data: photographs of 500 x 375 from shards, 64 a step, 8 workers."""
+    import webdataset  # of the extra dev
+
     folder = Path(tempfile.mkdtemp())
     rng = np.random.default_rng(0)
     with webdataset.ShardWriter(f"{folder}/shard-%06d.tar", maxcount=200, verbose=0) as writer:

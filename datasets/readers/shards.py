@@ -193,6 +193,10 @@ def _find_shards(path: str, data_root: Path, wanted: Wanted) -> tuple[list[str],
     """The tars that a path names, the samples in each, and a hash of what is known of their content."""
     named = expand_braces(path)
     for one in named:
+        if one.startswith("pipe:"):
+            raise UserError(
+                f"{one}: samples are not read in the order of a pipe; write its tar to a file, and name that"
+            )
         if one.lower().endswith(PACKED):
             raise UserError(
                 f"{one}: compressed, so that no sample can be read alone; unpack it to .tar first, as gunzip does"

@@ -88,12 +88,43 @@ def test_the_data_root_may_be_relative(world_job, tmp_path, monkeypatch):
     assert len(read_shards("shards", Path("data"))) == 11
 
 
-def test_webdataset_reads_our_shards(world_job):
+def example_of_docs() -> str:
+    """The lines of docs/data.md that read shards by webdataset."""
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    return page.partition("```python\n")[2].partition("```")[0]
+
+
+def test_webdatasets_plain_stream_reads_our_shards_as_the_page_says_and_decodes_them(world_job, capsys):
     index = write_shards(world_job)
-    tars = [str(world_job.out / one["name"]) for one in index["shards"]]
-    rows = list(webdataset.WebDataset(tars, shardshuffle=False, empty_check=False))
-    assert [json.loads(row["json"])["key"] for row in rows] == [world_job.open()[n].key for n in range(11)]
-    assert {"0.png", "1.wav"} <= rows[0].keys() or {"0.wav", "1.png"} <= rows[0].keys()
+    example = example_of_docs().replace("OUT", str(world_job.out)).replace("000003", f"{len(index['shards']) - 1:06d}")
+    found: dict = {}
+    exec(example, found)
+    source, rows = world_job.open(), list(found["stream"])
+    assert [row["__key__"] for row in rows] == [f"{number:09d}" for number in range(11)]
+    assert [row["json"]["key"] for row in rows] == [source[number].key for number in range(11)]
+    for number, row in enumerate(rows):
+        for place, medium in enumerate(part for part in source[number].messages[0].parts if not isinstance(part, Text)):
+            if medium.modality == "image":
+                assert row[f"{place}.png"].tobytes() == medium.load().tobytes()
+            else:
+                samples, rate = row[f"{place}.wav"]
+                assert (samples.tobytes(), rate) == (medium.load().samples.tobytes(), medium.load().rate)
+    assert capsys.readouterr().out.count("'role': 'user'") >= 11
+
+
+def test_a_shard_is_byte_for_byte_what_webdatasets_writer_makes_of_its_members(world_job, tmp_path):
+    write_shards(world_job)
+    for tar in sorted(world_job.out.glob("*.tar")):
+        with (
+            tarfile.open(tar) as ours,
+            webdataset.TarWriter(str(tmp_path / tar.name), user="", group="", mode=0o644, mtime=0) as writer,
+        ):
+            for member in ours:  # one at a time: it would sort the members of a sample, and ours begin with the json
+                key, _, ext = member.name.partition(".")
+                writer.write({"__key__": key, ext: ours.extractfile(member).read()})
+        whole, theirs = tar.read_bytes(), (tmp_path / tar.name).read_bytes()
+        assert theirs.startswith(whole)
+        assert not theirs[len(whole) :].strip(b"\0")  # it pads to 10 KiB
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -289,6 +320,10 @@ def test_bad_members_are_refused_with_a_reason(members, told, tmp_path):
     ("path", "told"),
     [
         ("absent.tar", "no such file"),
+        (
+            "pipe:curl -s https://host/{0..3}.tar",
+            "samples are not read in the order of a pipe; write its tar to a file",
+        ),
         ("noise.tar", "not a tar file"),
         ("packed.tar", "compressed ones must be unpacked"),
         ("../out.tar", "leads out of the data root"),
