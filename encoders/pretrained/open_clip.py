@@ -74,8 +74,10 @@ def open_clip_fields(folder: Path) -> dict[str, Any]:
     crop = pixels.get("resize_mode", "shortest")  # open_clip's defaults, here and below
     if crop not in CROPS:
         raise UserError(f"{file}: resize_mode={crop} is not known; known: {', '.join(CROPS)}")
-    build = _timm_backed if vision.get("timm_model_name") else _native
-    architecture, args = build(vision, bool(config_json["model_cfg"].get("quick_gelu")), file)
+    if vision.get("timm_model_name"):
+        architecture, args = _timm_backed(vision)
+    else:
+        architecture, args = _native(vision, bool(config_json["model_cfg"].get("quick_gelu")), file)
     return fill_from_tower(
         {
             "architecture": architecture,
@@ -112,7 +114,7 @@ def _native(vision: dict[str, Any], quick_gelu: bool, file: Path) -> tuple[str, 
     return "vit_base_patch16_clip_224", {name: value for name, value in args.items() if value is not None}
 
 
-def _timm_backed(vision: dict[str, Any], quick_gelu: bool, file: Path) -> tuple[str, dict[str, Any]]:
+def _timm_backed(vision: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """As open_clip's TimmModel does: the pooling, which says where the last norm stands, is given or timm's own."""
     own_head = vision.get("timm_proj", "linear") not in ("linear", "mlp")
     pool = vision.get("timm_pool", "avg")
