@@ -60,14 +60,16 @@ def open_embedder(name: str, model: Model | None) -> Embedder:
 
 
 def _open_clip(folder: Path) -> Embedder:
-    import open_clip  # takes a second
-
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "open_clip_config.json").is_file():
         raise UserError(
             f"{folder}: no model of open_clip, which is an open_clip_config.json and a .safetensors file; "
             "save it with open_clip.push_to_hf_hub.save_for_hf, or download it"
         )
+    try:
+        import open_clip  # takes a second
+    except ImportError:
+        raise UserError(f'embedder={OPEN_CLIP}{folder} needs open_clip; pip install "mmgpt[eval]"') from None
     try:
         clip, prepare = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     except (ValueError, RuntimeError, KeyError, TypeError) as error:

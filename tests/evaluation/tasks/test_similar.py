@@ -1,4 +1,5 @@
 import os
+import sys
 
 import numpy as np
 import open_clip
@@ -166,6 +167,12 @@ def test_a_picture_that_changed_on_disk_is_embedded_again(tmp_path):
             os.utime(picture, ns=(1, 1))
         Similar(Pool(source), embedder, "media", tmp_path / "cache")
     assert len(runs) == 2
+
+
+def test_without_open_clip_its_embedder_names_the_extra(clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(UserError, match=r'embedder=open_clip:.*clip needs open_clip; pip install "mmgpt\[eval\]"'):
+        open_embedder(f"open_clip:{clip[1]}", None)
 
 
 def test_what_cannot_embed_is_refused_with_the_way_out(task, tmp_path, answerer):
