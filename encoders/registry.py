@@ -13,6 +13,7 @@ from mmgpt.encoders.conformer_config import ConformerConfig
 from mmgpt.encoders.pretrained.conformers import conformer_fields, conformer_weights
 from mmgpt.encoders.pretrained.hf_vision import tower_fields, tower_weights
 from mmgpt.encoders.pretrained.open_clip import OpenClipConfig, open_clip_fields, open_clip_weights
+from mmgpt.encoders.pretrained.timm import resized_tower
 from mmgpt.encoders.pretrained.whisper import whisper_fields, whisper_weights
 from mmgpt.encoders.timm_vit import TimmConfig, TimmEncoder
 from mmgpt.encoders.vit import ViTConfig, ViTEncoder
@@ -25,6 +26,7 @@ class EncoderKind(NamedTuple):
     Attributes:
         fields: the fields of `config` that an outside checkpoint's folder fixes; None where none can be read.
         weights: that checkpoint's weights by the names of the module, given the folder and the whole config.
+        resized: those fields for pictures of another size; None where an encoder has no such thing.
     """
 
     modality: str
@@ -32,6 +34,7 @@ class EncoderKind(NamedTuple):
     module: type[nn.Module]
     fields: Callable[[Path], dict[str, Any]] | None = None
     weights: Callable[[Path, Any], dict[str, Tensor]] | None = None
+    resized: Callable[[dict[str, Any], int], dict[str, Any]] | None = None
 
 
 EncoderConfig = Annotated[
@@ -39,8 +42,8 @@ EncoderConfig = Annotated[
 ]
 ENCODERS: dict[str, EncoderKind] = {
     "vit": EncoderKind("image", ViTConfig, ViTEncoder),
-    "timm": EncoderKind("image", TimmConfig, TimmEncoder, tower_fields, tower_weights),
-    "open_clip": EncoderKind("image", OpenClipConfig, TimmEncoder, open_clip_fields, open_clip_weights),
+    "timm": EncoderKind("image", TimmConfig, TimmEncoder, tower_fields, tower_weights, resized_tower),
+    "open_clip": EncoderKind("image", OpenClipConfig, TimmEncoder, open_clip_fields, open_clip_weights, resized_tower),
     "conformer": EncoderKind("audio", ConformerConfig, ConformerEncoder, conformer_fields, conformer_weights),
     "whisper": EncoderKind("audio", WhisperConfig, WhisperEncoder, whisper_fields, whisper_weights),
 }

@@ -1,4 +1,4 @@
-"""Image towers in Hugging Face layout, CLIP's, SigLIP's and SigLIP 2's, read into timm's modules and written back.
+"""Image towers in Hugging Face layout, read into timm's modules; CLIP's, SigLIP's and SigLIP 2's also written back.
 
 transformers keeps query, key and value apart where timm joins them; all else is a change of names.
 """
@@ -15,7 +15,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmgpt.config import UserError
-from mmgpt.encoders.pretrained.timm import check_tower_weights, fill_from_tower, timm_fields, timm_weights
+from mmgpt.encoders.pretrained import hf_dino
+from mmgpt.encoders.pretrained.timm import (
+    check_tower_weights,
+    fill_from_tower,
+    mlp_ratio,
+    resized_tower,
+    timm_fields,
+    timm_weights,
+)
 from mmgpt.encoders.timm_vit import TimmConfig, build_tower
 from mmgpt.files import load_weights, read_json
 from mmgpt.weight_names import Rule, to_ours, to_theirs
@@ -104,14 +112,20 @@ def tower_fields(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is neither, or says nothing of the pixels that the tower was trained on.
     """
-    config_json = read_json(folder / "config.json")
-    if family_of(config_json) is None:
+    config_json, where = read_json(folder / "config.json"), str(folder)
+    is_dino = config_json.get("model_type") in hf_dino.ARCHITECTURES
+    if not is_dino and family_of(config_json) is None:
         return timm_fields(folder)
     file = folder / "preprocessor_config.json"
     if file.is_file() or not (folder / "processor_config.json").is_file():
-        return hf_vision_fields(config_json, read_json(file), str(folder))
-    together = read_json(folder / "processor_config.json")
-    return hf_vision_fields(config_json, together.get("image_processor", together), str(folder))
+        preprocessor = read_json(file)
+    else:
+        together = read_json(folder / "processor_config.json")
+        preprocessor = together.get("image_processor", together)
+    if not is_dino:
+        return hf_vision_fields(config_json, preprocessor, where)
+    pixels = _normalisation(preprocessor, where) | _crop(preprocessor, None, where)
+    return resized_tower(hf_dino.dino_fields(config_json, pixels, where), pixels["image_size"])
 
 
 def tower_weights(folder: Path, config: TimmConfig) -> dict[str, Tensor]:
@@ -120,9 +134,14 @@ def tower_weights(folder: Path, config: TimmConfig) -> dict[str, Tensor]:
     Raises:
         UserError: if any is missing, unexpected or of another shape.
     """
-    if family_of(read_json(folder / "config.json")) is None:
+    config_json = read_json(folder / "config.json")
+    is_dino = config_json.get("model_type") in hf_dino.ARCHITECTURES
+    if not is_dino and family_of(config_json) is None:
         return timm_weights(folder, config)
-    return hf_vision_weights(load_weights(folder, pickles=config.pickles), config, str(folder))
+    weights = load_weights(folder, pickles=config.pickles)
+    if is_dino:
+        return hf_dino.dino_weights(weights, config_json["model_type"], config, str(folder))
+    return hf_vision_weights(weights, config, str(folder))
 
 
 def hf_vision_fields(config_json: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -153,7 +172,7 @@ def hf_vision_fields(config_json: Mapping[str, Any], preprocessor: Mapping[str, 
         "embed_dim": width,
         "depth": vision["num_hidden_layers"],
         "num_heads": vision["num_attention_heads"],
-        "mlp_ratio": _ratio(vision["intermediate_size"], width),
+        "mlp_ratio": mlp_ratio(vision["intermediate_size"], width),
         "act_layer": ACTIVATIONS[vision["hidden_act"]],
     }
     if family == "siglip2":
@@ -166,12 +185,6 @@ def hf_vision_fields(config_json: Mapping[str, Any], preprocessor: Mapping[str, 
         args["img_size"] = vision["image_size"]
         pixels = _normalisation(preprocessor, where) | _crop(preprocessor, vision["image_size"], where)
     return fill_from_tower({"architecture": ARCHITECTURES[family], "model_args": args, **pixels})
-
-
-def _ratio(inner: int, width: int) -> float:
-    """The mlp_ratio of which timm makes `inner`: it rounds the product down."""
-    ratio = inner / width
-    return ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
 
 
 def _share(size: int, before: int) -> float:
@@ -196,7 +209,8 @@ def _normalisation(preprocessor: Mapping[str, Any], where: str) -> dict[str, Any
     }
 
 
-def _crop(preprocessor: Mapping[str, Any], image_size: int, where: str) -> dict[str, Any]:
+def _crop(preprocessor: Mapping[str, Any], image_size: int | None, where: str) -> dict[str, Any]:
+    """How pictures become squares of `image_size`; of what the processor makes, where it is None."""
     size = preprocessor.get("size") or {}
     size = {"shortest_edge": size} if isinstance(size, int) else size
     crop = preprocessor.get("crop_size") if preprocessor.get("do_center_crop", "shortest_edge" in size) else None
@@ -204,6 +218,7 @@ def _crop(preprocessor: Mapping[str, Any], image_size: int, where: str) -> dict[
     keeps_ratio = "shortest_edge" in size
     before = {size["shortest_edge"]} if keeps_ratio else {size.get("height", 0), size.get("width", 0)}
     after = {crop["height"], crop["width"]} if crop else before
+    image_size = max(after) if image_size is None else image_size
     if after != {image_size} or len(before) > 1 or min(before) < image_size or (keeps_ratio and not crop):
         raise UserError(
             f"{where}: size={size}, crop_size={crop} make no square of image_size={image_size}; "
@@ -237,7 +252,7 @@ def hf_vision_weights(weights: Mapping[str, Tensor], config: TimmConfig, where: 
     side = config.image_size // config.patch_size
     shaped = {"cls_token": (1, 1, -1), "pos_embed": (1, -1, config.width), "embeds.pos_embed": (1, side, side, -1)}
     return check_tower_weights(
-        {k: w.reshape(shaped[k]) if k in shaped else w for k, w in renamed.items()}, config, where
+        {k: w.reshape(shaped[k]) if k in shaped else w for k, w in renamed.items()}, config, where, antialias=False
     )
 
 

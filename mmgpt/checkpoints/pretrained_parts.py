@@ -23,7 +23,8 @@ from mmgpt.model.config import ModelConfig
 from mmgpt.model.layers import DecoderConfig
 from mmgpt.model.multimodal import MultimodalModel
 
-UNCHECKED_FIELDS = {"context", "dropout", "max_patches"}  # what a recipe may set otherwise than the checkpoint
+# what a recipe may set otherwise than the checkpoint
+UNCHECKED_FIELDS = {"context", "dropout", "max_patches", "crop", "crop_pct"}
 ROWS_MULTIPLE = 64  # rows of an embedding that grew: what matrix products like
 
 
@@ -80,7 +81,14 @@ def _fill_encoder(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     readers = {name: one.fields for name, one in ENCODERS.items() if one.fields}
     if kind not in readers:
         raise UserError(f"{where}.kind={kind} does not begin from a checkpoint; {did_you_mean(kind, readers)}")
-    return _fill(part, readers[kind](_fetch(part, where)), ENCODERS[kind].config, where)
+    fields, size = readers[kind](_fetch(part, where)), part.get("image_size")
+    resized = ENCODERS[kind].resized
+    if resized and isinstance(size, int) and size != fields["image_size"]:
+        try:
+            fields = resized(fields, size)
+        except UserError as error:
+            raise UserError(f"{where}.{error}") from None
+    return _fill(part, fields, ENCODERS[kind].config, where)
 
 
 def _fill(part: Mapping[str, Any], fields: Mapping[str, Any], cls: type[Config], where: str) -> dict[str, Any]:

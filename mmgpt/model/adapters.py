@@ -101,7 +101,10 @@ def check_grids(adapter: AdapterConfig, encoder: EncoderSizes) -> None:
         ValueError: names the adapter's field and the remedy.
     """
     for grid in encoder.grids_of(encoder.max_shape):
-        adapter.num_tokens(grid)
+        try:
+            adapter.num_tokens(grid)
+        except ValueError as error:
+            raise ValueError(f"{error}{_sizes_that_fit(adapter, encoder)}") from None
     if encoder.grid_multiple is None:
         return
     if adapter.kind == "resampler" or (adapter.kind == "fold" and adapter.places):
@@ -114,6 +117,16 @@ def check_grids(adapter: AdapterConfig, encoder: EncoderSizes) -> None:
             f"fold: stride={adapter.stride} does not divide the encoder's multiple={encoder.grid_multiple[0]}, the "
             f"least side of its grids; set multiple: {adapter.stride}"
         )
+
+
+def _sizes_that_fit(adapter: AdapterConfig, encoder: EncoderSizes) -> str:
+    """Sizes of pictures whose grid a fold's stride divides: those beside the encoder's, and 224 as the usual one."""
+    size, patch = getattr(encoder, "image_size", None), getattr(encoder, "patch_size", None)
+    if adapter.kind != "fold" or size is None or patch is None or encoder.grid_multiple:
+        return ""
+    unit = adapter.stride * patch
+    sizes = sorted({size // unit * unit, size // unit * unit + unit, *([224] if 224 % unit == 0 else [])} - {0})
+    return "; or image_size " + ", ".join(f"{one}, which gives {one // patch} x {one // patch}" for one in sizes)
 
 
 class LinearAdapter(nn.Module):

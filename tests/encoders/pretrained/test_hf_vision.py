@@ -6,8 +6,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from mmgpt.config import UserError
-from mmgpt.encoders.pretrained.hf_vision import _ratio, _share, hf_vision_config, to_hf_vision, tower_fields
-from mmgpt.encoders.pretrained.timm import fill_from_tower
+from mmgpt.encoders.pretrained.hf_vision import _share, hf_vision_config, to_hf_vision, tower_fields
+from mmgpt.encoders.pretrained.timm import fill_from_tower, mlp_ratio
 from mmgpt.encoders.timm_vit import TimmConfig
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
@@ -124,7 +124,7 @@ def test_shares_and_ratios_give_back_the_whole_numbers_they_come_from():
     for size in range(16, 600, 7):
         for larger in range(size, 3 * size):
             assert int(size / _share(size, larger)) == larger
-            assert int(size * _ratio(larger, size)) == larger
+            assert int(size * mlp_ratio(larger, size)) == larger
 
 
 def test_the_tower_of_a_whole_clip_model_is_found_under_its_prefix(tmp_path, save, read_tower):
