@@ -24,6 +24,12 @@ from mmgpt.locking import hold
 SHARD_BYTES = 5 * 10**9
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `MMGPT_CACHE`, else mmgpt's folder in the user's cache."""
+    own = os.environ.get("MMGPT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmgpt"
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder under another name, then move it into place, so that it is there whole or not at all.
 
@@ -127,24 +133,35 @@ def read_json(file: Path) -> dict[str, Any]:
 def save_weights(
     weights: Mapping[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES, stem: str = "model"
 ) -> None:
-    """Write STEM.safetensors, or numbered shards with an index where it would pass `shard_bytes`."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
+    """Write STEM.safetensors, or numbered shards with an index where it would pass `shard_bytes`.
+
+    The mapping may make its weights as they are asked for; of those, one shard is in memory at a time.
+    """
+    written: list[list[str]] = []  # names of weights, a list a shard
+    shard: dict[str, Tensor] = {}
+    total = size = 0
+
+    def write() -> None:
+        save_file(shard, folder / f"{stem}-{len(written):05d}.draft", metadata={"format": "pt"})
+        written.append(list(shard))
+        shard.clear()
+
     for name, weight in weights.items():
         if size and size + weight.nbytes > shard_bytes:
-            shards.append({})
+            write()
             size = 0
-        shards[-1][name] = weight.contiguous()
+        shard[name] = weight.contiguous()
         size += weight.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
+        total += weight.nbytes
+    write()
+    count = len(written)
+    files = [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    files = files if count > 1 else [f"{stem}.safetensors"]
+    for number, file in enumerate(files):
+        (folder / f"{stem}-{number:05d}.draft").replace(folder / file)
+    if count == 1:
         return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(weight.nbytes for weight in weights.values())
+    weight_map = {name: file for names, file in zip(written, files, strict=True) for name in names}
     write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 

@@ -6,6 +6,7 @@
 import re
 from pathlib import Path
 
+from mmgpt.checkpoints.gguf import is_gguf, unpacked
 from mmgpt.config import UserError
 
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.md"]
@@ -21,33 +22,49 @@ def fetch(source: str | Path, revision: str | None = None, pickles: bool = False
     """The folder with a model's files, downloaded where it is not here yet.
 
     Args:
-        source: a folder, or `organisation/name` on the hub.
+        source: a folder, a .gguf file, `organisation/name` on the hub, or `organisation/name/FILE.gguf`.
         revision: a branch, tag or commit of the hub; its newest if not given.
         pickles: download *.bin files too.
     Raises:
         UserError: if there is no such folder or repository, it may not be read, or it is neither cached nor in reach.
     """
+    in_repository = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)/([\w./-]+\.gguf)", str(source))
+    if in_repository and not Path(source).exists() and is_name(in_repository[1]):
+        return unpacked(_download(in_repository[1], in_repository[2], revision))
+    if is_gguf(source):
+        return unpacked(source)
     if Path(source).is_dir():
         if revision:
             raise UserError(f"{source}: is a folder, which has no revision {revision!r}; leave the revision out")
         return Path(source)
     if not is_name(source):
         raise UserError(f"{source}: no such folder; give one that holds a config.json, or organisation/name of the hub")
-    from huggingface_hub import errors as hub
-    from huggingface_hub import snapshot_download
+    patterns = FILES + PICKLES if pickles else FILES
+    return _download(str(source), patterns, revision)
 
-    where = f"{source}{f'@{revision}' if revision else ''}"
+
+def _download(repository: str, wanted: str | list[str], revision: str | None) -> Path:
+    """A file of a repository, or the folder of those that match patterns."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    where = f"{repository}{f'@{revision}' if revision else ''}"
     try:
-        patterns = FILES + PICKLES if pickles else FILES
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        if isinstance(wanted, str):
+            return Path(hf_hub_download(repository, wanted, revision=revision))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except hub.GatedRepoError:
         raise UserError(f"{where}: is gated; accept its terms on the hub and set HF_TOKEN") from None
     except hub.RevisionNotFoundError:
-        raise UserError(f"{where}: the hub has no such revision; give a branch, tag or commit of {source}") from None
+        raise UserError(
+            f"{where}: the hub has no such revision; give a branch, tag or commit of {repository}"
+        ) from None
     except hub.RepositoryNotFoundError:
         raise UserError(
             f"{where}: no such folder, and no repository on the hub that may be read; set HF_TOKEN if it is private"
         ) from None
+    except hub.RemoteEntryNotFoundError:
+        raise UserError(f"{where}: holds no {wanted}; look at its list of files") from None
     except (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmgpt.arguments import place
+from mmgpt.checkpoints.gguf import is_gguf
 from mmgpt.checkpoints.golden import make_golden, verify_golden
 from mmgpt.checkpoints.hf_multimodal import read_language_model, read_multimodal
 from mmgpt.checkpoints.hf_multimodal_tables import FORMAT_OF_MODEL_TYPE
@@ -152,7 +153,7 @@ def find_model(path: str | Path, revision: str | None = None) -> Path:
         UserError: if there is none.
     """
     root = place("path", path)
-    if revision or is_name(path):
+    if revision or is_name(path) or is_gguf(path):
         return fetch(path, revision)
     newest = sorted(root.glob("*/checkpoint-*"), key=lambda p: p.stat().st_mtime, reverse=True)
     for folder in [root, root / "final", *newest]:
