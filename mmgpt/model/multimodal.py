@@ -6,7 +6,7 @@ texts share.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,13 @@ Encoded = tuple[
 ]  # features (P, F, E) of all pieces of a batch's media in order, the grid of each
 
 
+class KeepsFeatures(Protocol):
+    """What a frozen encoder made of media, kept from one time to the next."""
+
+    def encode(self, media: MediaBatch) -> Tensor:
+        """The features (P, F, E) of all pieces of a batch's media in order."""
+
+
 class MultimodalModel(nn.Module):
     """Encoders, adapters, a decoder LM, and heads on the encoders."""
 
@@ -41,6 +48,7 @@ class MultimodalModel(nn.Module):
         """
         super().__init__()
         self.config, self.vocab_size, self.placeholder_ids = config, vocab_size, dict(placeholder_ids)
+        self.feature_caches: dict[str, KeepsFeatures] = {}  # by modality, of frozen encoders
         self.encoders = nn.ModuleDict({m: ENCODERS[c.kind].module(c) for m, c in config.encoders.items()})
         self.adapters = nn.ModuleDict(
             {
@@ -72,6 +80,8 @@ class MultimodalModel(nn.Module):
         """Features (P, F, E) of all pieces of one modality's media in order, and the grid of each piece."""
         config = self.config.encoders[modality]
         grids = [grid for size in media.sizes() for grid in config.grids_of(size)]
+        if modality in self.feature_caches:
+            return self.feature_caches[modality].encode(media), grids
         return self.encoders[modality](media.values, media.shapes), grids
 
     def media_tokens(self, modality: str, media: MediaBatch, encoded: Encoded | None = None) -> Tensor:

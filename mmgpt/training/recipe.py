@@ -82,6 +82,7 @@ class StageConfig(Config):
     max_grad_norm: PositiveFloat = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     workers: NonNegativeInt = 0  # processes that read and render
+    cache_features: bool = False  # keep what frozen encoders make of media on disk: later epochs and runs skip them
     save_every: PositiveInt = 500  # steps
     keep_last: PositiveInt = 2  # checkpoints of this stage
     log_every: PositiveInt = 10  # steps

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch.optim import Optimizer
 
+from mmgpt.checkpoints.feature_cache import cache_features
 from mmgpt.config import UserError
 from mmgpt.datasets.mixture import SamplerState
 from mmgpt.datasets.source import Source
@@ -20,6 +21,7 @@ from mmgpt.files import read_json
 from mmgpt.inputs.dataloader import StepBatches, StepDataset, iterate_steps
 from mmgpt.inputs.rendered import HeadKind
 from mmgpt.model.bundle import ModelBundle
+from mmgpt.model.multimodal import MultimodalModel
 from mmgpt.run_log import OnRecord, Record, RunLog
 from mmgpt.training import lora, train_state
 from mmgpt.training.data_mix import open_stream, steps_of
@@ -33,6 +35,7 @@ from mmgpt.training.same_data import Data
 from mmgpt.training.step import StepStats, train_step
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, by name of the device
+AUGMENTATIONS = ("augment", "warp", "speed", "noise_snr", "time_masks", "band_masks")  # fields of encoders
 COUNTS = ("samples", "skipped", "trimmed")
 
 
@@ -75,6 +78,7 @@ class StageRun:
         self.teacher = teacher
         freeze_except(bundle.model, stage.train)
         self.held = freeze_old_rows(bundle.model, stage.train, bundle.new_tokens)
+        cache_features(bundle.model, _cached_modalities(bundle.model, stage))
         if stage.lora:
             torch.manual_seed(self.seed)
             lora.add_adapters(bundle.model, stage.lora)
@@ -258,6 +262,28 @@ class StageRun:
             train_state.keep_last(self.folder, self.stage.keep_last)
 
         self.ranks.on_main(write)
+
+
+def _cached_modalities(model: MultimodalModel, stage: StageConfig) -> list[str]:
+    """The modalities whose encoders' features a stage keeps: those of frozen encoders, if it keeps any.
+
+    Raises:
+        UserError: if it asks for it and no encoder is frozen, or one that is gets other media at each showing.
+    """
+    if not stage.cache_features:
+        return []
+    frozen = [m for m, encoder in model.encoders.items() if not any(p.requires_grad for p in encoder.parameters())]
+    if not frozen:
+        raise UserError(f"stage {stage.name}: cache_features: true, and no encoder is frozen; leave one out of train")
+    for modality in frozen:
+        config: Any = model.config.encoders[modality]
+        for name in AUGMENTATIONS:
+            if getattr(config, name, None):
+                raise UserError(
+                    f"stage {stage.name}: cache_features: true, and encoder {modality} has {name}, which makes other "
+                    "media of a sample at each showing; leave one of the two out"
+                )
+    return frozen
 
 
 def dropout_seed(recipe: Recipe, stage: StageConfig, rank: int) -> int:
