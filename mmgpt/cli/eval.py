@@ -54,6 +54,10 @@ Seed = Annotated[int, typer.Option(help="Of the choice of examples.", min=0)]
 Seeds = Annotated[
     str | None, typer.Option(help="Several such seeds, with commas between them: their mean and deviation.")
 ]
+CacheFeatures = Annotated[
+    bool,
+    typer.Option("--cache-features", help="Keep what the encoders make of media on disk, for the next evaluation."),
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Decode by a compiled step: slower to start, for many answers.")
 ]
@@ -75,6 +79,7 @@ def evaluate(
     seeds: Seeds = None,
     device: Device = "auto",
     compile: Compile = False,
+    cache_features: CacheFeatures = False,
 ) -> None:
     """Score a model on tasks, zero- or few-shot. Under torchrun, all processes answer."""
     from mmgpt.distributed import is_main
@@ -95,7 +100,7 @@ def evaluate(
     with Progress(*Progress.get_default_columns(), TOLD, console=terminal, transient=True, disable=not shown) as bars:
         progress = Bars(bars) if shown else PlainBars(terminal)
         found = run(
-            open_model(model, device, compile=compile),
+            open_model(model, device, compile=compile, cache_features=cache_features),
             wanted,
             shots=_listed(shots),
             limit=limit,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mmgpt.arguments import several, whole
+from mmgpt.checkpoints.feature_cache import cache_features as keep_features
 from mmgpt.checkpoints.save_load import load_bundle, widen
 from mmgpt.config import UserError, build
 from mmgpt.datasets.sample import Message, Part
@@ -330,6 +331,7 @@ def load(
     verify: bool = False,
     quantize: str | None = None,
     compile: bool = False,
+    cache_features: bool = False,
 ) -> Assistant:
     """Open a run, a checkpoint, an exported model folder, or a language model in Hugging Face layout.
 
@@ -343,6 +345,7 @@ def load(
         quantize: hold the weights of the decoder's blocks in few bits: `int8`, `int4` or `int8-dynamic`.
         compile: decode by a compiled step, which takes some seconds at the first answer and then is up to 1.6 x as
             fast for small models; for many answers.
+        cache_features: keep what the encoders make of media on disk, for later calls and processes.
     Raises:
         UserError: if the folder is incomplete, damaged, its weights do not fit its config, or there is no such device.
     """
@@ -355,4 +358,6 @@ def load(
         widen(bundle.model)
     if wanted:
         bundle.quantize(wanted)
+    if cache_features:
+        keep_features(bundle.model, bundle.model.encoders)
     return Assistant(bundle, str(path), compile=compile)

@@ -2,11 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+import mmgpt
 from mmgpt.checkpoints import feature_cache
 from mmgpt.checkpoints.feature_cache import FeatureCache, cache_features
+from mmgpt.checkpoints.save_load import save_bundle
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image
 from mmgpt.datasets.sample import Message
+from mmgpt.evaluation.models.model import open_model
 from mmgpt.generation.assistant import Assistant
 from mmgpt.inputs.batch import collate_media
 from mmgpt.run_log import read_log
@@ -156,3 +159,16 @@ def test_an_evaluation_reads_the_features_of_the_training(hearing, cache):
     assert kept.misses == 1
     assert other.chat(prompt, max_new_tokens=3).tokens == first.tokens
     assert (kept.hits, kept.misses) == (1, 1)
+
+
+def test_a_loaded_model_keeps_features_from_one_process_to_the_next(hearing, tmp_path):
+    save_bundle(hearing, tmp_path / "saved")
+    prompt = (Message.of("user", Image(np.full((16, 16, 3), 90, np.uint8)), "?"),)
+    counts = []
+    for _ in range(2):
+        assistant = mmgpt.load(tmp_path / "saved", cache_features=True)
+        assistant.chat(prompt, max_new_tokens=2)
+        counts.append([(one.hits, one.misses) for one in assistant.model.feature_caches.values()])
+    assert counts == [[(0, 1), (0, 0)], [(1, 0), (0, 0)]]
+    with pytest.raises(UserError, match=r"hf:some: cache_features is for mmgpt's own models; leave it out"):
+        open_model("hf:some", cache_features=True)

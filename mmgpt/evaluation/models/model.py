@@ -46,7 +46,7 @@ class Model(Protocol):
         """By how many tokens a talk with an answer of `room` tokens is over the context; 0 or less if it fits."""
 
 
-def open_model(name: str | Path, device: str = "auto", *, compile: bool = False) -> Model:
+def open_model(name: str | Path, device: str = "auto", *, compile: bool = False, cache_features: bool = False) -> Model:
     """The model of a name.
 
     `openai:URL` or `openai:URL#MODEL` is behind a server of OpenAI's kind (the key, if it wants one, is in the
@@ -57,9 +57,12 @@ def open_model(name: str | Path, device: str = "auto", *, compile: bool = False)
         UserError: if there is no such model, or it cannot be compiled; OSError: if the server cannot be reached.
     """
     kind, _, rest = str(name).partition(":")
-    if compile and kind in ("openai", "hf"):
-        raise UserError(f"{name}: compile is for mmgpt's own models; leave it out")
+    for option, is_set in {"compile": compile, "cache_features": cache_features}.items():
+        if is_set and kind in ("openai", "hf"):
+            raise UserError(f"{name}: {option} is for mmgpt's own models; leave it out")
     if kind == "openai":
         url, _, model = rest.partition("#")
         return OpenAIModel(url, model or None, key=os.environ.get("OPENAI_API_KEY"))
-    return open_hf(rest, device) if kind == "hf" else load(name, device=str(own_device(device)), compile=compile)
+    if kind == "hf":
+        return open_hf(rest, device)
+    return load(name, device=str(own_device(device)), compile=compile, cache_features=cache_features)
