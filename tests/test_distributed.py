@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from resuming import train_until
 from safetensors.torch import load_file
 
 from mmgpt.applications import pipeline
@@ -319,17 +320,9 @@ def test_a_process_that_is_killed_leaves_no_other_waiting_for_it(mixture, two_tr
 
 @pytest.mark.train
 def test_two_processes_go_on_where_one_was_stopped(mixture, two_train, tmp_path):
-    class Stopped(Exception):
-        pass
-
-    def stop(record):
-        if record.get("event") == "tick" and record["step"] == 3:
-            raise Stopped
-
     recipe = mixture(save_every=2)
     train(recipe, out=tmp_path / "one", data_root=tmp_path, device="cpu")
-    with pytest.raises(Stopped):
-        train(recipe, out=tmp_path / "two", data_root=tmp_path, device="cpu", on_record=stop)
+    train_until(3, recipe, out=tmp_path / "two", data_root=tmp_path)
     group = two_train(recipe, "two")
     assert group.end() == [0, 0], group.told()
     assert_same_run(tmp_path / "two", tmp_path / "one")

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from resuming import assert_same_weights, train_in_two
 from torch import nn
 
 from mmgpt.checkpoints.save_load import load_bundle, save_bundle
@@ -124,19 +125,8 @@ def test_a_weight_of_zero_trains_bitwise_as_without_a_teacher(make_recipe, teach
 def test_a_stage_with_a_teacher_goes_on_bitwise_and_logs_what_it_learns_from_it(make_recipe, teacher_run, tmp_path):
     recipe = recipe_of(make_recipe, teacher_run, {"save_every": 2})
     straight = train(recipe, out=tmp_path / "straight", device="cpu")
-
-    class Stop(Exception):
-        pass
-
-    def stop_at_three(record):
-        if record.get("event") == "tick" and record["step"] == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(recipe, out=tmp_path / "stopped", device="cpu", on_record=stop_at_three)
-    resumed = train(recipe, out=tmp_path / "stopped", device="cpu")
-    one, other = weights_of(straight), weights_of(resumed)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    train_in_two(3, recipe, out=tmp_path / "stopped")
+    assert_same_weights(straight.folder, tmp_path / "stopped")
     told = [record for record in read_log(straight.folder / "log.jsonl") if "loss/distill" in record]
     assert [record["step"] for record in told] == [1, 2, 3, 4]
     for record in told:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from resuming import assert_same_weights, train_in_two, train_until
 from safetensors.torch import load_file
 from torch import nn
 
@@ -8,10 +9,6 @@ from mmgpt.training.ema import EMA
 from mmgpt.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Stopped(Exception):
-    pass
 
 
 def test_an_average_has_its_closed_form_and_leaves_out_what_is_frozen():
@@ -55,19 +52,9 @@ def test_stopped_and_resumed_is_straight_bit_for_bit(optimizer, make_recipe, tmp
     stage = {"ema": 0.6, "layer_decay": 0.5, "optimizer": {"kind": optimizer, "weight_decay": 0.1}, "save_every": 1}
     recipe = make_recipe({"name": "first", **stage, "train": ["decoder"]}, {"name": "second", **stage})
     train(recipe, out=tmp_path / "straight", device="cpu")
-
-    def stop(record):
-        if record.get("event") == "tick" and (record["stage"], record["step"]) in stops:
-            stops.remove((record["stage"], record["step"]))
-            raise Stopped
-
-    stops = [("first", 3), ("second", 2)]
-    while stops:
-        with pytest.raises(Stopped):
-            train(recipe, out=tmp_path / "broken", device="cpu", on_record=stop)
-    train(recipe, out=tmp_path / "broken", device="cpu")
-    ours, theirs = (load_file(tmp_path / run / "final" / "model.safetensors") for run in ("straight", "broken"))
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    train_until(3, recipe, "first", out=tmp_path / "broken")
+    train_in_two(2, recipe, "second", out=tmp_path / "broken")
+    assert_same_weights(tmp_path / "straight", tmp_path / "broken")
 
 
 @pytest.mark.parametrize("decay", [0, 1, 1.5])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from resuming import train_until
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -27,20 +28,6 @@ from mmgpt.training.recipe import Recipe
 from mmgpt.training.train_state import checkpoint_steps
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.train]
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_after(step: int, act: Callable[[], None] | None = None):
-    def on_record(record):
-        if record.get("event") == "tick" and record["step"] == step:
-            if act is None:
-                raise Stopped
-            act()
-
-    return on_record
 
 
 def write_rows(root: Path, answers: list[str]) -> None:
@@ -60,8 +47,7 @@ def begun(recipe, tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     write_rows(root, ["red", "blue", "green", "pink"])
     train(recipe, out=root / "straight", data_root=root, device="cpu")
-    with pytest.raises(Stopped):
-        train(recipe, out=root / "broken", data_root=root, device="cpu", on_record=stop_after(3))
+    train_until(3, recipe, out=root / "broken", data_root=root)
     (root / "recipe.yaml").write_text(to_yaml(recipe))
     torch.set_num_threads(threads)
     return root
@@ -132,8 +118,7 @@ def test_the_data_of_a_stage_that_is_done_may_go(make_recipe, tmp_path):
     rows = {"reader": "messages", "path": "rows.jsonl"}
     stages = ({"name": "one", "data": [rows], "steps": 1}, {"name": "two", "steps": 2, "save_every": 1})
     write_rows(tmp_path, ["red", "blue"])
-    with pytest.raises(Stopped):
-        train(make_recipe(*stages), out=tmp_path / "run", data_root=tmp_path, device="cpu", on_record=stop_after(2))
+    train_until(2, make_recipe(*stages), out=tmp_path / "run", data_root=tmp_path)
     write_rows(tmp_path, ["red", "blue", "green"])
     train(make_recipe(*stages), out=tmp_path / "run", data_root=tmp_path, device="cpu")
     assert checkpoint_steps(tmp_path / "run" / "two") == [1, 2]
@@ -153,7 +138,7 @@ def test_a_second_training_in_a_folder_is_refused_and_the_first_is_not_disturbed
 
 def test_the_lock_is_held_while_it_trains(root, go_on):
     seen = []
-    go_on(on_record=stop_after(3, lambda: seen.append((root / "broken" / ".lock").read_text())))
+    go_on(on_record=lambda record: seen.append((root / "broken" / ".lock").read_text()))
     assert f"process {os.getpid()} on " in seen[0]
     assert_as_straight(root)
 

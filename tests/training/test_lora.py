@@ -5,6 +5,7 @@ import sys
 import peft
 import pytest
 import torch
+from resuming import Stopped, assert_same_weights, train_in_two
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,10 +26,6 @@ ATTENTION = ("query", "key", "value", "out")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Stopped(Exception):
-    pass
 
 
 @pytest.fixture
@@ -65,20 +62,6 @@ def adapted_recipe(make_recipe, *stages, **options):
     tree["decoder"] |= {"zero_init": False}
     base = {"train": [], "steps": 5, "save_every": 1, "learning_rate": 0.01, **options}
     return make_recipe(*({**base, **stage} for stage in stages or [{}]), model=tree)
-
-
-def stop_after(stage, step):
-    def on_record(record):
-        if record.get("event") == "tick" and (record["stage"], record["step"]) == (stage, step):
-            raise Stopped
-
-    return on_record
-
-
-def assert_same_file(run, other, file):
-    ours, theirs = load_file(run / file), load_file(other / file)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -145,11 +128,9 @@ def test_stopped_and_resumed_is_straight_bit_for_bit(options, stop, make_recipe,
     recipe = adapted_recipe(make_recipe, {}, {}, **options)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     train(recipe, out=straight, device="cpu")
-    with pytest.raises(Stopped):
-        train(recipe, out=broken, device="cpu", on_record=stop_after(*stop))
-    train(recipe, out=broken, device="cpu")
+    train_in_two(stop[1], recipe, stop[0], out=broken)
     for file in ("final/model.safetensors", *(f"stage{n}/adapter/adapter_model.safetensors" for n in (0, 1))):
-        assert_same_file(straight, broken, file)
+        assert_same_weights(straight, broken, file)
 
 
 @pytest.mark.train
@@ -169,7 +150,7 @@ def test_a_run_that_stopped_between_its_last_step_and_the_merge_merges_when_it_g
     assert not (tmp_path / "broken" / "stage0" / "adapter").exists()
     train(recipe, out=tmp_path / "broken", device="cpu")
     for file in ("final/model.safetensors", "stage0/adapter/adapter_model.safetensors"):
-        assert_same_file(tmp_path / "straight", tmp_path / "broken", file)
+        assert_same_weights(tmp_path / "straight", tmp_path / "broken", file)
 
 
 @pytest.mark.train

@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from resuming import assert_same_weights, train_in_two
 
 from mmgpt.checkpoints.save_load import load_bundle
 from mmgpt.config import UserError, to_yaml
@@ -44,26 +43,7 @@ except Interrupted as stop:
 """
 
 
-class Stopped(Exception):
-    pass
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def stop_after(stage: str, step: int):
-    def on_record(record):
-        if record.get("event") == "tick" and (record["stage"], record["step"]) == (stage, step):
-            raise Stopped
-
-    return on_record
-
-
-def assert_same_weights(folder: Path, other: Path) -> None:
-    ours, theirs = load_file(folder / "model.safetensors"), load_file(other / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert different == []
 
 
 def losses_by_step(run: Path) -> list[tuple[str, int, float]]:
@@ -97,10 +77,8 @@ def test_stopped_and_resumed_is_straight_bit_for_bit(optimizer, stop, make_recip
         {"name": "second", **stage, "data": [{"reader": "world", "name": n} for n in ("scenes", "stories")]},
     )
     train(recipe, out=tmp_path / "straight", device="cpu")
-    with pytest.raises(Stopped):
-        train(recipe, out=tmp_path / "broken", device="cpu", on_record=stop_after(*stop))
-    train(recipe, out=tmp_path / "broken", device="cpu")
-    assert_same_weights(tmp_path / "straight" / "final", tmp_path / "broken" / "final")
+    train_in_two(stop[1], recipe, stop[0], out=tmp_path / "broken")
+    assert_same_weights(tmp_path / "straight", tmp_path / "broken")
     assert losses_by_step(tmp_path / "straight") == losses_by_step(tmp_path / "broken")
 
 
@@ -110,10 +88,8 @@ def test_resume_is_exact_where_a_part_has_seen_no_gradient_yet(optimizer, make_r
     data = [{"reader": "world", "name": "stories", "weight": 5}, {"reader": "world", "name": "scenes", "weight": 1}]
     recipe = make_recipe({"data": data, "batch_size": 1, "steps": 7, "save_every": 1, "optimizer": optimizer})
     train(recipe, out=tmp_path / "straight", device="cpu")
-    with pytest.raises(Stopped):
-        train(recipe, out=tmp_path / "broken", device="cpu", on_record=stop_after("stage0", 2))
-    train(recipe, out=tmp_path / "broken", device="cpu")
-    assert_same_weights(tmp_path / "straight" / "final", tmp_path / "broken" / "final")
+    train_in_two(2, recipe, out=tmp_path / "broken")
+    assert_same_weights(tmp_path / "straight", tmp_path / "broken")
 
 
 @pytest.mark.train
@@ -122,10 +98,8 @@ def test_dropout_draws_the_same_after_a_resume(make_recipe, tmp_path):
     tree["decoder"] |= {"dropout": 0.3, "zero_init": False}
     recipe = make_recipe({"save_every": 1, "steps": 4}, model=tree)
     train(recipe, out=tmp_path / "straight", device="cpu")
-    with pytest.raises(Stopped):
-        train(recipe, out=tmp_path / "broken", device="cpu", on_record=stop_after("stage0", 3))
-    train(recipe, out=tmp_path / "broken", device="cpu")
-    assert_same_weights(tmp_path / "straight" / "final", tmp_path / "broken" / "final")
+    train_in_two(3, recipe, out=tmp_path / "broken")
+    assert_same_weights(tmp_path / "straight", tmp_path / "broken")
 
 
 @pytest.mark.train
@@ -136,10 +110,8 @@ def test_augmented_sounds_are_the_same_after_a_resume(workers, make_bundle, make
     data = [{"reader": "world", "name": "sounds", "size": 3}]  # each is shown again before and after the stop
     recipe = make_recipe({"data": data, "save_every": 1, "steps": 5, "workers": workers}, model=model)
     train(recipe, out=tmp_path / "straight", device="cpu")
-    with pytest.raises(Stopped):
-        train(recipe, out=tmp_path / "broken", device="cpu", on_record=stop_after("stage0", 3))
-    train(recipe, out=tmp_path / "broken", device="cpu")
-    assert_same_weights(tmp_path / "straight" / "final", tmp_path / "broken" / "final")
+    train_in_two(3, recipe, out=tmp_path / "broken")
+    assert_same_weights(tmp_path / "straight", tmp_path / "broken")
 
 
 @pytest.mark.train
@@ -167,7 +139,7 @@ def test_a_run_killed_three_times_at_random_ends_with_the_weights_of_an_unbroken
     last = start(tmp_path / "recipe.yaml", killed)
     trouble = last.communicate()[1]
     assert last.returncode == 0, trouble
-    assert_same_weights(straight / "final", killed / "final")
+    assert_same_weights(straight, killed)
     assert losses_by_step(straight) == losses_by_step(killed)
     assert len(losses_by_step(killed)) == 48
     load_bundle(killed, verify=True)
@@ -192,7 +164,7 @@ def test_ctrl_c_saves_and_says_where_and_the_same_command_goes_on(workers, make_
     again = start(tmp_path / "recipe.yaml", run)
     trouble = again.communicate(timeout=60)[1]
     assert again.returncode == 0, trouble
-    assert_same_weights(tmp_path / "straight" / "final", run / "final")
+    assert_same_weights(tmp_path / "straight", run)
     assert losses_by_step(tmp_path / "straight") == losses_by_step(run)
 
 
@@ -216,7 +188,7 @@ def test_a_killed_writer_leaves_the_previous_checkpoint_loadable(make_recipe, tm
     load_bundle(tmp_path / "broken")
     monkeypatch.undo()
     train(recipe, out=tmp_path / "broken", device="cpu")
-    assert_same_weights(tmp_path / "straight" / "final", tmp_path / "broken" / "final")
+    assert_same_weights(tmp_path / "straight", tmp_path / "broken")
     assert not list(stage.glob(".*.draft"))
 
 
@@ -239,7 +211,7 @@ def test_a_run_killed_while_it_began_can_begin_again(file, make_recipe, tmp_path
     assert not (tmp_path / "broken" / file).exists()
     monkeypatch.undo()
     train(recipe, out=tmp_path / "broken", device="cpu")
-    assert_same_weights(tmp_path / "straight" / "final", tmp_path / "broken" / "final")
+    assert_same_weights(tmp_path / "straight", tmp_path / "broken")
 
 
 @pytest.mark.train

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from resuming import assert_same_weights, train_until
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -19,10 +20,6 @@ FOLD = "adapters.image.project.0.weight"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Stopped(Exception):
-    pass
 
 
 @pytest.fixture
@@ -146,17 +143,10 @@ def test_stopped_and_resumed_is_straight_and_starts_once(make_recipe, tmp_path):
     inherited = {"init_from": str(tmp_path / "first"), "tokenizer": None, "template": None}
     recipe = make_recipe({"steps": 4, "save_every": 1}, **inherited, seed=5)
     train(recipe, out=tmp_path / "straight", device="cpu")
-
-    def stop(record):
-        if record.get("event") == "tick" and record["step"] == 3:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train(recipe, out=tmp_path / "broken", device="cpu", on_record=stop)
+    train_until(3, recipe, out=tmp_path / "broken")
     shutil.rmtree(tmp_path / "first")  # what goes on needs it no more
     train(recipe, out=tmp_path / "broken", device="cpu")
-    ours, theirs = (load_file(tmp_path / run / "final" / "model.safetensors") for run in ("straight", "broken"))
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert_same_weights(tmp_path / "straight", tmp_path / "broken")
     assert [r.get("event") for r in read_log(tmp_path / "broken" / "log.jsonl")][:2] == ["start", "stage"]
 
 
