@@ -2,41 +2,24 @@
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
 import soundfile
+from pictures_made import PIXELS, RGB, chunk, encode, pixels
 
-from mmgpt.datasets.media import Audio, Image, MediaError, Video
+from mmgpt.datasets.media import Audio, MediaError, Video
 from mmgpt.datasets.media.image import FORMATS
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-RGB = PIL.Image.fromarray(PIXELS)
 RATE = 16_000
 TONE = (0.5 * np.sin(np.arange(RATE) / 5)).astype(np.float32)
-
-
-def encode(picture: PIL.Image.Image = RGB, format: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=format, **options)
-    return buffer.getvalue()
 
 
 def sound(format: str = "WAV", subtype: str | None = "PCM_16", samples: np.ndarray = TONE) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, RATE, format=format, subtype=subtype)
     return buffer.getvalue()
-
-
-def pixels(source: object) -> np.ndarray:
-    return np.asarray(Image(source).load())
-
-
-def chunk(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
-    checksum = zlib.crc32(kind + data) if checksum is None else checksum
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
 
 PNG = encode()

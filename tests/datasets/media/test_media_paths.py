@@ -8,25 +8,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
+from pictures_made import PIXELS, encode, pixels
 
 from mmgpt.datasets.media import Image, MediaError, Video
 from mmgpt.datasets.source import media_from_cell
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-RGB = PIL.Image.fromarray(PIXELS)
-
-
-def encode(picture: PIL.Image.Image = RGB, format: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=format, **options)
-    return buffer.getvalue()
-
-
-def pixels(source: object) -> np.ndarray:
-    return np.asarray(Image(source).load())
-
 
 PNG = encode()
 

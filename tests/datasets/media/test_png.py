@@ -1,33 +1,15 @@
 """PNG files with chunks that are damaged or huge: the pixels, where these are whole."""
 
-import io
-import struct
 import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
+from pictures_made import PIXELS, chunk, encode, pixels
 
 from mmgpt.datasets.media import Image, MediaError
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-RGB = PIL.Image.fromarray(PIXELS)
 MEGABYTE = 2**20
-
-
-def encode(picture: PIL.Image.Image = RGB, format: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format=format, **options)
-    return buffer.getvalue()
-
-
-def pixels(source: object) -> np.ndarray:
-    return np.asarray(Image(source).load())
-
-
-def chunk(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
-    checksum = zlib.crc32(kind + data) if checksum is None else checksum
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
 
 PNG = encode()

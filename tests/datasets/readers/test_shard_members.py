@@ -1,61 +1,21 @@
 """Members of samples in shards: each is used, left out by name, or an error; what says nothing is missing."""
 
-import io
 import json
-import tarfile
-from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tars_made import opened, picture, read, words, write_tar
 
 from mmgpt.config import UserError
 from mmgpt.datasets.media import Audio, Image, MediaError
-from mmgpt.datasets.readers import tars
 from mmgpt.datasets.readers.registry import TableConfig, open_source
 from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.sample import Text
 from mmgpt.datasets.shard_writer import Job, write_shards
-from mmgpt.datasets.source import Source
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    tars.ranges_of.cache_clear()
-
-
-def picture(level: int = 200, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (4, 4), (level, 0, 0)).save(buffer, format=kind)
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, *members: tuple[str, bytes], form: int = tarfile.USTAR_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=form) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
-def opened(root: Path, path: str = "few.tar", **options) -> Source:
-    tars.ranges_of.cache_clear()
-    return open_source(ShardsConfig(reader="shards", path=path, **options), root)
-
-
-def read(root: Path, *members: tuple[str, bytes], form: int = tarfile.USTAR_FORMAT, **options) -> Source:
-    write_tar(root / "few.tar", *members, form=form)
-    return opened(root, **options)
-
-
-def words(source: Source) -> list[str]:
-    return [source[number].messages[-1].text for number in range(len(source))]
-
+pytestmark = pytest.mark.usefixtures("_own_cache")
 
 ARRAY = b'{"messages": [{"role": "user", "content": [{"type": "audio", "audio": {"array": [0.1]}}]}]}'
 RED = ("1.png", picture())

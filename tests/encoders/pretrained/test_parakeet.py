@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from conformers import read
 from safetensors.torch import load_file, save_file
 from transformers import (
     ParakeetCTCConfig,
@@ -13,8 +14,7 @@ from transformers import (
 
 from mmgpt.config import UserError, build
 from mmgpt.encoders.conformer import ConformerConfig, ConformerEncoder
-from mmgpt.encoders.pretrained.conformers import conformer_fields, conformer_weights
-from mmgpt.files import check_weights
+from mmgpt.encoders.pretrained.conformers import conformer_fields
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {
@@ -36,15 +36,6 @@ def saved(tmp_path, randomise):
         return model
 
     return save
-
-
-def read(folder, **options) -> ConformerEncoder:
-    config = build(ConformerConfig, {"kind": "conformer", **conformer_fields(folder), **options}, "encoder")
-    encoder = ConformerEncoder(config).eval()
-    weights = conformer_weights(folder, config)
-    check_weights(encoder.state_dict(), weights, str(folder), "take another")
-    encoder.load_state_dict(weights)
-    return encoder
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 import pytest
 import torch
+from conformers import read
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertForCTC, Wav2Vec2BertModel
 
 from mmgpt.config import UserError, build
-from mmgpt.encoders.conformer import ConformerConfig, ConformerEncoder
-from mmgpt.encoders.pretrained.conformers import conformer_fields, conformer_weights
-from mmgpt.files import check_weights
+from mmgpt.encoders.conformer import ConformerConfig
+from mmgpt.encoders.pretrained.conformers import conformer_fields
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {
@@ -28,15 +28,6 @@ def saved(tmp_path, randomise):
         return model
 
     return save
-
-
-def read(folder, **options) -> ConformerEncoder:
-    config = build(ConformerConfig, {"kind": "conformer", **conformer_fields(folder), **options}, "encoder")
-    encoder = ConformerEncoder(config).eval()
-    weights = conformer_weights(folder, config)
-    check_weights(encoder.state_dict(), weights, str(folder), "take another")
-    encoder.load_state_dict(weights)
-    return encoder
 
 
 def stacked(mel_MFT: torch.Tensor) -> torch.Tensor:
