@@ -162,6 +162,7 @@ def test_an_evaluation_reads_the_features_of_the_training(hearing, cache):
 
 
 def test_a_loaded_model_keeps_features_from_one_process_to_the_next(hearing, tmp_path):
+    (tmp_path / "saved").mkdir()
     save_bundle(hearing, tmp_path / "saved")
     prompt = (Message.of("user", Image(np.full((16, 16, 3), 90, np.uint8)), "?"),)
     counts = []

@@ -1,10 +1,9 @@
 import base64
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import serving
 
 import mmgpt
 from mmgpt.checkpoints.hub import fetch, push
@@ -14,7 +13,7 @@ from mmgpt.config import UserError
 SHA = "a" * 40
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(serving.Handler):
     """As much of the Hugging Face hub's HTTP interface as one repository, org/name, takes."""
 
     def do_GET(self):
@@ -70,18 +69,13 @@ class Hub(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(payload)
 
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.address = f"http://127.0.0.1:{server.server_port}"
+    server = serving.Server(Hub)
     server.asked, server.made, server.commit = [], {}, []
     server.files = {"config.json": b'{"a": 1}', "model.safetensors": b"weights", "original/big.pth": b"no"}
     server.files["pytorch_model.bin"] = b"pickle"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
     resolve = server.address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -89,8 +83,8 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.address)
     monkeypatch.setenv("HF_TOKEN", "hf_write")
-    yield server
-    server.shutdown()
+    with server:
+        yield server
 
 
 def test_a_repository_is_fetched_once_without_pickles_and_folders_in_it(hub):

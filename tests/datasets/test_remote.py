@@ -1,9 +1,8 @@
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import serving
 
 from mmgpt.config import UserError
 from mmgpt.datasets import remote
@@ -34,14 +33,14 @@ def written(tmp_path_factory) -> tuple[Path, Source]:
     return folder, job.open()
 
 
-class Server:
+class Server(serving.Server):
     """Files of a folder over HTTP, by ranges; `fault(number, path)` gives the status of a request, or None."""
 
     def __init__(self, folder: Path) -> None:
         self.requests, self.fault, self.has_ranges = 0, lambda number, path: None, True
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(serving.Handler):
             def do_HEAD(self) -> None:
                 self._answer(with_body=False)
 
@@ -69,19 +68,13 @@ class Server:
                 if with_body:
                     self.wfile.write(payload)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        super().__init__(Handler)
 
 
 @pytest.fixture
 def server(written) -> Iterator[Server]:
-    server = Server(written[0])
-    yield server
-    server.http.shutdown()
+    with Server(written[0]) as server:
+        yield server
 
 
 def open_shards(path: str) -> Source:

@@ -1,11 +1,10 @@
 """Media of a prompt given by an address: a server in this process."""
 
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import serving
 
 from mmgpt.config import UserError
 from mmgpt.datasets import remote
@@ -22,7 +21,7 @@ def server():
     """Addresses of a picture, of a stream that never ends, of nothing and of an empty file; and what was asked for."""
     asked = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(serving.Handler):
         def do_GET(self) -> None:
             asked.append(self.path)
             if self.path == "/gone.png":
@@ -37,14 +36,9 @@ def server():
             except OSError:
                 pass  # who reads has had enough
 
-        def log_message(self, *_) -> None:
-            pass
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    running.home, running.asked = f"http://127.0.0.1:{running.server_port}", asked
-    yield running
-    running.shutdown()
+    with serving.Server(Handler) as running:
+        running.asked = asked
+        yield running
 
 
 def asked_about(address: str, role: str = "user") -> list:
@@ -52,25 +46,25 @@ def asked_about(address: str, role: str = "user") -> list:
 
 
 def test_a_picture_by_its_address_is_the_picture(assistant, server):
-    by_address = assistant.chat(asked_about(f"{server.home}/a.png"), max_new_tokens=6)
+    by_address = assistant.chat(asked_about(f"{server.address}/a.png"), max_new_tokens=6)
     assert by_address.text == assistant.ask(Image(PNG), "What?", max_new_tokens=6).text
-    (message,) = parse_prompt(asked_about(f"{server.home}/a.png"))
-    assert message.parts[0].name() == f"{server.home}/a.png"
+    (message,) = parse_prompt(asked_about(f"{server.address}/a.png"))
+    assert message.parts[0].name() == f"{server.address}/a.png"
 
 
 def test_what_is_not_there_empty_or_too_large_is_refused(assistant, server, monkeypatch):
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
     for name, told in (("gone.png", "no such file"), ("empty.png", "the file is empty")):
         with pytest.raises(MediaError, match=f"{name}: {told}"):
-            assistant.chat(asked_about(f"{server.home}/{name}"))
+            assistant.chat(asked_about(f"{server.address}/{name}"))
     with pytest.raises(MediaError, match=r"endless: over 100,000 bytes; cut or compress it"):
-        parse_prompt(asked_about(f"{server.home}/endless"), Limits(bytes=100_000))
+        parse_prompt(asked_about(f"{server.address}/endless"), Limits(bytes=100_000))
     with pytest.raises(MediaError, match="cannot be read after 2 attempts"):
         parse_prompt(asked_about("http://127.0.0.1:1/a.png"))
 
 
 def test_an_address_in_a_reply_is_not_fetched(assistant, server):
-    said = f"{server.home}/a.png"
+    said = f"{server.address}/a.png"
     talk = [Message.of("user", "Where?"), Message.of("assistant", f"data, {said}"), Message.of("user", "And?")]
     assistant.chat(talk, max_new_tokens=2)
     with pytest.raises(UserError, match="stands in an assistant turn, and what a model says is not fetched"):

@@ -4,12 +4,12 @@ import base64
 import io
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+import serving
 import soundfile
 
 from mmgpt.config import UserError
@@ -19,11 +19,11 @@ from mmgpt.evaluation.models.model import open_model
 from mmgpt.evaluation.models.openai_model import OpenAIModel
 
 
-class Server(ThreadingHTTPServer):
+class Server(serving.Server):
     """Answers each request with the last user text in capitals; `troubles` are statuses to answer with first."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.troubles: list[tuple[int, dict[str, str], bytes]] = []
@@ -31,16 +31,9 @@ class Server(ThreadingHTTPServer):
         self.waits: threading.Barrier | None = None
         self.lock = threading.Lock()
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(serving.Handler):
     server: Server
-
-    def log_message(self, *_):
-        pass
 
     def do_GET(self):
         assert self.path == "/v1/models"
@@ -78,11 +71,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
         yield running
-        running.shutdown()
-        thread.join()
 
 
 def talks(*texts: str) -> list[tuple[Message, ...]]:
@@ -91,8 +80,8 @@ def talks(*texts: str) -> list[tuple[Message, ...]]:
 
 def test_an_address_opens_the_servers_first_model_or_the_one_named(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "k-1")
-    first, named = open_model(f"openai:{server.url}"), open_model(f"openai:{server.url}/v1/#small")
-    assert (first.name, named.name) == (f"openai:{server.url}/v1#big", f"openai:{server.url}/v1#small")
+    first, named = open_model(f"openai:{server.address}"), open_model(f"openai:{server.address}/v1/#small")
+    assert (first.name, named.name) == (f"openai:{server.address}/v1#big", f"openai:{server.address}/v1#small")
     assert first.fingerprint() != named.fingerprint()
     assert [reply.text for reply in named.chat(talks("one"))] == ["ONE"]
     assert server.asked[0]["model"] == "small"
@@ -101,13 +90,13 @@ def test_an_address_opens_the_servers_first_model_or_the_one_named(server, monke
 
 def test_replies_come_in_the_order_of_the_talks_with_several_requests_under_way(server):
     server.waits = threading.Barrier(4)  # four must be there together, or none is answered
-    replies = OpenAIModel(server.url).chat(talks(*"abcdefgh"), batch_size=4)
+    replies = OpenAIModel(server.address).chat(talks(*"abcdefgh"), batch_size=4)
     assert [reply.text for reply in replies] == list("ABCDEFGH")
     assert {reply.finish_reason for reply in replies} == {"stop"}
 
 
 def test_options_go_by_their_names_there(server):
-    model = OpenAIModel(server.url)
+    model = OpenAIModel(server.address)
     model.chat(talks("one", "two"), batch_size=1, max_new_tokens=9, temperature=0.5, top_p=0.9, stop=("\n",), seed=7)
     model.chat(talks("one"), each=[{"max_new_tokens": 5}])
     first, second, greedy = server.asked
@@ -137,7 +126,7 @@ def test_media_travel_as_data_and_are_the_same_when_they_are_read(server, tmp_pa
     media = [Image(str(tmp_path / f"a.{kind}")) for kind in ("png", "bmp")]
     media += [Audio(str(tmp_path / "a.wav")), Audio(str(tmp_path / "a.flac")), Audio(samples_S, rate=8000)]
     turns = (Message.of("system", "Be brief."), Message.of("user", *media, "what?"))
-    assert OpenAIModel(server.url).chat([turns])[0].text == "WHAT?"
+    assert OpenAIModel(server.address).chat([turns])[0].text == "WHAT?"
     system, user = server.asked[0]["messages"]
     assert system == {"role": "system", "content": "Be brief."}
     png, bmp, wav, flac, array, text = user["content"]
@@ -161,27 +150,27 @@ def test_media_travel_as_data_and_are_the_same_when_they_are_read(server, tmp_pa
     (again,) = parse_messages(server.asked[0]["messages"][1:])
     assert [type(part).__name__ for part in again.parts] == ["Image", "Image", "Audio", "Audio", "Audio", "Text"]
     with pytest.raises(UserError, match="hold no videos; give its frames as pictures"):
-        OpenAIModel(server.url).chat([(Message.of("user", Video("a.mp4"), "what?"),)])
+        OpenAIModel(server.address).chat([(Message.of("user", Video("a.mp4"), "what?"),)])
 
 
 def test_a_busy_server_is_asked_again(server):
     told = json.dumps({"error": {"message": "slow down", "type": "rate_limit"}}).encode()
     server.troubles = [(429, {"Retry-After": "0.01"}, told), (503, {}, b"<html>busy</html>"), (500, {}, told)]
-    assert OpenAIModel(server.url, wait=0.001).chat(talks("one"))[0].text == "ONE"
+    assert OpenAIModel(server.address, wait=0.001).chat(talks("one"))[0].text == "ONE"
     assert len(server.asked) == 4
 
 
 def test_a_server_that_stays_busy_is_a_failure_of_the_work(server):
     server.troubles = [(503, {}, b'{"detail": "loading"}')] * 6
     with pytest.raises(OSError, match=r"no answer after 6 tries \(503: loading\); is the server running"):
-        OpenAIModel(server.url, "big", wait=0.001).chat(talks("one"))
+        OpenAIModel(server.address, "big", wait=0.001).chat(talks("one"))
 
 
 def test_a_refusal_is_told_in_the_servers_words_and_not_tried_again(server):
     told = {"error": {"message": "context length exceeded: 9000 > 4096", "code": 400}}
     server.troubles = [(400, {}, json.dumps(told).encode())] * 2
     with pytest.raises(UserError, match=r"the server refuses a request \(400: context length exceeded: 9000 > 4096\)"):
-        OpenAIModel(server.url, wait=0.001).chat(talks("one", "two"), batch_size=1)
+        OpenAIModel(server.address, wait=0.001).chat(talks("one", "two"), batch_size=1)
     assert len(server.asked) <= 2
 
 
@@ -190,21 +179,21 @@ def test_no_server_no_model_and_no_completion_are_told(server):
         open_model("openai:localhost")
     server.models = []
     with pytest.raises(UserError, match=r"lists no model; name one, openai:http://.*/v1#MODEL"):
-        OpenAIModel(server.url)
+        OpenAIModel(server.address)
     server.troubles = [(200, {}, b'{"choices": []}')]
     with pytest.raises(UserError, match="is no chat completion"):
-        OpenAIModel(server.url, "big").chat(talks("one"))
+        OpenAIModel(server.address, "big").chat(talks("one"))
     with pytest.raises(OSError, match="no answer after 6 tries"):
         OpenAIModel("http://127.0.0.1:9", wait=0.001)
 
 
 def test_an_answer_over_the_budget_says_so(server):
-    (reply,) = OpenAIModel(server.url).chat(talks("a long answer"), max_new_tokens=2)
+    (reply,) = OpenAIModel(server.address).chat(talks("a long answer"), max_new_tokens=2)
     assert (reply.text, reply.finish_reason) == ("", "length")
 
 
 def test_given_answers_and_texts_are_not_scored(server):
-    model = OpenAIModel(server.url, "big")
+    model = OpenAIModel(server.address, "big")
     with pytest.raises(UserError, match="a chat server scores no given answers; use a task of kind generate"):
         model.choose(talks("one"), [["a", "b"]], normalise=False)
     with pytest.raises(UserError, match="scores no given texts"):
