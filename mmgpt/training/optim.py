@@ -53,7 +53,7 @@ def make_optimizers(model: nn.Module, stage: StageConfig) -> list[Optimizer]:
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rates = learning_rates_of(model, stage)
     matrices = _matrices(model, stage.optimizer.muon_convolutions)
-    rest = "adamw" if stage.optimizer.kind == "muon" else stage.optimizer.kind
+    rest: str = "adamw" if stage.optimizer.kind == "muon" else stage.optimizer.kind
     groups: dict[str, list[Group]] = {"muon": [], rest: []}
     by_rate: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in learning:
