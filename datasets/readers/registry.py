@@ -9,6 +9,7 @@ from pydantic import Field
 from mmgpt.config import Config, apply_overrides, build, find_config, read_yaml
 from mmgpt.datasets.readers.composed import ComposedConfig, ComposedSource
 from mmgpt.datasets.readers.episodes import EpisodesConfig, EpisodeSource
+from mmgpt.datasets.readers.kaldi import KaldiConfig, KaldiSource
 from mmgpt.datasets.readers.messages import MessagesConfig, MessagesSource
 from mmgpt.datasets.readers.official_layouts import (
     CocoCaptionsConfig,
@@ -32,6 +33,7 @@ Plain = (
     | CocoCaptionsConfig
     | VqaConfig
     | LibriSpeechConfig
+    | KaldiConfig
     | ShardsConfig
     | ComposedConfig
     | WorldConfig
@@ -52,6 +54,7 @@ SOURCES: dict[type[SourceConfig], Any] = {
     CocoCaptionsConfig: CocoCaptionsSource,
     VqaConfig: VqaSource,
     LibriSpeechConfig: LibriSpeechSource,
+    KaldiConfig: KaldiSource,
     ShardsConfig: ShardSource,
     ComposedConfig: ComposedSource,
     WorldConfig: WorldSource,

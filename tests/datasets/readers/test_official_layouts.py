@@ -277,3 +277,49 @@ def test_textvqa_gqa_and_llava(root, put):
     put("llava/llava_instruct_150k.json", [{"id": "1", "image": "1.jpg", "conversations": talk}])
     put("coco/train2017/1.jpg")
     assert told(read(root, "llava_instruct")[0]) == [("What?\n", "Red.")]
+
+
+def kaldi(put, text, scp="u1 a/u1.wav\nu2\ta/u2.wav\n"):
+    put("set/train/text", text)
+    put("set/train/wav.scp", scp)
+    for name in ("u1", "u2"):
+        put(f"set/a/{name}.wav")
+    return {"reader": "kaldi", "label": "said", "path": "set/{split}", "sounds": "set"}
+
+
+def opened(root, tree):
+    return open_source(TypeAdapter(AnySource).validate_python(tree), root)
+
+
+def test_a_folder_of_kaldi_gives_a_sample_an_utterance(root, put):
+    tree = kaldi(put, "u2 TWO WORDS\nu1\tONE\n")
+    assert [told(one) for one in opened(root, tree)] == [[("What is said?", "TWO WORDS")], [("What is said?", "ONE")]]
+    source = opened(root, {**tree, "lower": True})
+    assert (source[0].messages[-1].text, source[0].key) == ("two words", "said/train/u2")
+
+
+@pytest.mark.parametrize(
+    ("text", "scp", "fault"),
+    [
+        ("u1 ONE\n", "u1 a/u1.wav\nu2 a/u2.wav\n", r"text: lacks 1 utterances, the first of them u2"),
+        ("u1 ONE\nu2 TWO\n", "u1 a/u1.wav\n", r"wav\.scp: lacks 1 utterances, the first of them u2"),
+        ("u1 ONE\nu1 TWO\n", "u1 a/u1.wav\n", "u1 stands twice; leave one of the two"),
+        ("u1\n", "u1 a/u1.wav\n", r"'u1' is an utterance's name alone; write what it is"),
+        (
+            "u1 ONE\n",
+            "u1 sph2pipe -f wav a/u1.sph |\n",
+            r"wav\.scp: u1 is made by a command; write its sound",
+        ),
+    ],
+)
+def test_a_folder_of_kaldi_that_does_not_fit_is_refused(text, scp, fault, root, put):
+    tree = kaldi(put, text, scp)
+    with pytest.raises(UserError, match=fault):
+        opened(root, tree)
+
+
+def test_parts_of_recordings_are_refused(root, put):
+    tree = kaldi(put, "u1 ONE\n", "u1 a/u1.wav\n")
+    put("set/train/segments", "u1 r 0 1\n")
+    with pytest.raises(UserError, match="segments: parts of recordings are not read; cut them into files first"):
+        opened(root, tree)

@@ -45,6 +45,12 @@ def told(sample: Sample) -> list[tuple[str, str]]:
         ("flickr8k", {}, 81, 405, None, None),
         ("flickr8k", {"split": "dev"}, 13, 65, None, None),
         ("flickr8k", {"split": "test"}, 6, 30, None, None),
+        ("flickr8k_full", {}, 6_000, 30_000, None, (224, 224)),
+        ("flickr8k_full", {"split": "test"}, 1_000, 5_000, None, (224, 224)),
+        ("daquar", {}, 794, 6_795, None, None),
+        ("daquar", {"split": "test"}, 653, 5_673, None, None),
+        ("vqa_rad", {}, 313, 1_797, None, None),
+        ("vqa_rad", {"split": "test"}, 203, 451, None, None),
         ("vqa_v2_mini", {}, 42, 63, (f"Is the woman wearing earrings?{VQA}", "yes"), None),
     ],
 )

@@ -314,12 +314,33 @@ def shapes(put: Layout) -> None:
         np.save(put.file(f"shapes/{split}.input.npy"), np.full((2, 30, 30, 3), len(split), np.uint8))
 
 
-def flickr8k(put: Layout) -> None:
+def flickr8k(put: Layout, folder: str = "flickr8k") -> None:
     lines = [f"{n}_a.jpg#{k}\tA child {k} in a pool {n} ." for n in (1, 2, 3) for k in range(5)]
-    put.text("flickr8k/Flickr8k.token.txt", "\n".join(lines) + "\n")
-    put.text("flickr8k/Flickr_8k.trainImages.txt", "1_a.jpg\n")
-    put.text("flickr8k/Flickr_8k.testImages.txt", "2_a.jpg\n3_a.jpg\n")
-    put.pictures("flickr8k/Images/1_a.jpg", "flickr8k/Images/2_a.jpg")
+    put.text(f"{folder}/Flickr8k.token.txt", "\n".join(lines) + "\n")
+    put.text(f"{folder}/Flickr_8k.trainImages.txt", "1_a.jpg\n")
+    put.text(f"{folder}/Flickr_8k.testImages.txt", "2_a.jpg\n3_a.jpg\n")
+    put.pictures(f"{folder}/Images/1_a.jpg", f"{folder}/Images/2_a.jpg")
+
+
+def daquar(put: Layout) -> None:
+    put.text("daquar/dataset/data.csv", "question,answer,image_id\nwhat is red,table,image1\nhow many,2,image2\n")
+    for split, number in (("train", 1), ("test", 2)):
+        put.text(f"daquar/dataset/{split}_images_list.txt", f"image{number}\n")
+        put.pictures(f"daquar/dataset/images/image{number}.jpg")
+
+
+def vqa_rad(put: Layout) -> None:
+    row = {"answer": "Yes", "answer_type": "CLOSED ", "question": "Is it?"}
+    rows = [{**row, "phrase_type": kind, "image_name": f"{kind}.jpg"} for kind in ("para", "test_para")]
+    put.json("vqa_rad/VQA_RAD Dataset Public.json", rows)
+    put.pictures(*(f"vqa_rad/VQA_RAD Image Folder/{row['image_name']}" for row in rows))
+
+
+def speechocean762(put: Layout) -> None:
+    for split, number in (("train", 1), ("test", 2)):
+        put.text(f"speechocean762/{split}/text", f"{number}\tWE CALL IT BEAR\n")
+        put.text(f"speechocean762/{split}/wav.scp", f"{number}\tWAVE/{number}.wav\n")
+        put.sounds(f"speechocean762/WAVE/{number}.wav")
 
 
 LAYOUTS: dict[str, Callable[[Layout], None]] = {
@@ -327,6 +348,10 @@ LAYOUTS: dict[str, Callable[[Layout], None]] = {
     "nocaps": nocaps,
     "flickr30k": lambda put: karpathy(put, "flickr30k/dataset_flickr30k.json", {}, "flickr30k/flickr30k-images"),
     "flickr8k": flickr8k,
+    "flickr8k_full": lambda put: flickr8k(put, "flickr8k_full"),
+    "daquar": daquar,
+    "vqa_rad": vqa_rad,
+    "speechocean762": speechocean762,
     "vqa_v2": lambda put: vqa(put, "vqa_v2", "v2_", usual=True),
     "okvqa": lambda put: vqa(put, "okvqa", "", usual=False),
     "gqa": gqa,
