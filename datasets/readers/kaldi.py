@@ -56,9 +56,7 @@ def _by_utterance(file: Path) -> dict[str, str]:
     for line in filter(str.strip, read_lines(file)):
         name, *rest = line.strip().split(maxsplit=1)
         if not rest or is_missing(rest[0]):
-            raise UserError(
-                f"{file}: {line.strip()!r} is an utterance's name alone; write what it is or drop it"
-            )
+            raise UserError(f"{file}: {line.strip()!r} is an utterance's name alone; write what it is or drop it")
         if name in found:
             raise UserError(f"{file}: {name} stands twice; leave one of the two")
         found[name] = rest[0]

@@ -75,6 +75,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
     language = {
         "HuggingFaceTB/SmolLM2-135M": ("llama", 300, None, {"tie_word_embeddings": True}),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", 320, QWEN3, {"tie_word_embeddings": True}),
         "Qwen/Qwen2.5-7B-Instruct": ("qwen2", 320, QWEN2, {"tie_word_embeddings": False}),
         "Qwen/Qwen3-1.7B": ("qwen3", 320, QWEN3, {"tie_word_embeddings": True, "head_dim": 32}),
     }
@@ -99,6 +100,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2}
     tower = spread(timm.create_model("naflexvit_so400m_patch16_siglip", **sizes))
     save_for_hf(tower, root / "naflex", safe_serialization=True, model_args=sizes)
+    made["timm/vit_small_patch14_dinov2.lvd142m"] = root / "dinov2"
+    dino = {**sizes, "img_size": 56}
+    tower = spread(timm.create_model("vit_small_patch14_dinov2", **dino))
+    save_for_hf(tower, root / "dinov2", safe_serialization=True, model_args=dino)
+    file = root / "dinov2" / "config.json"
+    described = json.loads(file.read_text())
+    described["pretrained_cfg"] |= {"input_size": [3, 56, 56]}
+    file.write_text(json.dumps(described))
     sound = {**TEXT, "hidden_size": 32, "subsampling_conv_channels": 8, "conv_kernel_size": 5}
     made["nvidia/parakeet-ctc-0.6b"] = root / "parakeet"
     ctc = transformers.ParakeetCTCConfig(vocab_size=20, encoder_config=sound)
@@ -248,6 +257,14 @@ class Downloads:
             rows.append({"file_name": name, **{f"caption_{n}": say(self.number(), 8) for n in range(1, 6)}})
         self.table("clotho/clotho_captions_development.csv", ",", rows)
 
+    def flickr8k_full(self) -> None:
+        names = [f"{number}_a.jpg" for number in range(4)]
+        lines = [f"{name}#{n}\t{say(self.number(), 6)} ." for name in names for n in range(5)]
+        for name in names:
+            self.picture(f"flickr8k_full/Images/{name}")
+        (self.root / "flickr8k_full" / "Flickr8k.token.txt").write_text("\n".join(lines))
+        (self.root / "flickr8k_full" / "Flickr_8k.trainImages.txt").write_text("\n".join(names))
+
 
 def _talk(asked: str, answered: str) -> list[dict[str, str]]:
     return [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]
@@ -267,6 +284,7 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data.common_voice()
     data.audiocaps()
     data.clotho()
+    data.flickr8k_full()
     return data.root
 
 

@@ -32,6 +32,7 @@ EXPORTS = {  # a new recipe needs a line here, and its checkpoints and data in c
     "vision-222m": ["hf-smolvlm"],
     "llava-7b": ["hf-llava"],
     "omni-2b": [],
+    "captions": [],
 }
 
 

@@ -4,6 +4,6 @@ from mmgpt.datasets.readers import tars
 
 
 @pytest.fixture
-def _own_cache(tmp_path, monkeypatch):
+def _own_ranges(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tars.ranges_of.cache_clear()

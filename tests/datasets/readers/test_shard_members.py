@@ -15,7 +15,7 @@ from mmgpt.datasets.readers.shards import ShardsConfig
 from mmgpt.datasets.sample import Text
 from mmgpt.datasets.shard_writer import Job, write_shards
 
-pytestmark = pytest.mark.usefixtures("_own_cache")
+pytestmark = pytest.mark.usefixtures("_own_ranges")
 
 ARRAY = b'{"messages": [{"role": "user", "content": [{"type": "audio", "audio": {"array": [0.1]}}]}]}'
 RED = ("1.png", picture())

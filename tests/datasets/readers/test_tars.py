@@ -10,7 +10,7 @@ from mmgpt.datasets.media import MediaError
 from mmgpt.datasets.readers.registry import MessagesConfig
 from mmgpt.datasets.shard_writer import Job, write_shards
 
-pytestmark = pytest.mark.usefixtures("_own_cache")
+pytestmark = pytest.mark.usefixtures("_own_ranges")
 
 RED = ("1.png", picture())
 
