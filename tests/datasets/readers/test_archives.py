@@ -11,8 +11,8 @@ import pytest
 from mmgpt.config import UserError, build
 from mmgpt.datasets.file_names import members_of, split_zip
 from mmgpt.datasets.media import Image, MediaError
+from mmgpt.datasets.readers.parquet_rows import ParquetRows
 from mmgpt.datasets.readers.registry import open_source
-from mmgpt.datasets.readers.rows import ParquetRows
 from mmgpt.datasets.readers.table_config import TableConfig
 
 

@@ -17,9 +17,10 @@ import soundfile
 
 from mmgpt.config import UserError, build
 from mmgpt.datasets.media import Media, MediaError
-from mmgpt.datasets.readers import rows as rows_module
+from mmgpt.datasets.readers import parquet_rows
+from mmgpt.datasets.readers.parquet_rows import ParquetRows
 from mmgpt.datasets.readers.registry import open_source
-from mmgpt.datasets.readers.rows import JsonLines, ParquetRows, open_rows
+from mmgpt.datasets.readers.rows import JsonLines, open_rows
 from mmgpt.datasets.readers.table_config import TableConfig
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -126,7 +127,7 @@ def test_without_pyarrow_parquet_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_parquet_holds_two_row_groups_whatever_the_size_of_the_file(tmp_path):
-    rows_module._row_group.cache_clear()
+    parquet_rows._row_group.cache_clear()
     row = {"answer": "x" * 1000, "unused": "y" * 10_000}
     write(tmp_path / "rows.parquet", [row] * 4_000, group=100)
     before = pyarrow.total_allocated_bytes()
