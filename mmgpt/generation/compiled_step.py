@@ -10,6 +10,7 @@ Shape letters: B rows, V vocabulary.
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +44,13 @@ def compiled_step(model: MultimodalModel) -> Step:
         return one_step(decoder, cache, ids_B, cache.size)
 
     # The decoder's modules are not looked through for changes at every step: they are only ever loaded once.
-    options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    run = torch.compile(graph, dynamic=True, fullgraph=True, options={**options, "cpp_wrapper": is_cpu})
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    options["cpp_wrapper"] = is_cpu
+    if is_cpu and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        # Said for the key of inductor's cache, which would else give a processor that is restricted to AVX2 the kernels
+        # that it compiled for AVX-512 before: their logits are not numbers.
+        options["cpp.simdlen"] = 256
+    run = torch.compile(graph, dynamic=True, fullgraph=True, options=options)
 
     def step(model: MultimodalModel, cache: KVCache, ids_B: Tensor) -> Tensor:
         logits_BV: Tensor = run(ids_B, cache.lengths_B, cache.keys, cache.values, cache.token_shift_state)
